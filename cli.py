@@ -1,0 +1,157 @@
+"""What the root scripts share of their command lines: the parser, checked types, and groups of flags."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from typing import NoReturn
+
+from models.backbones import STEMS
+
+Group = argparse._ArgumentGroup
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without guesses at abbreviated flags, and with one sentence for a wrong command line."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help lists every flag\n")
+
+
+def number(kind: type, least: float = -math.inf, most: float = math.inf, *, above: float | None = None,
+           ) -> Callable[[str], float]:
+    """A type for argparse: a finite ``int`` or ``float`` within [least, most], and greater than ``above``."""
+    limits = [f"above {above:g}" if above is not None else "", f"at least {least:g}" if least > -math.inf else "",
+              f"at most {most:g}" if most < math.inf else ""]
+    wanted = " ".join(["a whole number" if kind is int else "a number", " and ".join(x for x in limits if x)]).strip()
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not least <= value <= most or (above is not None and value <= above):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return parse
+
+
+def boolean(text: str) -> bool:
+    """``true/1/yes`` or ``false/0/no``; the original's ``--cos False`` was true."""
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return words[text.lower()]
+
+
+def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str, required: bool = True) -> Group:
+    """--data and how its images are read. ``names`` are other spellings of --data."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", *names, dest="data", metavar="DIR", required=required, help=what)
+    group.add_argument("--subset", type=float, default=1.0, metavar="X",
+                       help="train on the first X (0-1] of each class's images; default 1, the paper's 1%% and 10%% "
+                            "rows use 0.01 and 0.1")
+    add_image_flags(group)
+    return group
+
+
+DATA_HELP = ("images: an ImageFolder tree, a folder of images with or without sub-folders, a .txt file of paths, or a "
+             "name (demo, digits, cifar10, cifar100, stl10); no label is used")
+
+
+def add_image_flags(group: Group) -> None:
+    """How images are read and by how many workers."""
+    group.add_argument("--image-size", "--image_size", type=number(int, 8), default=None, metavar="S",
+                       help="side of the square that the networks see, in pixels; default: what the checkpoint "
+                            "records, else 224 as in the paper")
+    group.add_argument("-j", "--workers", "--num_workers", type=number(int, 0), default=default_workers(), metavar="N",
+                       help="processes a rank that open and augment images; default: the machine's cores, at most 8")
+    group.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
+                       help="a file that is no image stops the run (error, default) or is replaced by another and "
+                            "counted (skip)")
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> Group:
+    """--device, --seed, and the launcher's flags of old that torchrun made idle."""
+    group = parser.add_argument_group("device and seed")
+    group.add_argument("--device", default="auto", help="auto (default: a card if there is one), cpu, cuda or cuda:N")
+    group.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, metavar="N",
+                       help="decides weights, order and augmentation; default 0 (the paper gives none)")
+    group.add_argument("--distributed", action="store_true", help="accepted and ignored: torchrun says it")
+    group.add_argument("--local_rank", "--local-rank", type=int, default=None, metavar="N",
+                       help="accepted and ignored: torchrun says it")
+    return group
+
+
+def add_schedule_flags(group: Group, *, lr: float, epochs: int, source: str) -> None:
+    """SGD and its schedule; ``source`` says where the defaults come from."""
+    group.add_argument("--epochs", type=number(int, 1), default=epochs, metavar="N",
+                       help=f"passes over the images (over the anchors, with neighbours); default {epochs}, {source}")
+    group.add_argument("--start-epoch", type=number(int, 0), default=None, metavar="N",
+                       help="count epochs from here; default: where the checkpoint stopped, else 0")
+    group.add_argument("--lr", "--learning-rate", type=number(float, above=0), default=lr, metavar="LR",
+                       help=f"base learning rate, not scaled by anything; default {lr:g}, {source}")
+    group.add_argument("--momentum", type=number(float, 0, 1), default=0.9, help=f"SGD momentum; default 0.9, {source}")
+    group.add_argument("--wd", "--weight-decay", dest="weight_decay", type=number(float, 0), default=1e-4, metavar="W",
+                       help=f"weight decay; default 1e-4, {source}")
+    group.add_argument("--warmup-epochs", type=number(int, 0), default=None, metavar="N",
+                       help="climb linearly from 0 to the base rate over the steps of N epochs, 0 for none; default: "
+                            "as the original, whose warm-up of 5 epochs never climbs: it holds the base rate, then "
+                            "drops on to the cosine")
+    group.add_argument("--cos", type=boolean, nargs="?", const=True, default=True, metavar="BOOL",
+                       help="cosine schedule over the epochs, one rate an epoch; default true, as in the paper; "
+                            "--cos false takes --schedule")
+    group.add_argument("--schedule", type=number(int, 0), nargs="*", default=[120, 160], metavar="EPOCH",
+                       help="with --cos false: epochs at which the rate falls to a tenth; default 120 160, the "
+                            "original's")
+    group.add_argument("--amp", choices=("auto", "off", "fp16", "bf16"), default="auto",
+                       help="mixed precision: auto (default) is fp16 with a gradient scaler on a card, as in the "
+                            "original, and off on a CPU")
+
+
+def add_run_flags(parser: argparse.ArgumentParser, what: str) -> Group:
+    """The run's folder and what is written there how often."""
+    group = parser.add_argument_group("the run")
+    group.add_argument("--output", metavar="DIR", required=True, help=what)
+    group.add_argument("--resume", nargs="?", const="force", default="auto", metavar="PATH",
+                       help="default: go on if --output holds this very run, else start; --resume alone goes on there "
+                            "with changed settings; --resume PATH goes on from that checkpoint")
+    group.add_argument("-p", "--print-freq", type=number(int, 1), default=500, metavar="N",
+                       help="steps between two lines of the log and of metrics.jsonl; default 500, the original's")
+    return group
+
+
+def add_knn_flags(group: Group) -> None:
+    """The k-NN score during training."""
+    group.add_argument("--knn-every", type=number(int, 0), default=0, metavar="N",
+                       help="every N epochs (and after the last) score the encoder by 10-NN on a held-out slice; "
+                            "default 0, never")
+    group.add_argument("--knn-data", default=None, metavar="ROOT",
+                       help="labelled images for it, a folder with train/ and val/ or test/, or a name; "
+                            "default: the folder above --data")
+
+
+def stem_flag(group: Group, *names: str, whose: str, default: str) -> None:
+    """--stem, which every checkpoint of ours records."""
+    group.add_argument(*names, choices=STEMS, default=None,
+                       help=f"stem of {whose}: imagenet (stride 2 and max-pool, as torchvision builds it) or cifar "
+                            f"(3x3, stride 1, no max-pool, for images of about 32 pixels); default: {default}")
+
+
+def ignored_flags_note(args: argparse.Namespace) -> str | None:
+    """A word for those who still pass the old launcher's flags."""
+    if args.distributed or args.local_rank is not None:
+        return "--distributed and --local_rank are not needed and are ignored: torchrun's environment decides"
+    return None
+
+
+def default_workers() -> int:
+    """The cores that this process may use, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)

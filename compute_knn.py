@@ -1,0 +1,216 @@
+#!/usr/bin/env python
+"""Neighbours of each image in a network's space (mine), and weighted k-NN accuracy (eval).
+
+    python compute_knn.py mine --data DIR --arch resnet50 --weights moco.pth --output nn/ --k 384
+    python compute_knn.py eval --data ROOT --weights run/student.pth          # ROOT holds train/ and val/ or test/
+
+Either may be started by torchrun too; the processes then share the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import cli
+from data.augment import eval_transform_name
+from data.datasets import open_source
+from data.loader import BadImageLog, evaluation_loader
+from data.neighbours import save_neighbours
+from data.sources import ImageSource
+from data.splits import open_labelled
+from evals.knn import PAPER_ROWS, knn_accuracy
+from models.teachers import FrozenEncoder, load_frozen, untrained
+from runtime.device import Process, all_gather, seed_everything, start_process
+from runtime.errors import UserError, run_script
+from runtime.features import cached, extract
+from runtime.search import top_k
+
+UNTRAINED = "untrained"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line: a sub-command and its flags."""
+    parser = cli.Parser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{mine,eval}")
+
+    mine = commands.add_parser("mine", help="teacher features -> closek_info.npy", description=mine_neighbours.__doc__)
+    group = cli.add_data_flags(mine, "--data_path", what=cli.DATA_HELP)
+    group.add_argument("--batch-size", type=cli.number(int, 1), default=256, metavar="N",
+                       help="images of one forward pass; default 256, the original's")
+    _add_network_flags(mine)
+    group = mine.add_argument_group("neighbours")
+    group.add_argument("--output", metavar="DIR", required=True, help="folder for closek_info.npy and its .json")
+    group.add_argument("--k", type=cli.number(int, 1), default=384, metavar="K",
+                       help="neighbours an image; default 384, the original's (training uses the first --total-k)")
+    group.add_argument("--far", action="store_true", help="also write the K farthest, fark_info.npy")
+    cli.add_device_flags(mine)
+
+    evaluate = commands.add_parser("eval", help="weighted k-NN accuracy", description=evaluate_knn.__doc__)
+    group = cli.add_data_flags(evaluate, "--data_path",
+                               what="labelled images: a folder that holds train/ and val/ or test/, or a name (demo, "
+                                    "digits, cifar10, cifar100, stl10)")
+    group.add_argument("--batch-size", "--batch_size_per_gpu", type=cli.number(int, 1), default=256, metavar="N",
+                       help="images of one forward pass; default 256, the original's")
+    _add_network_flags(evaluate)
+    group = evaluate.add_argument_group("k-NN")
+    group.add_argument("--k", type=cli.number(int, 1), nargs="+", default=None, metavar="K",
+                       help="neighbours that vote, each with every --temp; default: the original's four rows, "
+                            "k=10 T=.07, k=10 T=1, k=20 T=.07, k=50 T=.07")
+    group.add_argument("--temp", "-T", type=cli.number(float, above=0), nargs="+", default=None, metavar="T",
+                       help="temperatures of the vote exp(cosine / T); default 0.07 where --k is given")
+    group.add_argument("--features", metavar="DIR", default=None,
+                       help="folder in which features are kept and found again; default: features/ beside the "
+                            "weights; 'none' keeps nothing")
+    group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    cli.add_device_flags(evaluate)
+    return parser.parse_args(argv)
+
+
+def _add_network_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network")
+    group.add_argument("--weights", "--pretrained_weights", required=True, metavar="PATH",
+                       help=f"checkpoint of the network; '{UNTRAINED}' takes fresh weights of --arch and --seed, the "
+                            "yardstick below which nothing was learnt")
+    group.add_argument("-a", "--arch", default=None, metavar="ARCH",
+                       help="a torchvision classifier by name; default: what the checkpoint records")
+    cli.stem_flag(group, "--stem", whose="the network", default="what the checkpoint records, else imagenet")
+    group.add_argument("--checkpoint-key", "--checkpoint_key", default=None, metavar="KEY",
+                       help="entry of the file that holds the weights; default: found (state_dict, model, or bare)")
+
+
+def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
+    """Write each image's K nearest others by cosine of the network's features: closek_info.npy, int64 [N, K], and
+    closek_info.json, which says of which images, in whose space and how. The paper's transform: the shorter side
+    to 1.05 x S, bicubic, centre crop S."""
+    source = open_source(args.data).subset(args.subset)
+    if args.k >= len(source):
+        raise UserError(f"--k {args.k} neighbours cannot be had among {len(source)} images; give at most "
+                        f"{len(source) - 1}")
+    encoder, identity = open_network(args, process)
+    bad_images = BadImageLog(source, args.on_bad_image)
+    features = features_of(encoder, source, args, process, bad_images, "features")
+    features = unit_rows(features, source)
+
+    share = -(-len(source) // process.world_size)
+    first = min(process.rank * share, len(source) - 1)
+    queries = features[first:first + share]
+    info = {"fingerprint": source.fingerprint(), "source": source.title, "metric": "cosine",
+            "teacher_sha256": identity["sha256"], "teacher_arch": encoder.backbone.spec.arch,
+            "stem": encoder.backbone.spec.stem, "image_size": encoder.backbone.spec.image_size,
+            "transform": eval_transform_name(encoder.backbone.spec.image_size)}
+    for name, largest in [("closek_info", True)] + [("fark_info", False)] * args.far:
+        _, ids = top_k(queries, features, args.k, self_offset=first, largest=largest, device=process.device,
+                       label=name, progress=process.is_main)
+        ids = gather_rows(ids, share, len(source), process)
+        if process.is_main:
+            path = save_neighbours(Path(args.output), name, ids.numpy(), info)
+            print(f"{path}: {args.k} {'nearest' if largest else 'farthest'} of {len(source):,} images, "
+                  f"{encoder.backbone.spec.arch}")
+    if process.is_main and bad_images.counts:
+        print(bad_images.summary())
+
+
+def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
+    """Top-1 and top-5 of the weighted k-NN vote of the training images on the test images. The network's trunk
+    alone is scored, without projection or head."""
+    train, test = open_labelled(args.data)
+    train = train.subset(args.subset)
+    rows = [(k, t) for k in args.k for t in args.temp or [0.07]] if args.k else (
+        [(k, t) for k in (10, 20, 50) for t in args.temp] if args.temp else PAPER_ROWS)
+    widest = max(k for k, _ in rows)
+    if widest > len(train):
+        raise UserError(f"--k {widest} is more than the {len(train)} training images; give a smaller one")
+    encoder, identity = open_network(args, process)
+    folder = None if args.features == "none" or args.weights == UNTRAINED else Path(
+        args.features or Path(args.weights).parent / "features")
+    features = []
+    for source, label in ((train, "train features"), (test, "test features")):
+        bad_images = BadImageLog(source, args.on_bad_image)
+        size = encoder.backbone.spec.image_size
+        what = {**identity, "data": source.fingerprint(), "transform": eval_transform_name(size)}
+        features.append(cached(folder, what, process, lambda s=source, b=bad_images, n=label: features_of(
+            encoder, s, args, process, b, n)))
+        if bad_images.counts and process.is_main and not args.json:
+            print(bad_images.summary())
+    if not process.is_main:
+        return
+    labels = [torch.from_numpy(source.labels) for source in (train, test)]
+    scores = knn_accuracy(features[0], labels[0], features[1], labels[1], len(train.classes), rows, process.device,
+                          progress=True)
+    spec = encoder.backbone.spec
+    if args.json:
+        print(json.dumps({"weights": args.weights, **spec.record(), "sha256": identity["sha256"], "data": args.data,
+                          "train_images": len(train), "test_images": len(test), "classes": len(train.classes),
+                          "knn": scores}))
+        return
+    print(f"{args.weights}: {spec.arch}, stem {spec.stem}, {spec.image_size} px; {len(train):,} training and "
+          f"{len(test):,} test images, {len(train.classes)} classes")
+    for row in scores:
+        print(f"k={row['k']:<4d} T={row['T']:<5g} top-1 {row['top1']:6.2f} %   top-5 {row['top5']:6.2f} %")
+
+
+def open_network(args: argparse.Namespace, process: Process) -> tuple[FrozenEncoder, dict[str, Any]]:
+    """The encoder on this process's device, and what identifies it."""
+    seed_everything(args.seed)
+    quiet = getattr(args, "json", False) or not process.is_main
+    if args.weights == UNTRAINED:
+        if not args.arch:
+            raise UserError(f"--weights {UNTRAINED} needs --arch; add, for example, --arch resnet18")
+        encoder = untrained(args.arch, args.image_size or 224, args.stem or "imagenet")
+        identity = {"sha256": f"{UNTRAINED}-{args.seed}"}
+    else:
+        encoder, report = load_frozen(args.weights, args.arch, args.stem, args.image_size, key=args.checkpoint_key)
+        identity = {"sha256": report.sha256}
+        if not quiet:
+            print(report)
+    note = cli.ignored_flags_note(args)
+    if note and not quiet:
+        print(note)
+    return encoder.to(process.device), {**identity, **encoder.backbone.spec.record()}
+
+
+def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace, process: Process,
+                bad_images: BadImageLog, label: str) -> torch.Tensor:
+    """Features [N, d] of a source, in its order."""
+    def loader_of(indices: range) -> Any:
+        return evaluation_loader(source, encoder.backbone.spec.image_size, args.batch_size, args.workers, indices,
+                                 process.device.type)
+
+    return extract(encoder, loader_of, len(source), process, label, bad_images.check)
+
+
+def unit_rows(features: torch.Tensor, source: ImageSource) -> torch.Tensor:
+    """Rows of length 1; a zero row has no neighbours and is refused by name."""
+    zero = torch.nonzero(features.norm(dim=1) == 0).flatten()
+    if len(zero):
+        raise UserError(f"{len(zero)} images have all-zero features, {source.location(int(zero[0]))} first; "
+                        "look at the image, or at the checkpoint")
+    return F.normalize(features, dim=1)
+
+
+def gather_rows(rows: torch.Tensor, share: int, count: int, process: Process) -> torch.Tensor:
+    """Every rank's rows [≤ share, k] in rank order, [count, k], on the CPU."""
+    padded = torch.zeros(share, rows.shape[1], dtype=rows.dtype)
+    padded[:len(rows)] = rows
+    return all_gather(padded.to(process.device)).cpu()[:count]
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Process], None]] = {"mine": mine_neighbours, "eval": evaluate_knn}
+
+
+def main() -> None:
+    """Parse, join the job, run the sub-command."""
+    args = parse_args()
+    with start_process(args.device) as process:
+        COMMANDS[args.command](args, process)
+
+
+if __name__ == "__main__":
+    run_script(main)

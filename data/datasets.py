@@ -1,0 +1,260 @@
+"""Where images come from: `open_source` understands folders, text files of paths, and named sets."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from data.images import IMAGE_EXTENSIONS
+from data.sources import ArraySource, FileSource, ImageSource
+from runtime.errors import UserError
+
+EVALUATION_FOLDERS = ("val", "test", "valid", "validation")  # looked for in this order
+SPEC_HELP = "an image folder, a .txt file of image paths, or one of demo, digits, cifar10, cifar100, stl10"
+
+
+def open_source(spec: str, split: str = "train", labelled: bool = False) -> ImageSource:
+    """The images that --data names.
+
+    spec is (a) a folder with one sub-folder a class, ordered as torchvision's ImageFolder orders it, or one
+    that holds train/ (and val/ or test/, used for split 'test'); (b) a folder with images directly in it,
+    taken with all below it, without labels; (c) a .txt file with one path a line, absolute or relative to
+    that file, blank lines and lines that begin with # left out; (d) demo, digits, cifar10, cifar100 or stl10,
+    or the name of any folder in `datasets_root()` that holds train/. A built-in name wins over a folder so
+    called: write ./digits.
+
+    split is 'train' or 'test'; labelled=True asks for labels (of stl10's training images the small labelled
+    part). Raises UserError, beginning with --data, for anything that is not there, is empty, or lacks the
+    labels asked for.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split is 'train' or 'test', not {split!r}")
+    source = _find_source(spec, split, labelled)
+    if labelled and source.labels is None:
+        raise UserError(
+            f"--data {spec} has images without labels ({source.title}), and labels are needed here; "
+            "give a folder with one sub-folder a class"
+        )
+    return source
+
+
+def datasets_root() -> Path:
+    """Where named sets live: $COSS_DATASETS, else ./datasets."""
+    return Path(os.environ.get("COSS_DATASETS") or "datasets")
+
+
+def _find_source(spec: str, split: str, labelled: bool) -> ImageSource:
+    stored = datasets_root() / spec
+    is_stored = "/" not in spec and spec != "" and _is_folder(stored / "train")
+    if spec in _BUILT_IN:
+        if is_stored and spec != "demo":  # the demo set checks for itself that it is there, and whole
+            return _open_folder(stored, split, spec)
+        return _BUILT_IN[spec](spec, split, labelled)
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111  (~nobody is an unknown path, not an error)
+    if spec and _is_folder(path):
+        return _open_folder(path, split, spec)
+    if _is_file(path):
+        return _open_list(path, spec)
+    if is_stored:
+        return _open_folder(stored, split, spec)
+    near = difflib.get_close_matches(spec, _BUILT_IN, n=2, cutoff=0.5)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise UserError(f"--data {spec or repr('')} was not found{hint}; give {SPEC_HELP}")
+
+
+# Path's own methods raise OSError for an over-long name (a line of prose in a .txt, say); these do not.
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+# ---- folders and lists of files
+
+
+def _open_folder(folder: Path, split: str, spec: str) -> ImageSource:
+    folders, has_images = _list_folder(folder, spec)
+    if not has_images and _holds_splits(folder, folders, spec):
+        folder = _choose_split(folder, folders, split, spec)
+        folders, has_images = _list_folder(folder, spec)
+    if has_images:
+        return FileSource(folder, _images_below(folder, "", spec), None, [], str(folder))
+    found = {name: images for name in folders if (images := _images_below(folder, name, spec))}
+    if not found:
+        raise UserError(
+            f"--data {spec} holds no image: nothing below {folder} ends in {', '.join(IMAGE_EXTENSIONS)}; "
+            f"give {SPEC_HELP}"
+        )
+    labels = np.repeat(np.arange(len(found)), [len(images) for images in found.values()])
+    names = (name for images in found.values() for name in images)
+    return FileSource(folder, names, labels, list(found), str(folder))
+
+
+def _list_folder(folder: Path, spec: str) -> tuple[list[str], bool]:
+    """Sorted visible sub-folders, and whether images lie directly in the folder."""
+    try:
+        with os.scandir(folder) as entries:
+            entries = [(entry.name, entry.is_dir()) for entry in entries]
+    except OSError as error:
+        raise UserError(_unreadable(spec, error)) from None
+    folders = sorted(name for name, is_folder in entries if is_folder and not name.startswith("."))
+    return folders, any(_is_image(name) for name, is_folder in entries if not is_folder)
+
+
+def _holds_splits(folder: Path, folders: list[str], spec: str) -> bool:
+    """Whether the sub-folders are train/ and its like, rather than classes (COCO has a class 'train')."""
+    splits = {"train", *EVALUATION_FOLDERS}.intersection(folders)
+    if len(splits) == len(folders):
+        return bool(splits)
+    # With other folders beside them (annotations/, ...) it takes two splits and classes inside train/.
+    return "train" in splits and len(splits) > 1 and not _list_folder(folder / "train", spec)[1]
+
+
+def _choose_split(folder: Path, folders: list[str], split: str, spec: str) -> Path:
+    wanted = ("train",) if split == "train" else EVALUATION_FOLDERS
+    for name in wanted:
+        if name in folders:
+            return folder / name
+    raise UserError(
+        f"--data {spec} has {', '.join(f + '/' for f in folders)} but no "
+        f"{' or '.join(f + '/' for f in wanted)} for the {split} images; add it, or name the folder to use"
+    )
+
+
+def _images_below(folder: Path, below: str, spec: str) -> list[str]:
+    """Posix paths relative to folder of all images under folder/below, in ImageFolder's order."""
+
+    def visit() -> Iterator[tuple[str, list[str]]]:
+        for root, folders, files in os.walk(folder / below, followlinks=True, onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield root, files
+
+    def refuse(error: OSError) -> None:  # os.walk would leave the folder out without a word
+        raise UserError(_unreadable(spec, error))
+
+    images = []
+    for root, files in sorted(visit()):
+        prefix = Path(os.path.relpath(root, folder)).as_posix() + "/"
+        prefix = "" if prefix == "./" else prefix
+        images.extend(prefix + name for name in sorted(files) if _is_image(name))
+    return images
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def _unreadable(spec: str, error: OSError) -> str:
+    return f"--data {spec}: {error.filename} cannot be read ({error.strerror}); make it readable or take it out"
+
+
+def _open_list(path: Path, spec: str) -> ImageSource:
+    if path.suffix.lower() != ".txt":
+        raise UserError(f"--data {spec} is a file but not a .txt list; give {SPEC_HELP}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    except OSError as error:
+        raise UserError(_unreadable(spec, error)) from None
+    names = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+    if not names:
+        raise UserError(f"--data {spec} lists no image; write one image path a line")
+    missing = [name for name in names if not _is_file(path.parent / name)]
+    if missing:
+        raise UserError(
+            f"--data {spec} lists {len(missing):,} missing file{'s' * (len(missing) > 1)} of {len(names):,}, "
+            f"the first is {path.parent / missing[0]}; paths are absolute or relative to the list's folder"
+        )
+    return FileSource(path.parent, names, None, [], str(path))
+
+
+# ---- named sets
+
+
+def _open_demo(name: str, split: str, labelled: bool) -> ImageSource:
+    from data.demo import write_demo
+
+    root = datasets_root() / name
+    try:
+        with _one_process_at_a_time(name):
+            write_demo(root)
+    except OSError as error:
+        raise UserError(
+            f"--data demo could not be written into {root} ({error.strerror or error}); "
+            "set COSS_DATASETS to a folder that can be written"
+        ) from None
+    return _open_folder(root, split, name)
+
+
+def _open_digits(name: str, split: str, labelled: bool) -> ImageSource:
+    """1,797 digits of 8 x 8 pixels that come with scikit-learn: the first 1,437 train, the last 360 test."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError(
+            "--data digits comes with scikit-learn, which is not installed; run `pip install scikit-learn`"
+        ) from None
+    digits = load_digits()
+    rows = slice(None, 1437) if split == "train" else slice(1437, None)
+    images = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
+    images = np.repeat(images[..., None], 3, axis=-1)
+    return ArraySource(images, digits.target[rows], [str(d) for d in range(10)], f"{name}/{split}")
+
+
+def _open_downloaded(name: str, split: str, labelled: bool) -> ImageSource:
+    """CIFAR-10, CIFAR-100 or STL-10 through torchvision, which checks the MD5 of what it fetches."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name.upper())
+    if name == "stl10":
+        part = split if split == "test" or labelled else "train+unlabeled"
+        options = {"split": part}
+    else:
+        part, options = split, {"train": split == "train"}
+    root = datasets_root() / name
+    try:
+        with _one_process_at_a_time(name):
+            dataset = kind(str(root), download=True, **options)
+    except Exception as error:  # URLError, timeouts, RuntimeError for a wrong MD5, a full disk, ...
+        raise UserError(
+            f"--data {name} could not be fetched from {kind.url} into {root} "
+            f"({' '.join(str(error).split())}); check the network, put it there as {root}/train/CLASS/*.png, "
+            "or set COSS_DATASETS to where it is"
+        ) from None
+    if name != "stl10":
+        return ArraySource(dataset.data, dataset.targets, dataset.classes, f"{name}/{part}")
+    images = dataset.data.transpose(0, 2, 3, 1)  # a view: STL-10 keeps [N, 3, H, W]
+    if part == "train+unlabeled":
+        return ArraySource(images, None, [], f"{name}/{part}")
+    return ArraySource(images, dataset.labels, dataset.classes, f"{name}/{part}")
+
+
+@contextmanager
+def _one_process_at_a_time(name: str) -> Iterator[None]:
+    """The ranks of a machine start together: one writes the set, the others wait and find it there."""
+    try:
+        import fcntl
+
+        datasets_root().mkdir(parents=True, exist_ok=True)
+        lock = (datasets_root() / f".{name}.lock").open("w")  # noqa: SIM115
+    except (ImportError, OSError):
+        yield  # Windows, or a folder that nobody can write into, where there is nothing to race for
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+_BUILT_IN: dict[str, Callable[[str, str, bool], ImageSource]] = {
+    "demo": _open_demo,
+    "digits": _open_digits,
+    "cifar10": _open_downloaded,
+    "cifar100": _open_downloaded,
+    "stl10": _open_downloaded,
+}

@@ -1,0 +1,137 @@
+"""What a source of images is: N named images in a fixed order, kept in files or in memory."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.images import open_rgb
+from runtime.errors import UserError
+
+
+class Names(Sequence[str]):
+    """N strings kept as one block of bytes.
+
+    A list of ImageNet's 1.28 M paths takes 120 MB, and each forked worker that reads it copies it piece by
+    piece (reading a Python object writes its reference count); one block takes 50 MB and stays shared.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        encoded = [name.encode("utf-8", "surrogateescape") + b"\n" for name in names]
+        self.block = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        i = range(len(self))[i]  # negative indices, and IndexError past the end
+        start = self._ends[i - 1] if i else 0
+        return self.block[start : self._ends[i] - 1].decode("utf-8", "surrogateescape")
+
+
+class ImageSource:
+    """N images in a fixed order.
+
+    names: N strings, relative posix paths where the images are files. labels: int64 [N] with values in
+    [0, len(classes)), or None. classes: their names, [] without labels. title: where it comes from.
+    A subclass says how to open image i, and overrides `take` if it holds more than these per image.
+    """
+
+    def __init__(self, names: Iterable[str], labels: np.ndarray | None, classes: list[str], title: str):
+        self.names = names if isinstance(names, Names) else Names(names)
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.classes = list(classes)
+        self.title = title
+        self._fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def description(self) -> str:
+        labels = "without labels" if self.labels is None else f"in {len(self.classes):,} classes"
+        return f"{self.title}: {len(self):,} images {labels}"
+
+    def open(self, i: int) -> Image.Image:
+        """Image i in mode RGB. Raises data.images.BadImage."""
+        raise NotImplementedError
+
+    def location(self, i: int) -> str:
+        """Where a person finds image i."""
+        return self.names[i]
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over the names in order, a newline after each. Computed once."""
+        if self._fingerprint is None:
+            self._fingerprint = hashlib.sha256(self.names.block).hexdigest()
+        return self._fingerprint
+
+    def take(self, indices: np.ndarray) -> ImageSource:
+        """The same source with only these images, int64 [M], in this order; classes keep their numbers."""
+        taken = copy.copy(self)
+        taken.names = Names(self.names[int(i)] for i in indices)
+        taken.labels = None if self.labels is None else self.labels[indices]
+        taken._fingerprint = None
+        return taken
+
+    def subset(self, fraction: float) -> ImageSource:
+        """The first floor(fraction * n_c) of the n_c images of each class, classes in order.
+
+        Without labels the first floor(fraction * N) of all. Raises UserError where fraction is outside (0, 1]
+        or nothing is left.
+        """
+        if not 0 < fraction <= 1:
+            raise UserError(f"--subset {fraction:g} is not a share of the images; give a number above 0, up to 1")
+        if fraction == 1:
+            return self
+        groups = [np.arange(len(self))] if self.labels is None else _indices_by_class(self.labels)
+        # The small term undoes binary rounding: 0.29 * 100 is 28.999999999999996, and 29 is meant.
+        kept = np.concatenate([group[: int(fraction * len(group) + 1e-9)] for group in groups])
+        if not len(kept):
+            raise UserError(f"--subset {fraction:g} leaves no image of {self.description}; give a larger share")
+        taken = self.take(kept)
+        taken.title = f"{self.title} (subset {fraction:g})"
+        return taken
+
+
+class FileSource(ImageSource):
+    """Image files; names are relative to root, or absolute."""
+
+    def __init__(self, root: Path, names: Iterable[str], labels: np.ndarray | None, classes: list[str], title: str):
+        super().__init__(names, labels, classes, title)
+        self.root = Path(root)
+
+    def open(self, i: int) -> Image.Image:
+        return open_rgb(self.location(i))
+
+    def location(self, i: int) -> str:
+        return str(self.root / self.names[i])
+
+
+class ArraySource(ImageSource):
+    """Images held in memory: uint8 [N, H, W, 3]."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None, classes: list[str], title: str):
+        super().__init__((f"{title}/{i:06d}" for i in range(len(images))), labels, classes, title)
+        self.images = images
+
+    def open(self, i: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.images[i]))
+
+    def take(self, indices: np.ndarray) -> ImageSource:
+        taken = super().take(indices)
+        taken.images = self.images[indices]
+        return taken
+
+
+def _indices_by_class(labels: np.ndarray) -> list[np.ndarray]:
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)

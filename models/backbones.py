@@ -1,0 +1,137 @@
+"""Any torchvision classifier as a feature extractor: its head taken off, its feature width found."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from runtime.errors import UserError
+
+STEMS = ("imagenet", "cifar")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a trunk is. ``record()`` is what rebuilds it and goes into every checkpoint."""
+
+    arch: str
+    stem: str
+    image_size: int  # binds transformers only
+    feature_dim: int
+    head_name: str  # the child that was the classifier
+
+    def record(self) -> dict[str, Any]:
+        """``arch``, ``stem``, ``image_size``: the arguments of :func:`build_backbone`."""
+        return {"arch": self.arch, "stem": self.stem, "image_size": self.image_size}
+
+
+def arch_names() -> list[str]:
+    """Names of all torchvision classifiers."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def check_arch(arch: str, flag: str) -> str:
+    """``arch`` if torchvision has it, else an error on ``flag`` with the nearest names."""
+    names = arch_names()
+    if arch in names:
+        return arch
+    near = difflib.get_close_matches(arch, names, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(names)}"
+    raise UserError(f"{flag} {arch} is not a torchvision classifier; {hint}")
+
+
+def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, flag: str = "--arch") -> nn.Module:
+    """A freshly initialised trunk that maps images [b, 3, H, W] to pooled features [b, feature_dim].
+
+    Its parameters keep torchvision's names without the head's; ``.spec`` says what it is.
+
+    ``stem="cifar"`` makes the first convolution 3x3 with stride 1 and removes the max-pool behind it
+    (MoCo's and SimCLR's CIFAR networks), for images of about 32 pixels.
+    """
+    check_arch(arch, flag)
+    try:
+        model = torchvision.models.get_model(arch, weights=None, **_builder_options(arch, image_size))
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"{flag} {arch} cannot be built for --image-size {image_size}: {error}") from None
+    head_name, width = _remove_head(model)
+    if stem == "cifar":
+        _use_cifar_stem(model, arch)
+    elif stem != "imagenet":
+        raise UserError(f"--stem {stem} is unknown; choose from {', '.join(STEMS)}")
+    model.spec = Spec(arch, stem, image_size, width, head_name)
+    return model
+
+
+def attach_head(backbone: nn.Module, head: nn.Module) -> nn.Module:
+    """Put ``head`` where the classifier was (MoCo's ``encoder.fc = MLP``); returns ``backbone``."""
+    name = backbone.spec.head_name
+    place = getattr(backbone, name)
+    if isinstance(place, nn.Sequential):  # norm and flatten layers that belong to the trunk
+        place.append(head)
+    else:
+        setattr(backbone, name, head)
+    return backbone
+
+
+def _builder_options(arch: str, image_size: int) -> dict[str, Any]:
+    """Builder arguments that matter for feature extraction."""
+    parameters = inspect.signature(torchvision.models.get_model_builder(arch)).parameters
+    options: dict[str, Any] = {}
+    if arch.startswith("vit_"):
+        options["image_size"] = image_size
+    if arch.startswith("maxvit"):
+        options["input_size"] = (image_size, image_size)
+    if arch in ("googlenet", "inception_v3") or "aux_logits" in parameters:
+        options |= {"aux_logits": False, "init_weights": True}
+    return options
+
+
+def _remove_head(model: nn.Module) -> tuple[str, int]:
+    """Cut the classifier off in place; returns the name of its child and the width of what went into it.
+
+    The head is the last child with parameters. From its first linear (or, in SqueezeNet, convolutional)
+    layer on everything goes, and dropout before it; norm and flatten layers before it stay (ConvNeXt, MaxViT).
+    """
+    name, head = [(n, c) for n, c in model.named_children() if any(True for _ in c.parameters())][-1]
+    layers = list(head.children()) if isinstance(head, nn.Sequential) else [head]
+    cut = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d)), None)
+    if cut is None:
+        raise UserError(f"--arch {type(model).__name__}: no linear classifier was found in its last part '{name}'")
+    kept = [layer for layer in layers[:cut] if not isinstance(layer, nn.Dropout)]
+    if isinstance(layers[cut], nn.Conv2d):
+        kept.append(nn.AdaptiveAvgPool2d(1))
+        width = layers[cut].in_channels
+    else:
+        width = layers[cut].in_features
+    setattr(model, name, nn.Sequential(*kept) if kept else nn.Identity())
+    for child_name, child in model.named_children():  # GoogLeNet and Inception keep theirs beside the head
+        if isinstance(child, nn.Dropout):
+            setattr(model, child_name, nn.Identity())
+    return name, width
+
+
+def _use_cifar_stem(model: nn.Module, arch: str) -> None:
+    modules = list(model.named_modules())
+    convs = [i for i, (_, m) in enumerate(modules) if isinstance(m, nn.Conv2d)]
+    if not convs or modules[convs[0]][1].kernel_size == modules[convs[0]][1].stride:
+        raise UserError(f"--stem cifar needs a convolutional stem, but {arch} cuts the image into patches; "
+                        "leave the flag out")
+    name, old = modules[convs[0]]
+    new = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=old.bias is not None)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    _replace(model, name, new)
+    for pool_name, module in modules[:convs[1]]:
+        if isinstance(module, nn.MaxPool2d):
+            _replace(model, pool_name, nn.Identity())
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)

@@ -1,0 +1,99 @@
+"""MoCo v2: momentum contrast with a queue, an MLP head and shuffled batch norm.
+
+He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, algorithm 1 and
+section 3.3; Chen et al., "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.backbones import attach_head, build_backbone
+from models.teachers import Encoder, Normalise
+from runtime.device import all_gather, broadcast, distributed
+
+
+class MoCo(nn.Module):
+    """Query encoder, momentum encoder and queue, under the names of MoCo's own checkpoints.
+
+    ``bn_parts`` is into how many parts over all processes the shuffled key batch is cut for the momentum
+    encoder's batch norm. The query's and the key's statistics must not come from the same images, or the
+    network recognises its positive by them; MoCo has 8 GPUs, one process cuts its batch instead.
+    """
+
+    def __init__(self, backbone: nn.Module, dim: int = 128, queue_size: int = 65536, momentum: float = 0.999,
+                 temperature: float = 0.2, bn_parts: int = 8) -> None:
+        super().__init__()
+        width = backbone.spec.feature_dim
+        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim))
+        self.spec = backbone.spec
+        self.encoder_q = attach_head(backbone, head)
+        self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
+        self.normalise = Normalise()
+        self.momentum, self.temperature, self.bn_parts = momentum, temperature, bn_parts
+        self.register_buffer("queue", F.normalize(torch.randn(dim, queue_size), dim=0))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, query_images: Tensor, key_images: Tensor) -> dict[str, Tensor]:
+        """Two views of the same images, uint8 [b, 3, H, W]; returns ``loss`` and ``accuracy`` (of the positive)."""
+        q = F.normalize(self.encoder_q(self.normalise(query_images)), dim=1)     # [b, dim]
+        with torch.no_grad():
+            self._update_key_encoder()
+            k = self._encode_keys(key_images)                                    # [b, dim]
+        with torch.autocast(q.device.type, enabled=False):
+            q, k = q.float(), k.float()
+            positive = (q * k).sum(1, keepdim=True)                              # [b, 1]
+            negative = q @ self.queue.clone()                                    # [b, queue]
+            logits = torch.cat([positive, negative], dim=1) / self.temperature
+            target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+            loss = F.cross_entropy(logits, target)
+        accuracy = (logits.detach().argmax(1) == 0).float().mean()
+        self._enqueue(k)
+        return {"loss": loss, "accuracy": accuracy}
+
+    @torch.no_grad()
+    def _update_key_encoder(self) -> None:
+        for key, query in zip(self.encoder_k.parameters(), self.encoder_q.parameters(), strict=True):
+            key.lerp_(query, 1 - self.momentum)
+
+    @torch.no_grad()
+    def _encode_keys(self, images: Tensor) -> Tensor:
+        """Keys in the order of ``images``, computed over a batch shuffled across processes (section 3.3)."""
+        everything = all_gather(images)
+        order = broadcast(torch.randperm(len(everything)).to(images.device))
+        world = len(everything) // len(images)
+        rank = torch.distributed.get_rank() if distributed() else 0
+        mine = order.view(world, -1)[rank]
+        parts = everything[mine].chunk(max(1, self.bn_parts // world))
+        keys = torch.cat([F.normalize(self.encoder_k(self.normalise(part)).float(), dim=1) for part in parts])
+        back = torch.argsort(order).view(world, -1)[rank]
+        return all_gather(keys)[back]
+
+    @torch.no_grad()
+    def _enqueue(self, keys: Tensor) -> None:
+        keys = all_gather(keys)
+        size, start = self.queue.shape[1], int(self.queue_ptr)
+        places = (start + torch.arange(len(keys), device=keys.device)) % size
+        self.queue[:, places] = keys.T
+        self.queue_ptr[0] = (start + len(keys)) % size
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        """The query encoder with its head, under the keys of MoCo's released files."""
+        return {f"module.encoder_q.{k}": v for k, v in self.encoder_q.state_dict().items()}
+
+    def trunk(self) -> Encoder:
+        """A copy of the query encoder without its head, as an encoder of uint8 images."""
+        with torch.random.fork_rng(devices=[]):  # looking at the network must not change the training
+            trunk = build_backbone(**self.spec.record())
+        state = self.encoder_q.state_dict()
+        trunk.load_state_dict({name: state[name] for name in trunk.state_dict()})
+        return Encoder(trunk).to(self.queue.device)
+
+    def record(self) -> dict[str, Any]:
+        """What the encoder is, for its checkpoint."""
+        return self.spec.record()

@@ -1,0 +1,1 @@
+"""Processes, devices, features, search, state and logs: what every script stands on. Imports nothing of ours."""

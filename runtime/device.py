@@ -1,0 +1,141 @@
+"""Which process this is, which device it owns, and the few collectives the project needs."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a run: alone, or one of ``world_size`` started by torchrun."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def start_process(device: str = "auto") -> Iterator[Process]:
+    """Join the job that the environment describes (torchrun's RANK, LOCAL_RANK, WORLD_SIZE), or run alone.
+
+    ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Under torchrun each process takes the card of its
+    LOCAL_RANK and the back end is NCCL on cards, gloo on the CPU. The process group is closed on the way out.
+    """
+    local_rank, world_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = _pick_device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size == 1:
+        yield Process(0, 1, chosen)
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Process(dist.get_rank(), dist.get_world_size(), chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def _pick_device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is not a device; give auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = local_rank if device.index is None else device.index
+        if index >= count:
+            raise UserError(f"--device {name} asks for card {index}, but this machine shows {count} card(s); "
+                            "start fewer processes, set CUDA_VISIBLE_DEVICES, or use --device cpu")
+        return torch.device("cuda", index)
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (every device). Samplers and augmentations take the seed explicitly instead."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def distributed() -> bool:
+    """Whether a process group is up."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Concatenate every rank's ``tensor`` [n, …] (equal shapes) along dim 0 in rank order. No gradient."""
+    if not distributed():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean of every rank's ``tensor``; the input is left alone. No gradient."""
+    if not distributed():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def broadcast(tensor: torch.Tensor) -> torch.Tensor:
+    """Rank 0's ``tensor``, written into every other rank's (in place, and returned)."""
+    if distributed():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's ``value`` (small, picklable) in rank order, on every rank."""
+    if not distributed():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if distributed():
+        dist.barrier()
+
+
+def agree(problem: str | None) -> None:
+    """Raise on every rank if any rank has a ``problem``: nobody is left waiting in a collective."""
+    found = next((p for p in gather_objects(problem) if p), None)
+    if found:
+        raise UserError(found)
+
+
+def wrap(module: torch.nn.Module, process: Process) -> torch.nn.Module:
+    """``module`` inside DistributedDataParallel if there are several processes; parameters become rank 0's.
+
+    Buffers stay each rank's own, as in the original; rank 0's are saved.
+    """
+    if process.world_size == 1:
+        return module
+    parallel = torch.nn.parallel.DistributedDataParallel
+    devices = [process.device] if process.device.type == "cuda" else None
+    renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters  # in torch 2.15
+    own_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return parallel(module, device_ids=devices, gradient_as_bucket_view=True, **own_buffers)

@@ -1,0 +1,207 @@
+"""A neighbour file comes back as it was written, and one that does not belong is refused in one sentence."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+import data.neighbours
+from data.neighbours import load_neighbours, save_neighbours
+from runtime.errors import UserError
+
+N, K = 50, 6
+IDS = (np.arange(N)[:, None] + np.arange(1, K + 1)) % N
+INFO = {
+    "fingerprint": "f" * 64,
+    "images": N,
+    "source": "/data/x/train",
+    "teacher_sha256": "a" * 64,
+    "teacher_arch": "resnet50",
+    "transform": "resize 235",
+    "image_size": 224,
+    "k": K,
+    "metric": "cosine",
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return save_neighbours(tmp_path, "closek_info", IDS, INFO)
+
+
+def load(path, fingerprint="f" * 64, num_images=N, total_k=K, **options):
+    return load_neighbours(path, fingerprint, num_images, total_k, **options)
+
+
+def refusal(path, **options):
+    with pytest.raises(UserError) as caught:
+        load(path, **options)
+    text = str(caught.value)
+    assert text.startswith("--closek-info")
+    assert str(path) in text
+    assert "\n" not in text
+    assert caught.value.__cause__ is None
+    return text
+
+
+@pytest.mark.parametrize("name", ["closek_info", "fark_info"])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16])
+def test_round_trip(tmp_path, name, dtype):
+    path = save_neighbours(tmp_path / "new" / "folder", name, IDS.astype(dtype), INFO)
+    assert path == tmp_path / "new" / "folder" / f"{name}.npy"
+    assert sorted(file.name for file in path.parent.iterdir()) == [f"{name}.json", f"{name}.npy"]
+    plain = np.load(path)  # as the original's code reads it
+    assert plain.dtype == np.int64
+    assert (plain == IDS).all()
+    assert json.loads(path.with_suffix(".json").read_text()) == INFO
+    ids, warnings = load(path, teacher_sha256="a" * 64)
+    assert warnings == []
+    assert isinstance(ids, np.memmap)
+    assert (ids == IDS).all()
+
+
+def test_counts_in_the_twin_are_the_arrays_own(tmp_path):
+    path = save_neighbours(tmp_path, "closek_info", IDS[:, :2], {**INFO, "images": 1, "k": 99})
+    twin = json.loads(path.with_suffix(".json").read_text())
+    assert (twin["images"], twin["k"]) == (N, 2)
+
+
+def test_overwriting_leaves_the_new_pair(saved):
+    save_neighbours(saved.parent, "closek_info", IDS[::-1].copy(), {**INFO, "fingerprint": "e" * 64})
+    ids, _ = load(saved, fingerprint="e" * 64)
+    assert (ids == IDS[::-1]).all()
+
+
+@pytest.mark.parametrize("ids", [IDS.astype(float), IDS[0], IDS[None], IDS > 3])
+def test_only_integer_matrices_are_saved(tmp_path, ids):
+    with pytest.raises(ValueError, match="integers"):
+        save_neighbours(tmp_path, "closek_info", ids, INFO)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_no_half_file(saved, monkeypatch):
+    def fail(file, ids):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data.neighbours.np, "save", fail)
+    with pytest.raises(OSError, match="space"):
+        save_neighbours(saved.parent, "closek_info", IDS, INFO)
+    assert [file.name for file in saved.parent.iterdir()] == ["closek_info.npy"]
+    ids, warnings = load(saved)  # the old numbers, whole, and no longer vouched for
+    assert (ids == IDS).all()
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("dtype", ["<i4", "<i8", ">i8", "<u4", "<i2"])
+def test_any_integer_type_is_read(tmp_path, dtype):
+    np.save(tmp_path / "closek_info.npy", IDS.astype(dtype))
+    ids, warnings = load(tmp_path / "closek_info.npy")
+    assert (ids == IDS).all()
+    assert len(warnings) == 1
+
+
+def test_the_originals_file_has_no_twin_and_warns(tmp_path):
+    path = tmp_path / "closek_info.npy"
+    np.save(path, IDS)
+    _, warnings = load(path, fingerprint="anything", total_k=2)
+    assert len(warnings) == 1
+    assert str(path) in warnings[0]
+    assert "closek_info.json" in warnings[0]
+    assert "\n" not in warnings[0]
+
+
+@pytest.mark.parametrize("total_k", range(K + 1))
+def test_fewer_columns_may_be_asked_for(saved, total_k):
+    assert load(saved, total_k=total_k)[0].shape == (N, K)
+
+
+def test_too_few_columns(saved):
+    text = refusal(saved, total_k=K + 1)
+    assert "6 neighbours" in text
+    assert "--total-k" in text
+    assert "7" in text
+
+
+@pytest.mark.parametrize("num_images", [N - 1, N + 1, 0])
+def test_another_number_of_images(saved, num_images):
+    text = refusal(saved, num_images=num_images)
+    assert "50 images" in text
+    assert str(num_images) in text
+
+
+def test_another_data_set(saved):
+    text = refusal(saved, fingerprint="b" * 64)
+    assert "other images" in text
+    assert "/data/x/train" in text
+
+
+def test_another_teacher_warns(saved):
+    _, warnings = load(saved, teacher_sha256="b" * 64)
+    assert len(warnings) == 1
+    assert "resnet50" in warnings[0]
+    assert "another teacher" in warnings[0]
+    assert load(saved, teacher_sha256=None)[1] == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", '{"images": 50}'])
+def test_unreadable_twin(saved, text):
+    saved.with_suffix(".json").write_text(text)
+    assert "closek_info.json" in refusal(saved)
+
+
+@pytest.mark.parametrize("value", [-1, N, 2**40])
+@pytest.mark.parametrize("row", [0, 7, N - 1])
+def test_index_outside_the_data(tmp_path, monkeypatch, value, row):
+    monkeypatch.setattr(data.neighbours, "ROWS_PER_CHUNK", 8)
+    ids = IDS.copy()
+    ids[row, 3] = value
+    text = refusal(save_neighbours(tmp_path, "closek_info", ids, INFO))
+    assert f"image {row} " in text
+    assert str(value) in text
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert "does not exist" in refusal(tmp_path / "closek_info.npy")
+    assert "is a folder" in refusal(tmp_path)
+
+
+def not_npy(path, content):
+    path.write_bytes(content)
+    return refusal(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello world",
+        pickle.dumps(IDS),
+        b"\x93NUMPY",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<i8'",
+        bytes(300),
+    ],
+)
+def test_not_an_npy_file(tmp_path, content):
+    assert "compute_knn.py" in not_npy(tmp_path / "closek_info.npy", content)
+
+
+@pytest.mark.parametrize("kept", [10, 60, 128, 129, 500, 2500])
+def test_truncated_file(saved, kept):
+    not_npy(saved, saved.read_bytes()[:kept])
+
+
+def test_other_arrays(tmp_path):
+    path = tmp_path / "closek_info.npy"
+    others = [IDS.astype(np.float32), IDS[0], IDS[None], IDS > 3, np.array("text"), IDS.astype(complex)]
+    for other in others:
+        np.save(path, other)
+        assert "integers [images, k]" in refusal(path)
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    refusal(path)
+    with path.open("wb") as file:
+        np.savez(file, ids=IDS)
+    refusal(path)
+    np.save(path, IDS[:0])
+    refusal(path)

@@ -1,0 +1,174 @@
+#!/usr/bin/env python
+"""Distil a frozen self-supervised teacher into a small student, without labels.
+
+    python compute_knn.py mine --data DIR --arch resnet50 --weights moco.pth --output nn/ --k 384
+    torchrun --nproc_per_node 4 train_distill.py --data DIR --distill moco.pth -k resnet50 -a resnet18 \\
+        --sampler cf --closek-info nn/closek_info.npy --nearest-k 15 --total-k 31 -b 64 --output run/
+
+Defaults are those of the paper's ResNet rows (CoSS, ECCV 2024). Started plainly it runs as one process; under
+torchrun as many. The folder --output gets config.json, metrics.jsonl, log.txt, TensorBoard events,
+checkpoint.pth (to go on from) and student.pth (to use).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+import cli
+from data.augment import PRESETS, training_transform
+from data.datasets import open_source
+from data.loader import BadImageLog, Batch, build_loader
+from data.neighbours import load_neighbours
+from data.samplers import NeighbourSampler, RandomSampler
+from data.sources import ImageSource
+from evals.monitor import KnnMonitor
+from losses import LOSSES, build_loss
+from models.backbones import build_backbone, check_arch
+from models.distiller import Distiller, agreement
+from models.teachers import Encoder, load_frozen
+from runtime.device import Process, seed_everything, start_process, wrap
+from runtime.errors import UserError, run_script
+from runtime.loop import Run, Trainer
+from runtime.optim import Updater, learning_rate, precision
+from runtime.state import VOLATILE
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(description=__doc__)
+    cli.add_data_flags(parser, what=cli.DATA_HELP)
+
+    group = parser.add_argument_group("networks")
+    group.add_argument("-a", "--student_arch", "--student-arch", default="resnet18", metavar="ARCH",
+                       help="student, a torchvision classifier by name; default resnet18, the paper's first row")
+    group.add_argument("-k", "--teacher_arch", "--teacher-arch", default="auto", metavar="ARCH",
+                       help="teacher, a torchvision classifier by name; default auto: what its file records")
+    group.add_argument("--distill", required=True, metavar="PATH",
+                       help="the teacher's checkpoint: MoCo's layout, torchvision's, or one of this project; every "
+                            "tensor of the trunk must be filled and none may be left over")
+    cli.stem_flag(group, "--stem", whose="the student", default="imagenet")
+    cli.stem_flag(group, "--teacher-stem", whose="the teacher", default="what its file records, else imagenet")
+
+    group = parser.add_argument_group("loss")
+    group.add_argument("--loss", default="coss", choices=sorted(LOSSES), help="objective; default coss")
+    group.add_argument("--l_0", type=float, default=1.0, metavar="W",
+                       help="weight of the row (cosine) term; default 1, the paper's")
+    group.add_argument("--l_1", type=float, default=1.0, metavar="W",
+                       help="weight of the column (space similarity) term; default 1 as in the paper's rows (the "
+                            "original flag's default was 0.5)")
+    group.add_argument("--beta", type=float, default=1.0, metavar="W", help="factor of the whole loss; default 1")
+    group.add_argument("--s-temp", type=cli.number(float, above=0), default=0.1, metavar="T",
+                       help="student temperature; default 0.1, the paper's (for coss a pure scale)")
+    group.add_argument("--t-temp", type=cli.number(float, above=0), default=0.07, metavar="T",
+                       help="teacher temperature; default 0.07, the paper's (for coss a pure scale)")
+
+    group = parser.add_argument_group("batches")
+    group.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2",
+                       help="augmentation; default moco_v2, the paper's")
+    group.add_argument("--sampler", choices=("cf", "random"), default="cf",
+                       help="cf (default, the paper's): each anchor with its neighbours from --closek-info; random: "
+                            "each image once an epoch, no neighbour file")
+    group.add_argument("-b", "--batch-size", type=cli.number(int, 1), default=64, metavar="N",
+                       help="anchors of a step over all processes; default 64, the paper's (on 4 GPUs with 15 "
+                            "neighbours each: 256 images a GPU)")
+    group.add_argument("--closek-info", metavar="FILE",
+                       help="neighbour file of compute_knn.py mine (or of the original code), for --sampler cf")
+    group.add_argument("--nearest-k", type=cli.number(int, 0), default=15, metavar="N",
+                       help="neighbours that an anchor brings; default 15, the paper's")
+    group.add_argument("--total-k", type=cli.number(int, 0), default=31, metavar="N",
+                       help="nearest neighbours out of which they are drawn; default 31, the paper's; equal to "
+                            "--nearest-k takes exactly the nearest")
+
+    group = parser.add_argument_group("optimisation")
+    cli.add_schedule_flags(group, lr=0.03, epochs=25, source="the paper's")
+    group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last epoch")
+    cli.add_knn_flags(group)
+    cli.add_device_flags(parser)
+    return parser.parse_args(argv)
+
+
+def distil(args: argparse.Namespace, process: Process) -> None:
+    """Data, models, loss, optimizer, resume, loop."""
+    seed_everything(args.seed)
+    check_arch(args.student_arch, "--student_arch")
+    source = open_source(args.data).subset(args.subset)
+    teacher_arch = None if args.teacher_arch == "auto" else args.teacher_arch
+    teacher, report = load_frozen(args.distill, teacher_arch, args.teacher_stem, args.image_size,
+                                  flag="--distill", arch_flag="--teacher_arch")
+    teacher_spec = teacher.backbone.spec
+    sampler, notes = build_sampler(args, process, source, report.sha256)
+    transform = training_transform(args.aug, teacher_spec.image_size)
+    loader = build_loader(source, [transform], sampler, args.workers, args.seed, process.device.type)
+    bad_images = BadImageLog(source, args.on_bad_image)
+
+    # The student with its projection and loss, and nothing else, goes inside DistributedDataParallel.
+    backbone = build_backbone(args.student_arch, args.stem or "imagenet", teacher_spec.image_size, "--student_arch")
+    loss = build_loss(args.loss, l_0=args.l_0, l_1=args.l_1, s_temp=args.s_temp, t_temp=args.t_temp)
+    student = Distiller(backbone, teacher_spec.feature_dim, loss, args.beta).to(process.device)
+    teacher = teacher.to(process.device)
+    optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+    updater = Updater(optimizer, process.device, precision(args.amp, process.device))
+    knn = (KnnMonitor.open(args.data, args.knn_data, teacher_spec.image_size, args.workers, process)
+           if args.knn_every else None)
+
+    config = {**vars(args), "image_size": teacher_spec.image_size, "data_fingerprint": source.fingerprint(),
+              "teacher_sha256": report.sha256, "processes": process.world_size}
+    record = {**student.record(), "config": config, "teacher": report.record()}
+    modules = {"state_dict": student, "updater": updater}
+    run = Run.open(args.output, args.resume, config, record, VOLATILE | {"distill", "closek_info"}, process,
+                   modules, args.start_epoch)
+    for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report}", *notes,
+                 f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
+                 f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
+        if line:
+            run.log.say(line)
+    model = wrap(student, process)
+    run.restore_random_state(args.seed)
+
+    def step(batch: Batch) -> dict[str, torch.Tensor]:
+        images = batch.views[0].to(process.device, non_blocking=True)      # uint8 [b, 3, S, S]
+        target = teacher(images)                                           # [b, d]
+        return {**model(images, target), "teacher": target}
+
+    def rate(epoch: int, step: int, steps: int) -> float:
+        return learning_rate(epoch, step, steps, base=args.lr, epochs=args.epochs, warmup=args.warmup_epochs,
+                             cosine=args.cos, milestones=args.schedule)
+
+    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, rate, args.print_freq,
+                      bad_images.check, monitor=lambda parts: agreement(parts["student"], parts["teacher"]))
+    for epoch in range(run.epoch, args.epochs):
+        sampler.set_epoch(epoch)
+        model.train()
+        trainer.epoch(epoch, step)
+        if knn and ((epoch + 1) % args.knn_every == 0 or epoch + 1 == args.epochs):
+            run.note(epoch, "knn", {"top1": knn.score(Encoder(backbone).to(process.device))}, knn.description)
+        run.save(epoch, modules, {"student.pth": student.student_state()})
+    run.finish(bad_images.summary() if bad_images.counts else "")
+
+
+def build_sampler(args: argparse.Namespace, process: Process, source: ImageSource, teacher_sha256: str,
+                  ) -> tuple[RandomSampler, list[str]]:
+    """The sampler that --sampler names, and what is to be said about its neighbour file."""
+    where = {"batch_size": args.batch_size, "rank": process.rank, "world_size": process.world_size, "seed": args.seed}
+    if args.sampler == "random":
+        return RandomSampler(len(source), **where), []
+    if not args.closek_info:
+        raise UserError("--sampler cf needs --closek-info FILE, the neighbours of --data in the teacher's space; make "
+                        "it with compute_knn.py mine, or take --sampler random")
+    if args.nearest_k > args.total_k:
+        raise UserError(f"--nearest-k {args.nearest_k} is more than --total-k {args.total_k}, out of which it is "
+                        "drawn; lower the first or raise the second")
+    neighbours, notes = load_neighbours(args.closek_info, source.fingerprint(), len(source), args.total_k,
+                                        teacher_sha256)
+    return NeighbourSampler(neighbours, nearest_k=args.nearest_k, total_k=args.total_k, **where), notes
+
+
+def main() -> None:
+    args = parse_args()
+    with start_process(args.device) as process:
+        distil(args, process)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,125 @@
+#!/usr/bin/env python
+"""Pre-train a teacher on your own unlabelled images: MoCo v2.
+
+    python train_teacher.py --data DIR --arch resnet18 --stem cifar --image-size 32 --output teacher/
+    torchrun --nproc_per_node 8 train_teacher.py --data DIR --arch resnet50 --output teacher/
+
+Defaults are those of MoCo v2 (arXiv 2003.04297) at 200 epochs. The folder --output gets teacher.pth in MoCo's own
+layout (module.encoder_q.*), which every command here takes as it takes a downloaded file, and checkpoint.pth,
+config.json, metrics.jsonl, log.txt and TensorBoard events.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+import cli
+from data.augment import PRESETS, training_transform
+from data.datasets import open_source
+from data.loader import BadImageLog, Batch, build_loader
+from data.samplers import RandomSampler
+from evals.monitor import KnnMonitor
+from models.backbones import build_backbone
+from models.moco import MoCo
+from runtime.device import Process, seed_everything, start_process, wrap
+from runtime.errors import run_script
+from runtime.loop import Run, Trainer
+from runtime.optim import Updater, learning_rate, precision
+from runtime.state import VOLATILE
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = cli.Parser(description=__doc__)
+    group = cli.add_data_flags(parser, what=cli.DATA_HELP)
+    group.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2",
+                       help="augmentation of each of the two views; default moco_v2")
+    group.add_argument("-b", "--batch-size", type=cli.number(int, 2), default=256, metavar="N",
+                       help="images of a step over all processes; default 256, MoCo's")
+
+    group = parser.add_argument_group("MoCo")
+    group.add_argument("-a", "--arch", default="resnet50", metavar="ARCH",
+                       help="a torchvision classifier by name; default resnet50, MoCo's")
+    cli.stem_flag(group, "--stem", whose="the network", default="imagenet")
+    group.add_argument("--moco-dim", type=cli.number(int, 1), default=128, metavar="D",
+                       help="width of the contrasted features; default 128, MoCo's")
+    group.add_argument("--moco-k", type=cli.number(int, 1), default=65536, metavar="K",
+                       help="keys in the queue; default 65536, MoCo's")
+    group.add_argument("--moco-m", type=cli.number(float, 0, 1), default=0.999, metavar="M",
+                       help="momentum of the key encoder; default 0.999, MoCo's")
+    group.add_argument("--moco-t", type=cli.number(float, above=0), default=0.2, metavar="T",
+                       help="temperature; default 0.2, MoCo v2's")
+    group.add_argument("--bn-parts", type=cli.number(int, 1), default=8, metavar="N",
+                       help="parts over all processes into which the shuffled key batch is cut for batch norm, so "
+                            "that its statistics do not betray the positive; default 8, as on MoCo's 8 GPUs")
+
+    group = parser.add_argument_group("optimisation")
+    cli.add_schedule_flags(group, lr=0.03, epochs=200, source="MoCo v2's")
+    parser.set_defaults(warmup_epochs=0)
+    group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last epoch")
+    cli.add_knn_flags(group)
+    cli.add_device_flags(parser)
+    return parser.parse_args(argv)
+
+
+def pretrain(args: argparse.Namespace, process: Process) -> None:
+    """Data, model, optimizer, resume, loop."""
+    seed_everything(args.seed)
+    image_size = args.image_size or 224
+    source = open_source(args.data).subset(args.subset)
+    sampler = RandomSampler(len(source), args.batch_size, process.rank, process.world_size, args.seed)
+    transform = training_transform(args.aug, image_size)
+    loader = build_loader(source, [transform, transform], sampler, args.workers, args.seed, process.device.type)
+    bad_images = BadImageLog(source, args.on_bad_image)
+
+    backbone = build_backbone(args.arch, args.stem or "imagenet", image_size)
+    moco = MoCo(backbone, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.bn_parts).to(process.device)
+    optimizer = torch.optim.SGD([p for p in moco.parameters() if p.requires_grad], args.lr, args.momentum,
+                                weight_decay=args.weight_decay)
+    updater = Updater(optimizer, process.device, precision(args.amp, process.device))
+    knn = KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process) if args.knn_every else None
+
+    config = {**vars(args), "image_size": image_size, "data_fingerprint": source.fingerprint(),
+              "processes": process.world_size}
+    modules = {"state_dict": moco, "updater": updater}
+    run = Run.open(args.output, args.resume, config, {**moco.record(), "config": config}, VOLATILE, process, modules,
+                   args.start_epoch)
+    for line in (cli.ignored_flags_note(args), f"data: {source.description}",
+                 f"MoCo v2: {args.arch}, {args.epochs} epochs of {len(sampler)} steps of {args.batch_size} images, "
+                 f"queue {args.moco_k}, on {process.world_size} x {process.device.type}"):
+        if line:
+            run.log.say(line)
+    model = wrap(moco, process)
+    run.restore_random_state(args.seed)
+
+    def step(batch: Batch) -> dict[str, torch.Tensor]:
+        query, key = (view.to(process.device, non_blocking=True) for view in batch.views)  # uint8 [b, 3, S, S]
+        return model(query, key)
+
+    def rate(epoch: int, step: int, steps: int) -> float:
+        return learning_rate(epoch, step, steps, base=args.lr, epochs=args.epochs, warmup=args.warmup_epochs,
+                             cosine=args.cos, milestones=args.schedule)
+
+    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, rate, args.print_freq,
+                      bad_images.check)
+    for epoch in range(run.epoch, args.epochs):
+        sampler.set_epoch(epoch)
+        model.train()
+        trainer.epoch(epoch, step)
+        if knn and ((epoch + 1) % args.knn_every == 0 or epoch + 1 == args.epochs):
+            run.note(epoch, "knn", {"top1": knn.score(moco.trunk())}, knn.description)
+        run.save(epoch, modules, {"teacher.pth": moco.encoder_state()})
+    run.finish(bad_images.summary() if bad_images.counts else "")
+
+
+def main() -> None:
+    """Parse, join the job, train."""
+    args = parse_args()
+    with start_process(args.device) as process:
+        pretrain(args, process)
+
+
+if __name__ == "__main__":
+    run_script(main)
