@@ -38,6 +38,7 @@ class Layout:
 
 LAYOUTS = (
     Layout("MoCo", "encoder_q.", ("encoder_k.", "queue")),
+    Layout("MoCo v3", "base_encoder.", ("momentum_encoder.", "predictor.")),
     Layout("CoSS student", "backbone.", ("proj_head.",)),
     Layout("torchvision", ""),
 )

@@ -86,8 +86,9 @@ def test_a_failed_write_leaves_no_half_file(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(data.neighbours.np, "save", fail)
-    with pytest.raises(OSError, match="space"):
+    with pytest.raises(UserError, match="No space left on device") as caught:
         save_neighbours(saved.parent, "closek_info", IDS, INFO)
+    assert str(saved) in str(caught.value)
     assert [file.name for file in saved.parent.iterdir()] == ["closek_info.npy"]
     ids, warnings = load(saved)  # the old numbers, whole, and no longer vouched for
     assert (ids == IDS).all()

@@ -1,0 +1,28 @@
+"""Every test, and every process that a test starts, computes with one thread: the same numbers on any machine."""
+
+import os
+
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+os.environ.update(THREADS)  # before torch is imported, and inherited by subprocesses
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Each test begins from the same random state, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_datasets(tmp_path_factory):
+    """Named data sets are looked for in a folder of this session's."""
+    before = os.environ.get("COSS_DATASETS")
+    os.environ["COSS_DATASETS"] = str(tmp_path_factory.mktemp("datasets"))
+    yield
+    os.environ.pop("COSS_DATASETS")
+    if before is not None:
+        os.environ["COSS_DATASETS"] = before

@@ -1,0 +1,130 @@
+"""The frozen teacher stays what it was, bit for bit; its normalisation is torchvision's."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchvision import transforms
+
+from losses.coss import CoSS
+from models.backbones import build_backbone
+from models.distiller import Distiller
+from models.teachers import Encoder, FrozenEncoder, Normalise, load_frozen, untrained
+from runtime.errors import UserError
+
+
+def images(b=4, size=32, seed=1):
+    return torch.randint(0, 256, (b, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def state_of(module):
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def assert_same(before, after):
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert torch.equal(value, after[key]), key
+
+
+@pytest.fixture
+def teacher():
+    backbone = build_backbone("shufflenet_v2_x0_5", image_size=32)
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+    return FrozenEncoder(backbone)
+
+
+def test_frozen_whatever_is_asked(teacher):
+    before = state_of(teacher)
+    for ask in (lambda: teacher.train(), lambda: teacher.train(True), lambda: teacher.eval(),
+                lambda: nn.ModuleList([teacher]).train()):
+        ask()
+        assert not any(module.training for module in teacher.modules())
+        features = teacher(images())
+        assert not features.requires_grad
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert_same(before, teacher.state_dict())
+
+
+def test_frozen_features_are_those_of_evaluation_mode_and_alone_for_each_image(teacher):
+    twin = copy.deepcopy(teacher.backbone)
+    twin.eval()
+    teacher.train()
+    with torch.no_grad():
+        expected = twin(Normalise()(images()))
+    assert torch.equal(teacher(images()), expected)
+    assert torch.allclose(teacher(images())[1:2], teacher(images()[1:2]), atol=1e-5)
+
+
+def test_a_step_of_the_student_leaves_the_teacher_bit_identical(teacher):
+    before = state_of(teacher)
+    student = Distiller(build_backbone("shufflenet_v2_x0_5", image_size=32), 1024, CoSS())
+    untouched = state_of(student)
+    optimizer = torch.optim.SGD([p for p in [*student.parameters(), *teacher.parameters()] if p.requires_grad],
+                                0.03, 0.9, weight_decay=1e-4)
+    for seed in range(3):
+        student.train()
+        teacher.train()
+        student(images(seed=seed), teacher(images(seed=seed)))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_same(before, teacher.state_dict())
+    assert all(p.grad is None for p in teacher.parameters())
+    moved = [key for key, value in student.state_dict().items() if not torch.equal(value, untouched[key])]
+    assert len(moved) > len(untouched) // 2  # the same steps did change the student
+
+
+def test_normalisation_is_torchvisions():
+    tensors = images(3, 17)
+    reference = transforms.Compose([transforms.ToTensor(),
+                                    transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+    expected = torch.stack([reference(transforms.functional.to_pil_image(image)) for image in tensors])
+    normalised = Normalise()(tensors)
+    assert normalised.dtype == torch.float32
+    torch.testing.assert_close(normalised, expected, rtol=0, atol=2e-6)
+
+
+def test_normalisation_leaves_its_input_and_the_state_dict_alone():
+    tensors = images()
+    before = tensors.clone()
+    floats = tensors.float()
+    Normalise()(tensors)
+    assert torch.equal(tensors, before)
+    assert not Normalise().state_dict()
+    assert set(Encoder(build_backbone("resnet18")).state_dict()) == {
+        f"backbone.{key}" for key in build_backbone("resnet18").state_dict()}
+    assert floats.min() >= 0
+
+
+@pytest.mark.parametrize("size", [32, 40])
+def test_load_frozen_takes_arch_stem_and_size_from_the_file(tmp_path, size):
+    trunk = build_backbone("resnet18", "cifar", size)
+    path = tmp_path / "student.pth"
+    torch.save({**trunk.spec.record(), "state_dict": {f"backbone.{k}": v for k, v in trunk.state_dict().items()}}, path)
+    loaded, report = load_frozen(path)
+    assert loaded.backbone.spec == trunk.spec
+    assert_same(trunk.state_dict(), loaded.backbone.state_dict())
+    assert (report.arch, report.stem, report.layout) == ("resnet18", "cifar", "CoSS student")
+    assert report.matched == len(trunk.state_dict())
+
+
+def test_load_frozen_needs_an_architecture(tmp_path):
+    path = tmp_path / "bare.pth"
+    torch.save(build_backbone("resnet18").state_dict(), path)
+    with pytest.raises(UserError, match="--teacher_arch resnet50") as caught:
+        load_frozen(path, flag="--distill", arch_flag="--teacher_arch")
+    assert str(caught.value).startswith(f"--distill {path} ")
+    loaded, _ = load_frozen(path, "resnet18")
+    assert loaded.backbone.spec.image_size == 224
+
+
+def test_untrained_is_frozen_and_decided_by_the_seed():
+    torch.manual_seed(5)
+    one = untrained("resnet18", 32)
+    torch.manual_seed(5)
+    assert_same(one.state_dict(), untrained("resnet18", 32).state_dict())
+    assert not any(p.requires_grad for p in one.parameters())
+    assert not torch.equal(one.backbone.conv1.weight, untrained("resnet18", 32).backbone.conv1.weight)

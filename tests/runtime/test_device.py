@@ -1,0 +1,65 @@
+"""One process alone: the collectives are no-ops, and the seed decides every generator."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from runtime import device
+from runtime.device import Process, start_process
+from runtime.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_alone():
+    with start_process("cpu") as process:
+        assert process == Process(0, 1, torch.device("cpu"))
+        assert process.is_main
+        assert not device.distributed()
+        x = torch.randn(3, 2)
+        assert torch.equal(device.all_gather(x), x)
+        assert torch.equal(device.all_reduce_mean(x), x)
+        assert torch.equal(device.broadcast(x), x)
+        assert device.gather_objects({"a": 1}) == [{"a": 1}]
+        device.barrier()
+        device.agree(None)
+        with pytest.raises(UserError, match="problem"):
+            device.agree("problem")
+        module = nn.Linear(2, 2)
+        assert device.wrap(module, process) is module
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cpu0"])
+def test_unknown_device(name):
+    with pytest.raises(UserError, match=r"^--device ") as caught, start_process(name):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_more_cards_than_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="asks for card 1, but this machine shows 1"), start_process("cuda:1"):
+        pass
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(UserError, match="asks for card 3"), start_process("cuda"):
+        pass
+
+
+def test_seed():
+    def draws():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    device.seed_everything(4)
+    one = draws()
+    assert draws() != one
+    device.seed_everything(4)
+    assert draws() == one
+    device.seed_everything(5)
+    assert not set(draws()) & set(one)

@@ -1,0 +1,140 @@
+"""What a run leaves: metrics that survive an interruption once, means, the speed meter, and the alarm."""
+
+import json
+
+import pytest
+import torch
+
+import runtime.log
+from runtime.errors import RunStopped
+from runtime.log import Averages, FiniteAlarm, Meter, RunLog, duration
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_first_start(tmp_path, capsys):
+    log = RunLog(tmp_path / "run", {"lr": 0.1, "x": [1]}, is_main=True)
+    log.say("hello")
+    log.scalars(5, 0, {"loss": 1.5, "lr": 0.1})
+    log.scalars(9, 1, {"top1": 30.0}, "knn")
+    log.close()
+    folder = tmp_path / "run"
+    assert json.loads((folder / "config.json").read_text()) == {"lr": 0.1, "x": [1]}
+    assert metrics(folder) == [{"step": 5, "epoch": 0, "group": "train", "loss": 1.5, "lr": 0.1},
+                               {"step": 9, "epoch": 1, "group": "knn", "top1": 30.0}]
+    assert (folder / "log.txt").read_text().endswith(" hello\n")
+    assert capsys.readouterr().out == "hello\n"
+    assert [path.name for path in folder.iterdir() if path.name.startswith("events.")]
+
+
+def test_other_ranks_write_nothing(tmp_path, capsys):
+    log = RunLog(tmp_path / "run", {"lr": 0.1}, is_main=False)
+    log.say("hello")
+    log.scalars(5, 0, {"loss": 1.5})
+    log.close()
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_lines_after_the_step_that_is_gone_on_from_are_dropped(tmp_path):
+    log = RunLog(tmp_path, {}, is_main=True)
+    for step in (5, 10, 15, 20):
+        log.scalars(step, step // 10, {"loss": float(step)})
+    log.say("first")
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 25, "epo')  # cut short by a power failure
+    log = RunLog(tmp_path, {}, is_main=True, first_step=10)
+    log.scalars(15, 1, {"loss": -15.0})
+    log.say("second")
+    log.close()
+    assert [(line["step"], line["loss"]) for line in metrics(tmp_path)] == [(5, 5.0), (10, 10.0), (15, -15.0)]
+    text = (tmp_path / "log.txt").read_text()
+    assert "first" in text
+    assert "second" in text
+
+
+def test_a_fresh_start_in_a_used_folder_begins_anew(tmp_path):
+    for word in ("first", "second"):
+        log = RunLog(tmp_path, {"word": word}, is_main=True)
+        log.scalars(5, 0, {"loss": 1.0})
+        log.say(word)
+        log.close()
+    assert len(metrics(tmp_path)) == 1
+    assert "first" not in (tmp_path / "log.txt").read_text()
+    assert json.loads((tmp_path / "config.json").read_text()) == {"word": "second"}
+
+
+def test_averages():
+    averages = Averages()
+    assert averages.take() == {}
+    averages.add({"loss": torch.tensor(1.0, requires_grad=True), "features": torch.zeros(3, 4)})
+    averages.add({"loss": torch.tensor(2.0), "rare": torch.tensor(7.0, dtype=torch.float64)})
+    averages.add({"loss": torch.tensor(6.0, dtype=torch.float16)})
+    assert averages.take() == {"loss": 3.0, "rare": 7.0}
+    assert averages.take() == {}
+    averages.add({"loss": torch.tensor(5.0)})
+    assert averages.take() == {"loss": 5.0}
+
+
+def test_meter(monkeypatch):
+    """With a clock that only waiting and working move."""
+    now = [100.0]
+    monkeypatch.setattr(runtime.log.time, "perf_counter", lambda: now[0])
+
+    def loader():
+        for batch in range(4):
+            now[0] += 1.0  # a second to load
+            yield batch
+
+    meter = Meter(loader(), 4, images_per_step=30, label="x", is_main=False)
+    seen = []
+    for batch in meter:
+        now[0] += 3.0  # and three to compute
+        seen.append(batch)
+        if batch == 1:
+            assert meter.rates() == {"images_per_second": pytest.approx(2 * 30 / 8), "data_wait": pytest.approx(0.25)}
+    assert seen == [0, 1, 2, 3]
+    assert meter.rates() == {"images_per_second": pytest.approx(2 * 30 / 8), "data_wait": pytest.approx(0.25)}
+
+
+def parts(loss, row=1.0):
+    return {"loss": torch.tensor(loss), "row": torch.tensor(row), "student": torch.full((2, 2), float("nan"))}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("rank", "name"), [(0, "nonfinite.json"), (3, "rank3.nonfinite.json")])
+def test_alarm_is_one_step_late(tmp_path, value, rank, name):
+    alarm = FiniteAlarm(tmp_path, rank)
+    alarm.check()
+    alarm.watch(parts(1.0), torch.tensor([1, 2]), 0, 0)
+    alarm.watch(parts(value, 2.5), torch.tensor([3, 4, 3]), 0, 1)  # nothing yet
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RunStopped) as caught:
+        alarm.watch(parts(float("nan")), torch.tensor([5]), 0, 2)
+    assert caught.value.exit_code == 3
+    found = json.loads((tmp_path / name).read_text())
+    assert (found["epoch"], found["step"], found["indices"]) == (0, 1, [3, 4, 3])
+    assert {k: float(v) for k, v in found["parts"].items() if k == "row"} == {"row": 2.5}
+    assert repr(float(found["parts"]["loss"])) == repr(value)
+    text = str(caught.value)
+    assert "epoch 0, step 1" in text
+    assert str(tmp_path / name) in text
+    assert "\n" not in text
+
+
+def test_alarm_looks_at_the_last_step_when_asked(tmp_path):
+    alarm = FiniteAlarm(tmp_path, 0)
+    alarm.watch(parts(1.0), torch.tensor([1]), 0, 0)
+    alarm.check()
+    alarm.watch(parts(float("nan")), torch.tensor([2]), 0, 1)
+    with pytest.raises(RunStopped):
+        alarm.check()
+    assert json.loads((tmp_path / "nonfinite.json").read_text())["indices"] == [2]
+
+
+def test_duration():
+    assert [duration(s) for s in (0, 7.9, 187, 3599, 3600, 3720, 90061)] == [
+        "0m00s", "0m07s", "3m07s", "59m59s", "1h00m", "1h02m", "25h01m"]

@@ -1,0 +1,274 @@
+"""The rules of the house: who may import whom, imports without effects, and flags that are all read and explained."""
+
+import argparse
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+SKIPPED = {".venv", ".git", "tests", "runs", "datasets", "shared"}
+PACKAGES = ("data", "evals", "losses", "models", "runtime")
+ROOT_SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "cli")
+MAY_IMPORT = {
+    "runtime": {"runtime"},
+    "models": {"models", "runtime"},
+    "losses": {"losses", "runtime"},
+    "data": {"data", "runtime"},
+    "evals": {"evals", "data", "runtime"},
+}
+
+
+def python_files():
+    return sorted(path for path in ROOT.rglob("*.py") if not SKIPPED & set(path.relative_to(ROOT).parts))
+
+
+def imported(path):
+    """(top-level name, line) of every import in a file, those inside functions and TYPE_CHECKING included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} a relative import"
+            yield node.module.partition(".")[0], node.lineno
+
+
+def modules():
+    names = []
+    for path in python_files():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if len(parts) == 1 or parts[0] in PACKAGES:
+            names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return names
+
+
+def test_the_tree_is_found():
+    assert set(PACKAGES) <= {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert {"train_distill", "train_teacher", "compute_knn"} <= set(ROOT_SCRIPTS)
+    assert {"cli", "losses.coss", "runtime.search", "train_distill"} <= set(modules())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_who_may_import_whom(package):
+    ours = {*PACKAGES, "cli", *ROOT_SCRIPTS}
+    wrong = [f"{path.relative_to(ROOT)}:{line} imports {name}" for path in sorted((ROOT / package).rglob("*.py"))
+             for name, line in imported(path) if name in ours - MAY_IMPORT[package]]
+    assert not wrong
+
+
+def test_nothing_imports_a_root_script_and_only_root_scripts_import_cli():
+    wrong = []
+    for path in python_files():
+        is_script = path.parent == ROOT
+        forbidden = {*ROOT_SCRIPTS} | (set() if is_script else {"cli"})
+        wrong += [f"{path.relative_to(ROOT)}:{line} imports {name}" for name, line in imported(path)
+                  if name in forbidden]
+    assert not wrong
+
+
+def test_below_the_root_scripts_no_function_takes_a_namespace():
+    wrong = []
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef):
+                    wrong += [f"{path.relative_to(ROOT)}:{node.lineno}" for argument in
+                              [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                              if argument.arg == "args"]
+    assert not wrong
+
+
+IMPORT_ALL = """
+import importlib, os, pickle, random, sys, threading, warnings
+import numpy, torch
+from torch.utils import tensorboard  # may warn and draw as it likes: it is not ours
+import torchvision, tqdm
+def state():
+    return pickle.dumps([random.getstate(), [x.tolist() if hasattr(x, "tolist") else x for x in
+                         numpy.random.get_state()], torch.get_rng_state().tolist(), torch.get_num_threads(),
+                         torch.get_default_dtype(), torch.is_grad_enabled(), torch.initial_seed(), sorted(os.environ),
+                         os.getcwd(), torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
+                         torch.cuda.is_initialized(), torch.distributed.is_initialized(),
+                         torch.multiprocessing.get_start_method(allow_none=True), threading.active_count(),
+                         torch.get_float32_matmul_precision(), warnings.filters])
+before = state()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    assert state() == before, f"importing {name} changed the process"
+"""
+
+
+def test_importing_has_no_effect(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "COSS_DATASETS": "sets"}
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL, *modules()], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+# ---- flags
+
+# A valid minimal command line of each script and sub-command. A new script is entered here.
+MINIMAL = {
+    ("train_distill",): ["--data", "d", "--output", "o", "--distill", "t.pth"],
+    ("train_teacher",): ["--data", "d", "--output", "o"],
+    ("compute_knn", "mine"): ["--data", "d", "--output", "o", "--weights", "t.pth"],
+    ("compute_knn", "eval"): ["--data", "d", "--weights", "t.pth"],
+}
+
+
+class Captured(Exception):
+    """Carries the parser out of parse_args."""
+
+
+def parser_of(script, monkeypatch):
+    def capture(self, *_, **__):
+        raise Captured(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.Parser, "parse_args", capture)
+        with pytest.raises(Captured) as caught:
+            importlib.import_module(script).parse_args([])
+    return caught.value.args[0]
+
+
+def all_parsers(parser):
+    """The parser and those of its sub-commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from all_parsers(child)
+
+
+def parse(case, *more):
+    script, *command = case
+    return importlib.import_module(script).parse_args([*command, *MINIMAL[case], *more])
+
+
+def read_names(path):
+    """Names read as args.NAME or getattr(args, "NAME") in a file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args":
+            names.add(node.attr)
+        if (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr"
+                and isinstance(node.args[0], ast.Name) and node.args[0].id == "args"):
+            names.add(node.args[1].value)
+    return names
+
+
+def test_every_script_has_a_minimal_command_line():
+    with_flags = {name for name in ROOT_SCRIPTS if "parse_args" in (ROOT / f"{name}.py").read_text()}
+    assert with_flags == {case[0] for case in MINIMAL}
+
+
+@pytest.mark.parametrize("case", MINIMAL, ids=" ".join)
+def test_no_flag_is_read_by_nothing(case):
+    read = read_names(ROOT / f"{case[0]}.py") | read_names(ROOT / "cli.py")
+    unread = set(vars(parse(case))) - read
+    assert not unread
+
+
+@pytest.mark.parametrize("script", sorted({case[0] for case in MINIMAL}))
+def test_every_flag_is_explained(script, monkeypatch):
+    silent = [f"{parser.prog} {action.option_strings or action.dest}" for parser in
+              all_parsers(parser_of(script, monkeypatch)) for action in parser._actions
+              if not isinstance(action, argparse._SubParsersAction) and not (action.help or "").strip()]
+    assert not silent
+    for parser in all_parsers(parser_of(script, monkeypatch)):
+        text = parser.format_help()  # a stray % in a help text raises here
+        assert "(default:" not in text or "%" not in text.split("(default:")[0][-1:]
+        assert parser.prog.split()[0] in text
+
+
+@pytest.mark.parametrize("script", sorted({case[0] for case in MINIMAL}))
+def test_no_two_flags_share_a_destination(script, monkeypatch):
+    for parser in all_parsers(parser_of(script, monkeypatch)):
+        names = [action.dest for action in parser._actions if action.dest != "help"]
+        assert len(names) == len(set(names))
+
+
+ORIGINAL = {  # the original's training line: spelling -> (value given, destination, value expected)
+    "--data": ("x", "data", "x"), "--output": ("y", "output", "y"), "-a": ("resnet34", "student_arch", "resnet34"),
+    "--student_arch": ("resnet34", "student_arch", "resnet34"), "-k": ("resnet50", "teacher_arch", "resnet50"),
+    "--teacher_arch": ("resnet50", "teacher_arch", "resnet50"), "--distill": ("m.pth", "distill", "m.pth"),
+    "--loss": ("coss", "loss", "coss"), "--l_0": ("0.3", "l_0", 0.3), "--l_1": ("0.5", "l_1", 0.5),
+    "--beta": ("2", "beta", 2.0), "--s-temp": ("0.2", "s_temp", 0.2), "--t-temp": ("0.04", "t_temp", 0.04),
+    "--aug": ("swav", "aug", "swav"), "--sampler": ("cf", "sampler", "cf"), "--closek-info": ("n", "closek_info", "n"),
+    "--nearest-k": ("7", "nearest_k", 7), "--total-k": ("15", "total_k", 15), "-b": ("32", "batch_size", 32),
+    "--batch-size": ("32", "batch_size", 32), "--epochs": ("9", "epochs", 9), "--start-epoch": ("3", "start_epoch", 3),
+    "--lr": ("0.1", "lr", 0.1), "--learning-rate": ("0.1", "lr", 0.1), "--momentum": ("0.8", "momentum", 0.8),
+    "--wd": ("0", "weight_decay", 0.0), "--weight-decay": ("0.1", "weight_decay", 0.1),
+    "--subset": ("0.1", "subset", 0.1),
+    "--seed": ("3", "seed", 3), "-j": ("2", "workers", 2), "--workers": ("2", "workers", 2),
+    "-p": ("10", "print_freq", 10), "--print-freq": ("10", "print_freq", 10), "--resume": ("c.pth", "resume", "c.pth"),
+    "--local_rank": ("1", "local_rank", 1),
+}
+
+
+@pytest.mark.parametrize("flag", ORIGINAL)
+def test_the_originals_spellings_mean_the_same(flag):
+    value, name, expected = ORIGINAL[flag]
+    assert getattr(parse(("train_distill",), flag, value), name) == expected
+
+
+def test_the_originals_switches():
+    case = ("train_distill",)
+    assert parse(case, "--distributed").distributed is True
+    assert parse(case, "--cos").cos is True
+    assert parse(case, "--cos", "false").cos is False
+    assert parse(case, "--schedule", "5", "9").schedule == [5, 9]
+    assert parse(case, "--resume").resume == "force"
+
+
+def test_the_originals_spellings_of_compute_knn():
+    args = importlib.import_module("compute_knn").parse_args([
+        "eval", "--pretrained_weights", "w.pth", "--data_path", "d", "--image_size", "64", "--num_workers", "3",
+        "--checkpoint_key", "model"])
+    assert (args.weights, args.data, args.image_size, args.workers, args.checkpoint_key) == (
+        "w.pth", "d", 64, 3, "model")
+    args = importlib.import_module("compute_knn").parse_args([
+        "mine", "--pretrained_weights", "w.pth", "--data_path", "d", "--output", "o", "--far", "--k", "12"])
+    assert (args.weights, args.far, args.k, args.output) == ("w.pth", True, 12, "o")
+
+
+def test_defaults_are_the_papers():
+    args = parse(("train_distill",))
+    paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "s_temp": 0.1, "t_temp": 0.07, "l_0": 1, "l_1": 1,
+             "nearest_k": 15, "total_k": 31, "batch_size": 64, "epochs": 25, "cos": True, "loss": "coss",
+             "sampler": "cf", "aug": "moco_v2", "beta": 1, "subset": 1, "warmup_epochs": None}
+    assert {name: getattr(args, name) for name in paper} == paper
+    args = parse(("train_teacher",))
+    paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 256, "moco_dim": 128, "moco_k": 65536,
+             "moco_m": 0.999, "moco_t": 0.2, "cos": True, "aug": "moco_v2", "warmup_epochs": 0}
+    assert {name: getattr(args, name) for name in paper} == paper
+    assert parse(("compute_knn", "mine")).k == 384
+
+
+@pytest.mark.parametrize("case", MINIMAL, ids=" ".join)
+def test_image_size_exists_wherever_images_are_read(case):
+    assert parse(case, "--image-size", "48").image_size == 48
+
+
+@pytest.mark.parametrize("words", [
+    ["--batch-size", "0"], ["--batch-size", "x"], ["--lr", "0"], ["--lr", "nan"], ["--lr", "inf"], ["--lr", "-1"],
+    ["--momentum", "1.5"], ["--epochs", "0"], ["--epochs", "2.5"], ["--seed", "-1"], ["--workers", "-1"],
+    ["--nearest-k", "-1"], ["--s-temp", "0"], ["--cos", "maybe"], ["--loss", "seed2"], ["--aug", "none"],
+    ["--batch", "3"], ["--sampler", "cluster2"], ["--subset", "x"], ["--print-freq", "0"], ["--image-size", "0"],
+    ["--l_0", "nan"], ["--l_1", "inf"], ["--beta", "nan"],
+])
+def test_values_that_make_no_sense_are_refused_by_the_parser(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(("train_distill",), *words)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert words[0] in err
+    assert err.count("\n") == 1
