@@ -126,7 +126,8 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
         [(k, t) for k in (10, 20, 50) for t in args.temp] if args.temp else PAPER_ROWS)
     widest = max(k for k, _ in rows)
     if widest > len(train):
-        raise UserError(f"--k {widest} is more than the {len(train)} training images; give a smaller one")
+        raise UserError(f"--k: {widest} neighbours are asked for, but there are {len(train)} training images; give --k "
+                        f"with at most {len(train)}")
     encoder, identity = open_network(args, process)
     folder = None if args.features == "none" or args.weights == UNTRAINED else Path(
         args.features or Path(args.weights).parent / "features")
@@ -134,7 +135,8 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
     for source, label in ((train, "train features"), (test, "test features")):
         bad_images = BadImageLog(source, args.on_bad_image)
         size = encoder.backbone.spec.image_size
-        what = {**identity, "data": source.fingerprint(), "transform": eval_transform_name(size)}
+        what = {**identity, "data": source.fingerprint(), "first": str(Path(source.location(0)).absolute()),
+                "transform": eval_transform_name(size)}
         features.append(cached(folder, what, process, lambda s=source, b=bad_images, n=label: features_of(
             encoder, s, args, process, b, n)))
         if bad_images.counts and process.is_main and not args.json:

@@ -52,12 +52,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", default="coss", choices=sorted(LOSSES), help="objective; default coss")
-    group.add_argument("--l_0", type=float, default=1.0, metavar="W",
+    group.add_argument("--l_0", type=cli.number(float), default=1.0, metavar="W",
                        help="weight of the row (cosine) term; default 1, the paper's")
-    group.add_argument("--l_1", type=float, default=1.0, metavar="W",
+    group.add_argument("--l_1", type=cli.number(float), default=1.0, metavar="W",
                        help="weight of the column (space similarity) term; default 1 as in the paper's rows (the "
                             "original flag's default was 0.5)")
-    group.add_argument("--beta", type=float, default=1.0, metavar="W", help="factor of the whole loss; default 1")
+    group.add_argument("--beta", type=cli.number(float), default=1.0, metavar="W",
+                       help="factor of the whole loss; default 1")
     group.add_argument("--s-temp", type=cli.number(float, above=0), default=0.1, metavar="T",
                        help="student temperature; default 0.1, the paper's (for coss a pure scale)")
     group.add_argument("--t-temp", type=cli.number(float, above=0), default=0.07, metavar="T",
@@ -95,7 +96,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     source = open_source(args.data).subset(args.subset)
     teacher_arch = None if args.teacher_arch == "auto" else args.teacher_arch
     teacher, report = load_frozen(args.distill, teacher_arch, args.teacher_stem, args.image_size,
-                                  flag="--distill", arch_flag="--teacher_arch")
+                                  flag="--distill", arch_flag="--teacher_arch", stem_flag="--teacher-stem")
     teacher_spec = teacher.backbone.spec
     sampler, notes = build_sampler(args, process, source, report.sha256)
     transform = training_transform(args.aug, teacher_spec.image_size)

@@ -18,7 +18,7 @@ EVALUATION_FOLDERS = ("val", "test", "valid", "validation")  # looked for in thi
 SPEC_HELP = "an image folder, a .txt file of image paths, or one of demo, digits, cifar10, cifar100, stl10"
 
 
-def open_source(spec: str, split: str = "train", labelled: bool = False) -> ImageSource:
+def open_source(spec: str, split: str = "train", labelled: bool = False, flag: str = "--data") -> ImageSource:
     """The images that --data names.
 
     spec is (a) a folder with one sub-folder a class, ordered as torchvision's ImageFolder orders it, or one
@@ -29,15 +29,18 @@ def open_source(spec: str, split: str = "train", labelled: bool = False) -> Imag
     called: write ./digits.
 
     split is 'train' or 'test'; labelled=True asks for labels (of stl10's training images the small labelled
-    part). Raises UserError, beginning with --data, for anything that is not there, is empty, or lacks the
-    labels asked for.
+    part). Raises UserError, beginning with `flag`, for anything that is not there, is empty, or lacks the
+    labels asked for; `flag` is the one that gave `spec`.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is 'train' or 'test', not {split!r}")
-    source = _find_source(spec, split, labelled)
+    try:
+        source = _find_source(spec, split, labelled)
+    except UserError as error:
+        raise UserError(str(error).replace("--data", flag, 1)) from None
     if labelled and source.labels is None:
         raise UserError(
-            f"--data {spec} has images without labels ({source.title}), and labels are needed here; "
+            f"{flag} {spec} has images without labels ({source.title}), and labels are needed here; "
             "give a folder with one sub-folder a class"
         )
     return source

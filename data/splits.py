@@ -15,7 +15,7 @@ def open_labelled(root: str, flag: str = "--data") -> tuple[ImageSource, ImageSo
     The test labels are numbered by the training classes' names, since an evaluation folder may lack a class.
     Raises :class:`UserError` if a split is missing, has no labels, or has a class that is not trained on.
     """
-    train, test = open_source(root, "train", labelled=True), open_source(root, "test", labelled=True)
+    train, test = (open_source(root, split, labelled=True, flag=flag) for split in ("train", "test"))
     if train.fingerprint() == test.fingerprint() and train.title == test.title:
         raise UserError(
             f"{flag} {root} holds no train/ and val/ (or test/) folders to compare; give the folder above them"

@@ -104,7 +104,7 @@ def _remove_head(model: nn.Module) -> tuple[str, int]:
         raise UserError(f"--arch {type(model).__name__}: no linear classifier was found in its last part '{name}'")
     kept = [layer for layer in layers[:cut] if not isinstance(layer, nn.Dropout)]
     if isinstance(layers[cut], nn.Conv2d):
-        kept.append(nn.AdaptiveAvgPool2d(1))
+        kept += [nn.AdaptiveAvgPool2d(1), nn.Flatten(1)]
         width = layers[cut].in_channels
     else:
         width = layers[cut].in_features

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.backbones import arch_names
+from models.backbones import STEMS, arch_names
 from runtime.errors import UserError
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these in front
@@ -106,7 +106,8 @@ class Checkpoint:
         if report.missing or report.unexpected or shapes:
             raise UserError(self._mismatch(report, shapes))
         report.matched = len(found)
-        backbone.load_state_dict({**wanted, **{k: v.to(wanted[k].dtype) for k, v in found.items()}})
+        wanted.update((k, v.to(wanted[k].dtype)) for k, v in found.items())  # keeps its metadata, which MNASNet reads
+        backbone.load_state_dict(wanted)
         return report
 
     def _mismatch(self, report: Report, shapes: list[str]) -> str:
@@ -126,9 +127,11 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     tensors = _find_tensors(raw, path, key, flag)
     tensors = {_strip_wrappers(name): value for name, value in tensors.items()}
     layout = _find_layout(tensors, path, flag)
-    arch = meta.get("arch") if isinstance(meta.get("arch"), str) else None
-    return Checkpoint(path, file_sha256(path), tensors, layout, arch if arch in arch_names() else None,
-                      meta.get("stem"), meta.get("image_size"), meta.get("epoch"))
+    arch, stem, size, epoch = (meta.get(name) for name in ("arch", "stem", "image_size", "epoch"))
+    return Checkpoint(path, file_sha256(path), tensors, layout,
+                      arch if isinstance(arch, str) and arch in arch_names() else None,
+                      stem if isinstance(stem, str) and stem in STEMS else None,
+                      size if isinstance(size, int) else None, epoch if isinstance(epoch, int) else None)
 
 
 def file_sha256(path: str | Path) -> str:
@@ -154,7 +157,7 @@ def _read_file(path: Path, flag: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error)
-        if "GLOBAL" in text or "Unsupported" in text:
+        if any(word in text for word in ("GLOBAL", "Unsupported global", "Unsupported class")):
             reason = next((line.strip() for line in text.splitlines() if "GLOBAL" in line), text.splitlines()[0])
             raise UserError(f"{flag} {path} holds Python objects beside its tensors and was not opened, since that "
                             f"can run code ({reason}); save its weights alone with torch.save and give that") from None
@@ -171,7 +174,8 @@ def _find_tensors(raw: Any, path: Path, key: str | None, flag: str) -> dict[str,
         if key in raw and isinstance(raw[key], dict):
             raw = raw[key]
         elif not _tensors_of(raw):  # the original takes a file without the container for a bare state dict
-            raise UserError(f"--checkpoint-key {key} is not in {path}; it holds {_few(list(map(str, raw)))}")
+            entries = [str(k) for k, v in raw.items() if isinstance(v, dict)] or [str(k) for k in raw]
+            raise UserError(f"--checkpoint-key {key} is not in {path}; it holds {_few(entries, 8)}")
     else:
         raw = next((raw[k] for k in CONTAINERS if isinstance(raw.get(k), dict)), raw)
     tensors = _tensors_of(raw)

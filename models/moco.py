@@ -69,7 +69,8 @@ class MoCo(nn.Module):
         world = len(everything) // len(images)
         rank = torch.distributed.get_rank() if distributed() else 0
         mine = order.view(world, -1)[rank]
-        parts = everything[mine].chunk(max(1, self.bn_parts // world))
+        # A part of one image has no batch statistics.
+        parts = everything[mine].tensor_split(max(1, min(self.bn_parts // world, len(mine) // 2)))
         keys = torch.cat([F.normalize(self.encoder_k(self.normalise(part)).float(), dim=1) for part in parts])
         back = torch.argsort(order).view(world, -1)[rank]
         return all_gather(keys)[back]
@@ -90,8 +91,9 @@ class MoCo(nn.Module):
         """A copy of the query encoder without its head, as an encoder of uint8 images."""
         with torch.random.fork_rng(devices=[]):  # looking at the network must not change the training
             trunk = build_backbone(**self.spec.record())
-        state = self.encoder_q.state_dict()
-        trunk.load_state_dict({name: state[name] for name in trunk.state_dict()})
+        wanted, have = trunk.state_dict(), self.encoder_q.state_dict()
+        wanted.update((name, have[name]) for name in wanted)
+        trunk.load_state_dict(wanted)
         return Encoder(trunk).to(self.queue.device)
 
     def record(self) -> dict[str, Any]:

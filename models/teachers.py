@@ -59,7 +59,7 @@ class FrozenEncoder(Encoder):
 
 def load_frozen(weights: str | Path, arch: str | None = None, stem: str | None = None,
                 image_size: int | None = None, *, key: str | None = None, flag: str = "--weights",
-                arch_flag: str = "--arch") -> tuple[FrozenEncoder, Report]:
+                arch_flag: str = "--arch", stem_flag: str = "--stem") -> tuple[FrozenEncoder, Report]:
     """A checkpoint of any known layout as a frozen encoder, and the report of the match.
 
     What is None is taken from the file's own record; stem and image size are else ``imagenet`` and 224, as in
@@ -70,6 +70,9 @@ def load_frozen(weights: str | Path, arch: str | None = None, stem: str | None =
     if arch is None:
         raise UserError(f"{flag} {weights} does not say its architecture; add {arch_flag}, for example "
                         f"{arch_flag} resnet50")
+    if stem and checkpoint.stem and stem != checkpoint.stem:  # the shapes alone would not tell for every architecture
+        raise UserError(f"{stem_flag} {stem} contradicts {weights}, which was trained with the {checkpoint.stem} stem; "
+                        "leave the flag out")
     backbone = build_backbone(arch, stem or checkpoint.stem or "imagenet",
                               image_size or checkpoint.image_size or 224, arch_flag)
     report = checkpoint.load_into(backbone)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from runtime.device import Process, all_gather, barrier
+from runtime.device import Process, agree, all_gather, barrier
 from runtime.errors import UserError
 from runtime.state import save_json, write_atomic
 
@@ -35,11 +35,16 @@ def extract(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], co
     parts: list[Tensor] = []
     with torch.inference_mode(), tqdm(total=len(mine), desc=label, unit="img", leave=False,
                                       disable=None if process.is_main else True) as bar:
-        for batch in loader_of(mine):
-            check(batch)
-            images = batch[0][0].to(process.device, non_blocking=True)
-            parts.append(encoder(images).float().cpu())
-            bar.update(len(images))
+        problem = None
+        try:
+            for batch in loader_of(mine):
+                check(batch)
+                images = batch[0][0].to(process.device, non_blocking=True)
+                parts.append(encoder(images).float().cpu())
+                bar.update(len(images))
+        except UserError as error:
+            problem = str(error)
+    agree(problem)  # a broken image on one rank ends them all, before the others wait for it
     encoder.train(was_training)
     features = _gather(parts, share, count, process)
     broken = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten()

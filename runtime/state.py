@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -24,19 +25,20 @@ VOLATILE = {"data", "output", "resume", "workers", "print_freq", "device", "knn_
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> Path:
     """Write through a temporary file in the same folder, fsync, and rename: a reader sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path} could not be written ({error.strerror or error}); free some room or choose another "
-                        "--output") from None
+        raise UserError(f"{path} could not be written ({error.strerror or error}); make room or choose another folder"
+                        ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -64,7 +66,7 @@ def random_state() -> list[dict[str, Any]]:
     """Every rank's random state (Python, NumPy, torch, its card), in rank order, as tensors and plain values."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
-        "python": list(random.getstate()[1]), "torch": torch.get_rng_state(),
+        "python": [list(random.getstate()[1]), random.getstate()[2]], "torch": torch.get_rng_state(),
         "numpy": {"keys": torch.from_numpy(keys.astype(np.int64)), "rest": [position, has_gauss, gauss]}}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -76,7 +78,8 @@ def set_random_state(states: list[dict[str, Any]], rank: int, world_size: int) -
     if len(states) != world_size:
         return False
     state = states[rank]
-    random.setstate((3, tuple(state["python"]), None))
+    words, gauss = state["python"]
+    random.setstate((3, tuple(words), gauss))
     torch.set_rng_state(state["torch"])
     np.random.set_state(("MT19937", state["numpy"]["keys"].numpy().astype(np.uint32), *state["numpy"]["rest"]))
     if "cuda" in state and torch.cuda.is_available():
@@ -109,7 +112,10 @@ def find_resume(output: Path, resume: str, config: Mapping[str, Any], volatile: 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
         raise UserError(f"{path} is not readable JSON, so --output may hold a different run; "
-                        "choose another folder or remove it") from None
+                        "choose another folder or remove it")
+    return config
