@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="temperatures of the vote exp(cosine / T); default 0.07 where --k is given")
     group.add_argument("--features", metavar="DIR", default=None,
                        help="folder in which features are kept and found again; default: features/ beside the "
-                            "weights; 'none' keeps nothing")
+                            "weights (nothing for untrained ones); 'none' keeps nothing")
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     cli.add_device_flags(evaluate)
     return parser.parse_args(argv)
@@ -129,8 +129,9 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
         raise UserError(f"--k: {widest} neighbours are asked for, but there are {len(train)} training images; give --k "
                         f"with at most {len(train)}")
     encoder, identity = open_network(args, process)
-    folder = None if args.features == "none" or args.weights == UNTRAINED else Path(
-        args.features or Path(args.weights).parent / "features")
+    folder = Path(args.features or Path(args.weights).parent / "features")
+    if args.features == "none" or (args.weights == UNTRAINED and not args.features):
+        folder = None
     features = []
     for source, label in ((train, "train features"), (test, "test features")):
         bad_images = BadImageLog(source, args.on_bad_image)

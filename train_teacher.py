@@ -55,6 +55,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="parts over all processes into which the shuffled key batch is cut for batch norm, so "
                             "that its statistics do not betray the positive; default 8, as on MoCo's 8 GPUs")
 
+    group.add_argument("--head-bn", action="store_true",
+                       help="batch norm behind both layers of the head, as in SimCLR v2 and MoCo v3; MoCo v2 has none "
+                            "(default), but small networks and short trainings on small sets hardly start without")
+
     group = parser.add_argument_group("optimisation")
     cli.add_schedule_flags(group, lr=0.03, epochs=200, source="MoCo v2's")
     parser.set_defaults(warmup_epochs=0)
@@ -75,7 +79,8 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     bad_images = BadImageLog(source, args.on_bad_image)
 
     backbone = build_backbone(args.arch, args.stem or "imagenet", image_size)
-    moco = MoCo(backbone, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.bn_parts).to(process.device)
+    moco = MoCo(backbone, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.bn_parts,
+                args.head_bn).to(process.device)
     optimizer = torch.optim.SGD([p for p in moco.parameters() if p.requires_grad], args.lr, args.momentum,
                                 weight_decay=args.weight_decay)
     updater = Updater(optimizer, process.device, precision(args.amp, process.device))

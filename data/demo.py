@@ -1,14 +1,13 @@
 """A small rendered image set whose classes are surface patterns.
 
-The class is the pattern (checks, bricks, rings, ...).  Colour, brightness, place, size, turn, lighting and
+The class is the pattern (checks, bricks, rings, ...). Colour, brightness, place, size, turn, lighting and
 noise are drawn anew for each image and say nothing about the class, so that the features of an untrained
 network group the images by colour and brightness, while a network trained to recognise augmented views of
-the same image groups them by pattern.  Pure numpy + PIL; the same arguments give the same files.
+the same image groups them by pattern. Pure numpy + PIL; the same arguments give the same files.
 """
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -129,7 +128,7 @@ def write_demo(root: Path, train_per_class: int = 300, test_per_class: int = 90,
                size: int = 64) -> Path:
     """Write root/{train,test}/<class>/0000.jpg, ... and root/demo.json, and return root.
 
-    A root whose demo.json already says the same is left alone.  The files appear all at once: they are
+    A root whose demo.json already says the same is left alone. The files appear all at once: they are
     written to a sibling folder that is then renamed.
     """
     root = Path(root)
@@ -152,7 +151,7 @@ def write_demo(root: Path, train_per_class: int = 300, test_per_class: int = 90,
         (part / "demo.json").write_text(json.dumps(about, indent=1) + "\n")
         if root.exists():
             shutil.rmtree(root)
-        os.replace(part, root)
+        part.replace(root)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return root

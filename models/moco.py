@@ -24,15 +24,18 @@ class MoCo(nn.Module):
     ``bn_parts`` is into how many parts over all processes the shuffled key batch is cut for the momentum
     encoder's batch norm. The query's and the key's statistics must not come from the same images, or the
     network recognises its positive by them; MoCo has 8 GPUs, one process cuts its batch instead.
+
+    ``head_bn`` puts batch norm behind both linear layers of the head, as SimCLR v2 and MoCo v3 do and MoCo v2 does
+    not. A fresh network maps all images to nearly one direction, which drifts; until it has learnt otherwise the
+    loss is lowered by telling new keys from old ones, not images. On small networks that takes longer than a short
+    training lasts; centring the features ends it at once.
     """
 
     def __init__(self, backbone: nn.Module, dim: int = 128, queue_size: int = 65536, momentum: float = 0.999,
-                 temperature: float = 0.2, bn_parts: int = 8) -> None:
+                 temperature: float = 0.2, bn_parts: int = 8, head_bn: bool = False) -> None:
         super().__init__()
-        width = backbone.spec.feature_dim
-        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim))
         self.spec = backbone.spec
-        self.encoder_q = attach_head(backbone, head)
+        self.encoder_q = attach_head(backbone, mlp_head(self.spec.feature_dim, dim, head_bn))
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.normalise = Normalise()
         self.momentum, self.temperature, self.bn_parts = momentum, temperature, bn_parts
@@ -99,3 +102,10 @@ class MoCo(nn.Module):
     def record(self) -> dict[str, Any]:
         """What the encoder is, for its checkpoint."""
         return self.spec.record()
+
+
+def mlp_head(width: int, dim: int, batch_norm: bool) -> nn.Sequential:
+    """Linear(width, width), ReLU, Linear(width, dim): MoCo v2's; with ``batch_norm`` one behind each linear layer."""
+    layers = [nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Linear(width, dim),
+              nn.BatchNorm1d(dim, affine=False)]
+    return nn.Sequential(*(x for x in layers if batch_norm or not isinstance(x, nn.BatchNorm1d)))

@@ -27,7 +27,9 @@ class Normalise(nn.Module):
         self.register_buffer("factor", 1 / (255 * torch.tensor(std)).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.to(self.shift.dtype).sub_(self.shift).mul_(self.factor)
+        # Channels last: plain convolutions run up to twice as fast so, on cards (half precision) and on CPUs.
+        images = images.to(self.shift.dtype, memory_format=torch.channels_last)
+        return images.sub_(self.shift).mul_(self.factor)
 
 
 class Encoder(nn.Module):
