@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from models.backbones import STEMS
+from runtime.errors import UserError
 
 Group = argparse._ArgumentGroup
 
@@ -20,7 +21,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; {self.prog} --help lists every flag\n")
+        first = os.environ.get("LOCAL_RANK", "0") == "0"  # one sentence a machine, not one a process
+        self.exit(2, f"error: {message}; {self.prog} --help lists every flag\n" if first else "")
 
 
 def number(kind: type, least: float = -math.inf, most: float = math.inf, *, above: float | None = None,
@@ -62,7 +64,8 @@ def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str, requ
 
 
 DATA_HELP = ("images: an ImageFolder tree, a folder of images with or without sub-folders, a .txt file of paths, or a "
-             "name (demo, digits, cifar10, cifar100, stl10); no label is used")
+             "name (demo, digits, cifar10, cifar100, stl10; kept in $COSS_DATASETS, else ./datasets). Of a folder that "
+             "holds train/ and val/ or test/, train/ is taken; paths in a .txt are relative to it. No label is used")
 
 
 def add_image_flags(group: Group) -> None:
@@ -71,7 +74,8 @@ def add_image_flags(group: Group) -> None:
                        help="side of the square that the networks see, in pixels; default: what the checkpoint "
                             "records, else 224 as in the paper")
     group.add_argument("-j", "--workers", "--num_workers", type=number(int, 0), default=default_workers(), metavar="N",
-                       help="processes a rank that open and augment images; default: the machine's cores, at most 8")
+                       help="processes a rank that open and augment images; default: the machine's cores shared among "
+                            "its ranks, at most 8")
     group.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
                        help="a file that is no image stops the run (error, default) or is replaced by another and "
                             "counted (skip)")
@@ -89,21 +93,23 @@ def add_device_flags(parser: argparse.ArgumentParser) -> Group:
     return group
 
 
-def add_schedule_flags(group: Group, *, lr: float, epochs: int, source: str) -> None:
-    """SGD and its schedule; ``source`` says where the defaults come from."""
+def add_schedule_flags(group: Group, *, lr: float, epochs: int, source: str, warmup: int | None = None) -> None:
+    """SGD and its schedule; ``source`` says where the defaults come from, ``warmup=None`` is the original's."""
+    usual = f"{warmup}" if warmup is not None else (
+        "as the original, whose warm-up of 5 epochs never climbs: it holds the base rate, then drops on to the cosine")
     group.add_argument("--epochs", type=number(int, 1), default=epochs, metavar="N",
                        help=f"passes over the images (over the anchors, with neighbours); default {epochs}, {source}")
     group.add_argument("--start-epoch", type=number(int, 0), default=None, metavar="N",
-                       help="count epochs from here; default: where the checkpoint stopped, else 0")
+                       help="count epochs from here in a fresh start or after an explicit --resume; default: where the "
+                            "checkpoint stopped, else 0")
     group.add_argument("--lr", "--learning-rate", type=number(float, above=0), default=lr, metavar="LR",
                        help=f"base learning rate, not scaled by anything; default {lr:g}, {source}")
     group.add_argument("--momentum", type=number(float, 0, 1), default=0.9, help=f"SGD momentum; default 0.9, {source}")
     group.add_argument("--wd", "--weight-decay", dest="weight_decay", type=number(float, 0), default=1e-4, metavar="W",
                        help=f"weight decay; default 1e-4, {source}")
-    group.add_argument("--warmup-epochs", type=number(int, 0), default=None, metavar="N",
+    group.add_argument("--warmup-epochs", type=number(int, 0), default=warmup, metavar="N",
                        help="climb linearly from 0 to the base rate over the steps of N epochs, 0 for none; default: "
-                            "as the original, whose warm-up of 5 epochs never climbs: it holds the base rate, then "
-                            "drops on to the cosine")
+                            + usual)
     group.add_argument("--cos", type=boolean, nargs="?", const=True, default=True, metavar="BOOL",
                        help="cosine schedule over the epochs, one rate an epoch; default true, as in the paper; "
                             "--cos false takes --schedule")
@@ -134,7 +140,7 @@ def add_knn_flags(group: Group) -> None:
                             "default 0, never")
     group.add_argument("--knn-data", default=None, metavar="ROOT",
                        help="labelled images for it, a folder with train/ and val/ or test/, or a name; "
-                            "default: the folder above --data")
+                            "default: --data or the folder above it, whichever holds them")
 
 
 def stem_flag(group: Group, *names: str, whose: str, default: str) -> None:
@@ -142,6 +148,13 @@ def stem_flag(group: Group, *names: str, whose: str, default: str) -> None:
     group.add_argument(*names, choices=STEMS, default=None,
                        help=f"stem of {whose}: imagenet (stride 2 and max-pool, as torchvision builds it) or cifar "
                             f"(3x3, stride 1, no max-pool, for images of about 32 pixels); default: {default}")
+
+
+def check_epochs(args: argparse.Namespace) -> None:
+    """--start-epoch must leave something to do."""
+    if args.start_epoch is not None and args.start_epoch >= args.epochs:
+        raise UserError(f"--start-epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}; "
+                        "epochs count from 0")
 
 
 def ignored_flags_note(args: argparse.Namespace) -> str | None:
@@ -152,6 +165,6 @@ def ignored_flags_note(args: argparse.Namespace) -> str | None:
 
 
 def default_workers() -> int:
-    """The cores that this process may use, at most 8."""
+    """This process's share of the cores of the machine, at least 1 and at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

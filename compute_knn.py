@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "weights (nothing for untrained ones); 'none' keeps nothing")
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     cli.add_device_flags(evaluate)
-    return parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def _add_network_flags(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +98,7 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
         raise UserError(f"--k {args.k} neighbours cannot be had among {len(source)} images; give at most "
                         f"{len(source) - 1}")
     encoder, identity = open_network(args, process)
+    make_folder(Path(args.output), "--output")
     bad_images = BadImageLog(source, args.on_bad_image)
     features = features_of(encoder, source, args, process, bad_images, "features")
     features = unit_rows(features, source)
@@ -129,15 +134,13 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
         raise UserError(f"--k: {widest} neighbours are asked for, but there are {len(train)} training images; give --k "
                         f"with at most {len(train)}")
     encoder, identity = open_network(args, process)
-    folder = Path(args.features or Path(args.weights).parent / "features")
-    if args.features == "none" or (args.weights == UNTRAINED and not args.features):
-        folder = None
+    folder = features_folder(args)
     features = []
     for source, label in ((train, "train features"), (test, "test features")):
         bad_images = BadImageLog(source, args.on_bad_image)
         size = encoder.backbone.spec.image_size
         what = {**identity, "data": source.fingerprint(), "first": str(Path(source.location(0)).absolute()),
-                "transform": eval_transform_name(size)}
+                "bad_images": args.on_bad_image, "transform": eval_transform_name(size)}
         features.append(cached(folder, what, process, lambda s=source, b=bad_images, n=label: features_of(
             encoder, s, args, process, b, n)))
         if bad_images.counts and process.is_main and not args.json:
@@ -157,6 +160,30 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
           f"{len(test):,} test images, {len(train.classes)} classes")
     for row in scores:
         print(f"k={row['k']:<4d} T={row['T']:<5g} top-1 {row['top1']:6.2f} %   top-5 {row['top5']:6.2f} %")
+
+
+def features_folder(args: argparse.Namespace) -> Path | None:
+    """Where features are kept; None for nowhere, which is also what an unwritable default place comes to."""
+    if args.features == "none" or (args.weights == UNTRAINED and not args.features):
+        return None
+    folder = Path(args.features or Path(args.weights).parent / "features")
+    try:
+        make_folder(folder, "--features")
+    except UserError:
+        if args.features:
+            raise
+        return None
+    return folder
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make ``folder`` before the work that is to be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} {folder} cannot be made ({error.strerror}); choose another folder") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{flag} {folder} cannot be written; choose another folder")
 
 
 def open_network(args: argparse.Namespace, process: Process) -> tuple[FrozenEncoder, dict[str, Any]]:

@@ -25,7 +25,7 @@ from data.samplers import NeighbourSampler, RandomSampler
 from data.sources import ImageSource
 from evals.monitor import KnnMonitor
 from losses import LOSSES, build_loss
-from models.backbones import build_backbone, check_arch
+from models.backbones import build_backbone, check_arch, check_batch
 from models.distiller import Distiller, agreement
 from models.teachers import Encoder, load_frozen
 from runtime.device import Process, seed_everything, start_process, wrap
@@ -91,8 +91,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def distil(args: argparse.Namespace, process: Process) -> None:
     """Data, models, loss, optimizer, resume, loop."""
+    check_flags(args)
     seed_everything(args.seed)
-    check_arch(args.student_arch, "--student_arch")
     source = open_source(args.data).subset(args.subset)
     teacher_arch = None if args.teacher_arch == "auto" else args.teacher_arch
     teacher, report = load_frozen(args.distill, teacher_arch, args.teacher_stem, args.image_size,
@@ -108,13 +108,16 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     loss = build_loss(args.loss, l_0=args.l_0, l_1=args.l_1, s_temp=args.s_temp, t_temp=args.t_temp)
     student = Distiller(backbone, teacher_spec.feature_dim, loss, args.beta).to(process.device)
     teacher = teacher.to(process.device)
+    check_batch(student, sampler.images_per_step)
     optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
     updater = Updater(optimizer, process.device, precision(args.amp, process.device))
     knn = (KnnMonitor.open(args.data, args.knn_data, teacher_spec.image_size, args.workers, process)
            if args.knn_every else None)
 
-    config = {**vars(args), "image_size": teacher_spec.image_size, "data_fingerprint": source.fingerprint(),
-              "teacher_sha256": report.sha256, "processes": process.world_size}
+    config = {**vars(args), "stem": backbone.spec.stem, "teacher_arch": teacher_spec.arch,
+              "teacher_stem": teacher_spec.stem, "image_size": teacher_spec.image_size, "teacher": report.record(),
+              "teacher_sha256": report.sha256, "data_fingerprint": source.fingerprint(),
+              "processes": process.world_size}
     record = {**student.record(), "config": config, "teacher": report.record()}
     modules = {"state_dict": student, "updater": updater}
     run = Run.open(args.output, args.resume, config, record, VOLATILE | {"distill", "closek_info"}, process,
@@ -148,18 +151,26 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     run.finish(bad_images.summary() if bad_images.counts else "")
 
 
-def build_sampler(args: argparse.Namespace, process: Process, source: ImageSource, teacher_sha256: str,
-                  ) -> tuple[RandomSampler, list[str]]:
-    """The sampler that --sampler names, and what is to be said about its neighbour file."""
-    where = {"batch_size": args.batch_size, "rank": process.rank, "world_size": process.world_size, "seed": args.seed}
+def check_flags(args: argparse.Namespace) -> None:
+    """What can be said of the command line alone, before anything is read."""
+    cli.check_epochs(args)
+    check_arch(args.student_arch, "--student_arch")
     if args.sampler == "random":
-        return RandomSampler(len(source), **where), []
+        return
     if not args.closek_info:
         raise UserError("--sampler cf needs --closek-info FILE, the neighbours of --data in the teacher's space; make "
                         "it with compute_knn.py mine, or take --sampler random")
     if args.nearest_k > args.total_k:
         raise UserError(f"--nearest-k {args.nearest_k} is more than --total-k {args.total_k}, out of which it is "
                         "drawn; lower the first or raise the second")
+
+
+def build_sampler(args: argparse.Namespace, process: Process, source: ImageSource, teacher_sha256: str,
+                  ) -> tuple[RandomSampler, list[str]]:
+    """The sampler that --sampler names, and what is to be said about its neighbour file."""
+    where = {"batch_size": args.batch_size, "rank": process.rank, "world_size": process.world_size, "seed": args.seed}
+    if args.sampler == "random":
+        return RandomSampler(len(source), **where), []
     neighbours, notes = load_neighbours(args.closek_info, source.fingerprint(), len(source), args.total_k,
                                         teacher_sha256)
     return NeighbourSampler(neighbours, nearest_k=args.nearest_k, total_k=args.total_k, **where), notes

@@ -21,10 +21,10 @@ from data.datasets import open_source
 from data.loader import BadImageLog, Batch, build_loader
 from data.samplers import RandomSampler
 from evals.monitor import KnnMonitor
-from models.backbones import build_backbone
+from models.backbones import build_backbone, check_batch
 from models.moco import MoCo
 from runtime.device import Process, seed_everything, start_process, wrap
-from runtime.errors import run_script
+from runtime.errors import UserError, run_script
 from runtime.loop import Run, Trainer
 from runtime.optim import Updater, learning_rate, precision
 from runtime.state import VOLATILE
@@ -60,8 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "(default), but small networks and short trainings on small sets hardly start without")
 
     group = parser.add_argument_group("optimisation")
-    cli.add_schedule_flags(group, lr=0.03, epochs=200, source="MoCo v2's")
-    parser.set_defaults(warmup_epochs=0)
+    cli.add_schedule_flags(group, lr=0.03, epochs=200, source="MoCo v2's", warmup=0)
     group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last epoch")
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
@@ -70,6 +69,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def pretrain(args: argparse.Namespace, process: Process) -> None:
     """Data, model, optimizer, resume, loop."""
+    cli.check_epochs(args)
+    if args.moco_k < args.batch_size:
+        raise UserError(f"--moco-k {args.moco_k} is less than --batch-size {args.batch_size}, so one step would "
+                        "overrun the queue; give a longer queue")
     seed_everything(args.seed)
     image_size = args.image_size or 224
     source = open_source(args.data).subset(args.subset)
@@ -81,6 +84,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     backbone = build_backbone(args.arch, args.stem or "imagenet", image_size)
     moco = MoCo(backbone, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.bn_parts,
                 args.head_bn).to(process.device)
+    check_batch(moco, sampler.images_per_step)
     optimizer = torch.optim.SGD([p for p in moco.parameters() if p.requires_grad], args.lr, args.momentum,
                                 weight_decay=args.weight_decay)
     updater = Updater(optimizer, process.device, precision(args.amp, process.device))

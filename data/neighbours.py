@@ -27,6 +27,7 @@ def save_neighbours(folder: Path, name: str, ids: np.ndarray, info: dict) -> Pat
     folder = Path(folder)
     path = folder / f"{name}.npy"
     twin = path.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
     twin.unlink(missing_ok=True)  # so that a crash between the two never leaves new numbers with an old twin
     write_atomic(path, lambda file: np.save(file, ids.astype(np.int64, copy=False)))
     save_json({**info, "images": ids.shape[0], "k": ids.shape[1]}, twin)

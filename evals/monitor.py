@@ -12,7 +12,7 @@ from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.knn import knn_accuracy
-from runtime.device import Process
+from runtime.device import Process, broadcast
 from runtime.errors import UserError
 from runtime.features import extract
 
@@ -46,6 +46,8 @@ class KnnMonitor:
 
     def score(self, encoder: nn.Module) -> float:
         """Top-1 in percent, the same on every rank (a collective)."""
+        for buffer in encoder.buffers():  # running statistics are each rank's own; what is saved is the first's
+            broadcast(buffer)
         features = [self._features(encoder, source) for source in (self.train, self.test)]
         labels = [torch.from_numpy(source.labels) for source in (self.train, self.test)]
         row, = knn_accuracy(features[0], labels[0], features[1], labels[1], self.num_classes, [(K, TEMPERATURE)],

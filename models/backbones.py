@@ -7,6 +7,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 
@@ -64,7 +65,30 @@ def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, fla
     elif stem != "imagenet":
         raise UserError(f"--stem {stem} is unknown; choose from {', '.join(STEMS)}")
     model.spec = Spec(arch, stem, image_size, width, head_name)
+    _try_out(model, flag)
     return model
+
+
+@torch.no_grad()
+def _try_out(model: nn.Module, flag: str) -> None:
+    """One image through the trunk: it must give features of the width found, or the image is too small for it."""
+    spec = model.spec
+    try:
+        shape = model.eval()(torch.zeros(1, 3, spec.image_size, spec.image_size)).shape
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"{flag} {spec.arch} does not work at --image-size {spec.image_size} "
+                        f"({' '.join(str(error).split())[:120]}); give larger images or another architecture") from None
+    if shape != (1, spec.feature_dim):
+        raise UserError(f"{flag} {spec.arch} gives features of shape {list(shape)} where [1, {spec.feature_dim}] was "
+                        "expected; this architecture is not supported")
+    model.train()
+
+
+def check_batch(module: nn.Module, images: int, flag: str = "--batch-size") -> None:
+    """Refuse a single image a process for a network with batch norm, which has no statistics of one."""
+    if images < 2 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+        raise UserError(f"{flag} leaves one image a step for a process, and the network has batch norm; "
+                        "give at least 2")
 
 
 def attach_head(backbone: nn.Module, head: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,11 @@ def _read_file(path: Path, flag: str) -> Any:
         raise UserError(f"{flag} {path} is not a file; give the path of a checkpoint")
     if path.stat().st_size == 0:
         raise UserError(f"{flag} {path} is empty; download or copy it again")
-    with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be read ({error.strerror}); make it readable") from None
     if start.startswith((b"<", b"version https://git-lfs")):
         what = "a Git LFS pointer" if start.startswith(b"version") else "a web page"
         raise UserError(f"{flag} {path} is {what}, not a checkpoint; download the file itself")
@@ -158,9 +162,10 @@ def _read_file(path: Path, flag: str) -> Any:
     except pickle.UnpicklingError as error:
         text = str(error)
         if any(word in text for word in ("GLOBAL", "Unsupported global", "Unsupported class")):
-            reason = next((line.strip() for line in text.splitlines() if "GLOBAL" in line), text.splitlines()[0])
-            raise UserError(f"{flag} {path} holds Python objects beside its tensors and was not opened, since that "
-                            f"can run code ({reason}); save its weights alone with torch.save and give that") from None
+            found = re.search(r"(?:GLOBAL|global|class) ([\w.]+\.\w+)", text)
+            what = f" ({found[1]})" if found else ""
+            raise UserError(f"{flag} {path} holds Python objects{what} beside its tensors and was not opened, since "
+                            f"that can run code; save its weights alone with torch.save and give that") from None
         raise UserError(f"{flag} {path} is not a PyTorch checkpoint or is damaged; download or copy it again") from None
     except (RuntimeError, EOFError, ValueError, OSError, KeyError, TypeError):
         raise UserError(f"{flag} {path} is not a PyTorch checkpoint or is cut short; "

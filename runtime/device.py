@@ -58,6 +58,10 @@ def _pick_device(name: str, local_rank: int) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device {name} is not a device; give auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:N")
+    if device.index is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"--device {name} gives every process the same device; give --device {device.type}")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index

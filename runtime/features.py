@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from runtime.device import Process, agree, all_gather, barrier
+from runtime.device import Process, agree, all_gather, barrier, gather_objects
 from runtime.errors import UserError
 from runtime.state import save_json, write_atomic
 
@@ -61,7 +61,8 @@ def cached(folder: Path | None, identity: Mapping[str, Any], process: Process,
         return compute()
     text = json.dumps(dict(identity), sort_keys=True)
     path = folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
-    if path.exists() and path.with_suffix(".json").exists():
+    # Every rank must take the same way, also where the folder is not shared between machines.
+    if all(gather_objects(path.exists() and path.with_suffix(".json").exists())):
         return torch.from_numpy(np.load(path, allow_pickle=False))
     features = compute()
     if process.is_main:

@@ -34,7 +34,7 @@ class RunLog:
         self._drop_after(folder / METRICS, first_step)
         self.metrics = (folder / METRICS).open("a")
         self.text = (folder / LOG).open("a" if first_step else "w")
-        self.board = SummaryWriter(str(folder), purge_step=first_step)
+        self.board = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def say(self, text: str) -> None:
         """A line on the screen and in log.txt."""

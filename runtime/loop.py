@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.device import Process, seed_everything
-from runtime.errors import UserError
+from runtime.errors import RunStopped, UserError
 from runtime.log import Averages, FiniteAlarm, Meter, RunLog, duration
 from runtime.optim import Updater
 from runtime.state import CHECKPOINT, find_resume, load_checkpoint, random_state, save_checkpoint, set_random_state
@@ -46,8 +46,10 @@ class Run:
         if state:
             restore(modules, state, path)
         epoch, steps = (state["epoch"], state["steps"]) if state else (0, 0)
+        if start_epoch is not None and not (state and resume == "auto"):  # a restart goes on, whatever it began with
+            epoch = start_epoch
         log = RunLog(folder, config, process.is_main, steps)
-        run = cls(folder, process, log, record, epoch if start_epoch is None else start_epoch, steps, state)
+        run = cls(folder, process, log, record, epoch, steps, state)
         if path:
             log.say(f"going on from {path} at epoch {run.epoch}")
         return run
@@ -62,6 +64,11 @@ class Run:
              exports: Mapping[str, Mapping[str, Tensor]]) -> None:
         """After ``epoch``: checkpoint.pth to go on from, and each of ``exports`` {file name: tensors} to use."""
         random = random_state()  # a collective: every rank gives its own
+        broken = [f"{name}: {key}" for name, tensors in exports.items() for key, value in tensors.items()
+                  if value.is_floating_point() and not torch.isfinite(value).all()]
+        if broken:
+            raise RunStopped(f"the weights are not finite after epoch {epoch} ({broken[0]}); nothing was saved over "
+                             "the last checkpoint: lower --lr, or use --amp bf16 or off", every_process=False)
         if self.process.is_main:
             done = {**self.record, "epoch": epoch + 1, "steps": self.steps}
             states = {name: module.state_dict() for name, module in modules.items()}

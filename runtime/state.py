@@ -20,7 +20,7 @@ CHECKPOINT, CONFIG = "checkpoint.pth", "config.json"
 # Flags that may differ between a run and its continuation without making it another run: where things lie (what
 # they are is known by fingerprint) and how the work is done.
 VOLATILE = {"data", "output", "resume", "workers", "print_freq", "device", "knn_every", "knn_data", "start_epoch",
-            "distributed", "local_rank", "on_bad_image", "amp", "processes"}
+            "distributed", "local_rank", "on_bad_image", "amp", "processes", "teacher"}
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> Path:
@@ -56,7 +56,10 @@ def save_json(value: Any, path: Path) -> Path:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of :func:`save_checkpoint`, on the CPU; raises :class:`UserError` if it is damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not {"epoch", "steps", "random"} <= state.keys():
+            raise ValueError("not a training checkpoint")
+        return state
     except Exception as error:  # torch.load fails in many ways on a damaged file; each means the same to a person
         raise UserError(f"--resume {path} could not be read ({type(error).__name__}); it is damaged or not a "
                         "checkpoint of this project, remove it to start anew") from None
@@ -100,7 +103,9 @@ def find_resume(output: Path, resume: str, config: Mapping[str, Any], volatile: 
                             "from --output")
         return Path(resume)
     checkpoint = output / CHECKPOINT
-    if resume == "auto" and (output / CONFIG).exists():
+    if resume == "force" and not checkpoint.exists():
+        raise UserError(f"--resume: {output} holds no {CHECKPOINT} to go on from; leave the flag out to start there")
+    if resume == "auto" and checkpoint.exists() and (output / CONFIG).exists():
         before = _read_config(output / CONFIG)
         changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in json.loads(
             json.dumps(dict(config))).items() if key not in volatile and before.get(key) != value]

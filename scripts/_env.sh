@@ -10,9 +10,17 @@ environment() {
         "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
             echo "error: $base is older than Python 3.10; set PYTHON to a newer one" >&2; exit 2; }
         echo "making .venv (the packages are a few GB the first time) ..."
-        [ -x .venv/bin/python ] || "$base" -m venv .venv
+        .venv/bin/python -m pip --version > /dev/null 2>&1 || "$base" -m venv --clear .venv
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-extra.txt
         echo "$wanted" > .venv/.installed
     fi
     PYTHON=$PWD/.venv/bin/python
+}
+
+launch() { # number of processes, script, flags
+    local processes=$1
+    shift
+    if [ "$processes" = 1 ]; then "$PYTHON" "$@"; else
+        "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$processes" "$@"
+    fi
 }

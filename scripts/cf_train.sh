@@ -11,7 +11,7 @@
 # ImageNet, 25 epochs of about 20,000 steps of 1,024 images; the paper's run has 4 GPUs (the space term is taken over
 # each GPU's batch, so another number of GPUs is another batch for it). Make the neighbours first, with
 # scripts/compute_knn.sh of the same row. Further flags are handed on:  bash scripts/cf_train.sh resnet18 --amp bf16
-# A run that was cut short goes on from its last epoch when it is started again.
+# Paths are taken from the project's folder. A run that was cut short goes on from its last epoch when it is started again.
 set -euo pipefail
 
 DATA=${DATA:-/data/imagenet}                       # holds train/ and val/
@@ -23,14 +23,18 @@ MOCO_V2_R101=${MOCO_V2_R101:-weights/moco_v2_r101.pth}
 MOCO_V3_R50=${MOCO_V3_R50:-weights/moco_v3_r50.pth.tar}
 
 ROW=${1:-}
-shift || true
+case $ROW in
+    resnet18 | resnet34 | efficientnet_b0 | resnet18_r101 | resnet18_mocov3) shift ;;
+    *) echo "error: '$ROW' is no row; give resnet18, resnet34, efficientnet_b0, resnet18_r101 or resnet18_mocov3" >&2
+       exit 2 ;;
+esac
 source "$(dirname "$0")/_env.sh"
 environment
 
 distil() { # teacher's name, teacher arch, teacher file, student arch, further flags
     local name=$1 teacher=$2 file=$3 student=$4
     shift 4
-    "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" train_distill.py \
+    launch "$GPUS" train_distill.py \
         --data "$DATA/train" --output "$OUTPUT/$ROW" \
         -a "$student" -k "$teacher" --distill "$file" \
         --loss coss --l_0 1 --l_1 1 --s-temp 0.1 --t-temp 0.07 --aug moco_v2 \
@@ -44,6 +48,4 @@ case $ROW in
     efficientnet_b0) distil moco_v2_resnet50  resnet50  "$MOCO_V2_R50"  efficientnet_b0 "$@" ;;
     resnet18_r101)   distil moco_v2_resnet101 resnet101 "$MOCO_V2_R101" resnet18        "$@" ;;
     resnet18_mocov3) distil moco_v3_resnet50  resnet50  "$MOCO_V3_R50"  resnet18        "$@" ;;
-    *) echo "error: '$ROW' is no row; give resnet18, resnet34, efficientnet_b0, resnet18_r101 or resnet18_mocov3" >&2
-       exit 2 ;;
 esac

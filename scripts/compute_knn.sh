@@ -6,7 +6,7 @@
 #   bash scripts/compute_knn.sh eval path/to/file.pth
 #
 # Rows are those of scripts/cf_train.sh; three of them share one teacher and so one neighbour file. Further flags are
-# handed on to compute_knn.py.
+# handed on to compute_knn.py. Paths are taken from the project's folder.
 set -euo pipefail
 
 DATA=${DATA:-/data/imagenet}                       # holds train/ and val/
@@ -19,25 +19,25 @@ MOCO_V2_R101=${MOCO_V2_R101:-weights/moco_v2_r101.pth}
 MOCO_V3_R50=${MOCO_V3_R50:-weights/moco_v3_r50.pth.tar}
 
 WHAT=${1:-} ROW=${2:-}
-shift 2 || { echo "error: give mine or eval, and a row, as in: bash scripts/compute_knn.sh mine resnet18" >&2; exit 2; }
+case $WHAT:$ROW in
+    mine:resnet18 | mine:resnet34 | mine:efficientnet_b0 | mine:resnet18_r101 | mine:resnet18_mocov3 | eval:?*) shift 2 ;;
+    *) echo "error: '$WHAT $ROW' is not known; give mine or eval, then resnet18, resnet34, efficientnet_b0," \
+            "resnet18_r101 or resnet18_mocov3 (eval takes a file too)" >&2
+       exit 2 ;;
+esac
 source "$(dirname "$0")/_env.sh"
 environment
-
-knn() { "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" compute_knn.py "$@"; }
 
 mine() { # teacher's name, arch, file, further flags
     local name=$1 arch=$2 file=$3
     shift 3
-    knn mine --data "$DATA/train" --arch "$arch" --weights "$file" --output "$NEIGHBOURS/$name" --k "$K" "$@"
+    launch "$GPUS" compute_knn.py mine --data "$DATA/train" --arch "$arch" --weights "$file" --output "$NEIGHBOURS/$name" --k "$K" "$@"
 }
 
 case $WHAT:$ROW in
     mine:resnet18 | mine:resnet34 | mine:efficientnet_b0) mine moco_v2_resnet50 resnet50 "$MOCO_V2_R50" "$@" ;;
     mine:resnet18_r101)   mine moco_v2_resnet101 resnet101 "$MOCO_V2_R101" "$@" ;;
     mine:resnet18_mocov3) mine moco_v3_resnet50  resnet50  "$MOCO_V3_R50"  "$@" ;;
-    eval:*.pth | eval:*.tar) knn eval --data "$DATA" --weights "$ROW" "$@" ;;
-    eval:?*) knn eval --data "$DATA" --weights "$OUTPUT/$ROW/student.pth" "$@" ;;
-    *) echo "error: '$WHAT $ROW' is not known; give mine or eval, then resnet18, resnet34, efficientnet_b0," \
-            "resnet18_r101 or resnet18_mocov3 (eval takes a file too)" >&2
-       exit 2 ;;
+    eval:*.pth | eval:*.tar) launch "$GPUS" compute_knn.py eval --data "$DATA" --weights "$ROW" "$@" ;;
+    eval:?*) launch "$GPUS" compute_knn.py eval --data "$DATA" --weights "$OUTPUT/$ROW/student.pth" "$@" ;;
 esac

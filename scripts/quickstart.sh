@@ -55,7 +55,17 @@ if $FROM_SCRATCH; then
     [ -f "$OUT/teacher.json" ] || "$PYTHON" train_teacher.py --data "$DATA" --subset "$SUBSET" --output "$OUT/teacher" \
         $TEACHER_FLAGS -j "$WORKERS"
 fi
+[ -f "$TEACHER" ] || { echo "error: $TEACHER is missing; bash scripts/quickstart.sh --from-scratch makes it again" >&2; exit 2; }
+
+# What is in the folder must have been made with these very settings.
+SETTINGS=$(printf '%s\n' "data $DATA, subset $SUBSET, seeds $SEEDS" "teacher $(cksum < "$TEACHER")" \
+    "student $STUDENT $STEM" $STUDENT_FLAGS)
 mkdir -p "$OUT"
+if [ -f "$OUT/settings.txt" ] && [ "$(cat "$OUT/settings.txt")" != "$SETTINGS" ]; then
+    echo "error: $OUT was made with other settings (see $OUT/settings.txt); remove it or set OUT to another folder" >&2
+    exit 2
+fi
+echo "$SETTINGS" > "$OUT/settings.txt"
 
 evaluate() { # name, further flags -> OUT/name.json
     [ -f "$OUT/$1.json" ] && return
@@ -86,7 +96,9 @@ for seed in $SEEDS; do
     jobs+=($!)
     $TOGETHER || wait "${jobs[-1]}"
 done
-for job in "${jobs[@]}"; do wait "$job"; done
+for job in "${jobs[@]}"; do
+    wait "$job" || { echo "error: a student failed; see $OUT/student-*/log.txt, or set SEEDS to one seed to see it" >&2; exit 1; }
+done
 
 echo "3/3 table and picture"
 "$PYTHON" scripts/quickstart_report.py "$OUT"
