@@ -15,7 +15,7 @@ environment
 DATA=${DATA:-demo}
 SUBSET=${SUBSET:-1}
 SEEDS=${SEEDS:-0 1 2}
-CORES=$("$PYTHON" -c 'import cli; print(cli.default_workers())')
+CORES=$(getconf _NPROCESSORS_ONLN)
 FROM_SCRATCH=false
 case ${1:-} in
     "") ;;
@@ -30,7 +30,7 @@ case $DATA in
             --warmup-epochs 1 --moco-k 256 --moco-m 0.99 --bn-parts 4 -p 46"
         STUDENT=shufflenet_v2_x0_5
         STEM=imagenet
-        STUDENT_FLAGS="--nearest-k 3 --total-k 15 -b 8 --epochs ${STUDENT_EPOCHS:-2} --lr 0.001 --warmup-epochs 0 -p 75"
+        STUDENT_FLAGS="--nearest-k 1 --total-k 7 -b 16 --epochs ${STUDENT_EPOCHS:-2} --lr 0.004 --warmup-epochs 1 -p 37"
         WORKERS=${WORKERS:-$((CORES / 3))}
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((CORES > 3 ? CORES / 3 : 1))}
         TOGETHER=true ;; # the seeds share the cores: three small jobs use them better than one after the other
@@ -41,7 +41,7 @@ case $DATA in
             --moco-k 4096 --moco-m 0.99 --moco-t 0.1 --warmup-epochs 0 --head-bn -p 20"
         STUDENT=shufflenet_v2_x0_5
         STEM=cifar
-        STUDENT_FLAGS="--nearest-k 3 --total-k 15 -b 64 --epochs ${STUDENT_EPOCHS:-20} --lr 0.003 --warmup-epochs 0 -p 20"
+        STUDENT_FLAGS="--nearest-k 3 --total-k 15 -b 64 --epochs ${STUDENT_EPOCHS:-20} --lr 0.004 --warmup-epochs 1 -p 20"
         WORKERS=${WORKERS:-$CORES}
         TOGETHER=false ;;
 esac
@@ -84,10 +84,12 @@ student() { # seed
 }
 
 echo "1/3 the teacher's neighbours"
-evaluate teacher --weights "$TEACHER"
-SIZE=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["image_size"])' "$OUT/teacher.json")
+evaluate teacher --weights "$TEACHER" &
+teacher_job=$!
 [ -f "$OUT/neighbours/closek_info.json" ] || "$PYTHON" compute_knn.py mine --data "$DATA" --subset "$SUBSET" \
     --weights "$TEACHER" --output "$OUT/neighbours" --k 32 -j "$WORKERS"
+wait "$teacher_job"
+SIZE=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["image_size"])' "$OUT/teacher.json")
 
 echo "2/3 students of seeds $SEEDS; shown is seed $FIRST, the others write to $OUT/student-*/log.txt"
 jobs=()
