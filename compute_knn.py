@@ -98,7 +98,7 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
         raise UserError(f"--k {args.k} neighbours cannot be had among {len(source)} images; give at most "
                         f"{len(source) - 1}")
     encoder, identity = open_network(args, process)
-    make_folder(Path(args.output), "--output")
+    check_writable(Path(args.output), "--output")
     bad_images = BadImageLog(source, args.on_bad_image)
     features = features_of(encoder, source, args, process, bad_images, "features")
     features = unit_rows(features, source)
@@ -168,7 +168,7 @@ def features_folder(args: argparse.Namespace) -> Path | None:
         return None
     folder = Path(args.features or Path(args.weights).parent / "features")
     try:
-        make_folder(folder, "--features")
+        check_writable(folder, "--features")
     except UserError:
         if args.features:
             raise
@@ -176,14 +176,12 @@ def features_folder(args: argparse.Namespace) -> Path | None:
     return folder
 
 
-def make_folder(folder: Path, flag: str) -> None:
-    """Make ``folder`` before the work that is to be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{flag} {folder} cannot be made ({error.strerror}); choose another folder") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{flag} {folder} cannot be written; choose another folder")
+def check_writable(folder: Path, flag: str) -> None:
+    """Refuse, before the work that is to be written there, a ``folder`` that cannot be made; makes nothing yet."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        found = "is not a folder" if not there.is_dir() else "cannot be written"
+        raise UserError(f"{flag} {folder} cannot be made, since {there} {found}; choose another folder")
 
 
 def open_network(args: argparse.Namespace, process: Process) -> tuple[FrozenEncoder, dict[str, Any]]:

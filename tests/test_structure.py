@@ -132,7 +132,7 @@ def parser_of(script, monkeypatch):
         raise Captured(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli.Parser, "parse_args", capture)
+        patch.setattr(cli.Parser, "parse_known_args", capture)
         with pytest.raises(Captured) as caught:
             importlib.import_module(script).parse_args([])
     return caught.value.args[0]

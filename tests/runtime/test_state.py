@@ -74,7 +74,8 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
 def test_json_and_checkpoints_come_back(tmp_path):
     save_json({"a": [1, 2.5, None, "x"]}, tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, 2.5, None, "x"]}
-    state = {"epoch": 3, "state_dict": {"w": torch.randn(3)}, "config": {"lr": 0.1, "schedule": [1, 2]}}
+    state = {"epoch": 3, "steps": 7, "random": [], "state_dict": {"w": torch.randn(3)},
+             "config": {"lr": 0.1, "schedule": [1, 2]}}
     save_checkpoint(state, tmp_path / "x.pth")
     for loaded in (load_checkpoint(tmp_path / "x.pth"), torch.load(tmp_path / "x.pth", weights_only=True)):
         assert loaded["epoch"] == 3
@@ -105,7 +106,7 @@ def test_random_state_round_trip(tmp_path, through_a_file):
     np.random.randn()  # leaves a second normal number in store
     states = random_state()
     if through_a_file:
-        save_checkpoint({"random": states}, tmp_path / "x.pth")
+        save_checkpoint({"epoch": 0, "steps": 0, "random": states}, tmp_path / "x.pth")
         states = load_checkpoint(tmp_path / "x.pth")["random"]
     expected = draws()
     assert draws() != expected
@@ -139,9 +140,10 @@ def a_run(folder, config=CONFIG, checkpoint=True):
 
 
 def test_an_empty_or_absent_folder_is_a_fresh_start(tmp_path):
-    for resume in ("auto", "force"):
-        assert find_resume(tmp_path, resume, CONFIG, VOLATILE) is None
-        assert find_resume(tmp_path / "nowhere", resume, CONFIG, VOLATILE) is None
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert find_resume(folder, "auto", CONFIG, VOLATILE) is None
+        with pytest.raises(UserError, match="holds no checkpoint.pth"):
+            find_resume(folder, "force", CONFIG, VOLATILE)
 
 
 def test_this_very_run_goes_on(tmp_path):
@@ -153,12 +155,19 @@ def test_this_very_run_goes_on(tmp_path):
 def test_before_its_first_checkpoint_it_starts(tmp_path):
     a_run(tmp_path, checkpoint=False)
     assert find_resume(tmp_path, "auto", CONFIG, VOLATILE) is None
+    assert find_resume(tmp_path, "auto", {**CONFIG, "lr": 0.1}, VOLATILE) is None  # nothing is lost by starting
 
 
-@pytest.mark.parametrize("checkpoint", [True, False])
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 1}, {"epoch": 1, "steps": 2}])
+def test_a_file_that_is_no_training_checkpoint_is_refused(tmp_path, content):
+    save_checkpoint(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="not a checkpoint of this project"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize(("key", "value"), [("lr", 0.1), ("epochs", 26), ("schedule", [120]), ("new", 1)])
-def test_a_different_run_is_refused(tmp_path, key, value, checkpoint):
-    a_run(tmp_path, checkpoint=checkpoint)
+def test_a_different_run_is_refused(tmp_path, key, value):
+    a_run(tmp_path)
     with pytest.raises(UserError) as caught:
         find_resume(tmp_path, "auto", {**CONFIG, key: value}, VOLATILE)
     text = str(caught.value)
