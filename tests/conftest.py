@@ -19,7 +19,7 @@ def _seeded():
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_datasets(tmp_path_factory):
-    """Named data sets are looked for in a folder of this session's."""
+    """Named data sets are looked for in a folder of the test run's."""
     before = os.environ.get("COSS_DATASETS")
     os.environ["COSS_DATASETS"] = str(tmp_path_factory.mktemp("datasets"))
     yield
