@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 from models.backbones import STEMS
 from runtime.errors import UserError
+from runtime.optim import learning_rate
 
 Group = argparse._ArgumentGroup
 
@@ -148,6 +150,12 @@ def stem_flag(group: Group, *names: str, whose: str, default: str) -> None:
     group.add_argument(*names, choices=STEMS, default=None,
                        help=f"stem of {whose}: imagenet (stride 2 and max-pool, as torchvision builds it) or cifar "
                             f"(3x3, stride 1, no max-pool, for images of about 32 pixels); default: {default}")
+
+
+def schedule(args: argparse.Namespace) -> Callable[[int, int, int], float]:
+    """The learning rate at (epoch, step, steps an epoch) that the flags of :func:`add_schedule_flags` describe."""
+    return functools.partial(learning_rate, base=args.lr, epochs=args.epochs, warmup=args.warmup_epochs,
+                             cosine=args.cos, milestones=args.schedule)
 
 
 def check_epochs(args: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ from models.teachers import Encoder, load_frozen
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
 from runtime.loop import Run, Trainer
-from runtime.optim import Updater, learning_rate, precision
+from runtime.optim import Updater, precision
 from runtime.state import VOLATILE
 
 
@@ -135,12 +135,9 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         target = teacher(images)                                           # [b, d]
         return {**model(images, target), "teacher": target}
 
-    def rate(epoch: int, step: int, steps: int) -> float:
-        return learning_rate(epoch, step, steps, base=args.lr, epochs=args.epochs, warmup=args.warmup_epochs,
-                             cosine=args.cos, milestones=args.schedule)
-
-    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, rate, args.print_freq,
-                      bad_images.check, monitor=lambda parts: agreement(parts["student"], parts["teacher"]))
+    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, cli.schedule(args),
+                      args.print_freq, bad_images.check,
+                      monitor=lambda parts: agreement(parts["student"], parts["teacher"]))
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch)
         model.train()

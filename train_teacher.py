@@ -26,7 +26,7 @@ from models.moco import MoCo
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
 from runtime.loop import Run, Trainer
-from runtime.optim import Updater, learning_rate, precision
+from runtime.optim import Updater, precision
 from runtime.state import VOLATILE
 
 
@@ -107,12 +107,8 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         query, key = (view.to(process.device, non_blocking=True) for view in batch.views)  # uint8 [b, 3, S, S]
         return model(query, key)
 
-    def rate(epoch: int, step: int, steps: int) -> float:
-        return learning_rate(epoch, step, steps, base=args.lr, epochs=args.epochs, warmup=args.warmup_epochs,
-                             cosine=args.cos, milestones=args.schedule)
-
-    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, rate, args.print_freq,
-                      bad_images.check)
+    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, cli.schedule(args),
+                      args.print_freq, bad_images.check)
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch)
         model.train()

@@ -27,7 +27,7 @@ class Normalise(nn.Module):
         self.register_buffer("factor", 1 / (255 * torch.tensor(std)).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Channels last: plain convolutions run up to twice as fast so, on cards (half precision) and on CPUs.
+        # Channels last: plain convolutions run faster so, SqueezeNet's forward pass several times on a CPU.
         images = images.to(self.shift.dtype, memory_format=torch.channels_last)
         return images.sub_(self.shift).mul_(self.factor)
 
