@@ -132,6 +132,8 @@ class Checkpoint:
         for pattern in self.layout.head:
             prefix = self._absolute(pattern)
             tensors = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+            while len({k.partition(".")[0] for k in tensors}) == 1 and all("." in k for k in tensors):
+                tensors = {k.partition(".")[2]: v for k, v in tensors.items()}  # a head inside a head
             if tensors:
                 return head_from(tensors, f"{self.flag} {self.path}: the head {prefix}*")
         return head_from({}, f"{self.flag} {self.path}")

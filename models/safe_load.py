@@ -42,6 +42,13 @@ KNOWN = re.compile(
     r"lightning_fabric|lightning_utilities|torchmetrics|solo|lightly|vissl|classy_vision|fvcore|iopath|detectron2|timm|"
     r"torchvision|torch\.(nn|optim|amp|cuda\.amp|distributed)|enum|datetime|pathlib)\..+|"
     r"argparse\.Namespace|types\.SimpleNamespace|functools\.partial|cop(yreg|y_reg)\._reconstructor|__main__\.\w+")
+PUBLISHED = {  # MD5, the first eight digits as in MoCo's README
+    "b251726a57be750490c34a7602b59076": "MoCo v1, ResNet-50, 200 epochs",
+    "59fd9945645e27d585be89338ce9232e": "MoCo v2, ResNet-50, 200 epochs",
+    "a04e12f8b0e44fdcac1fb4e06f33727b": "MoCo v2, ResNet-50, 800 epochs",
+    "f32f0062e8884e64bcd2044c67bd3e43": "MoCo v3, ViT-S/16, 300 epochs",
+    "7fe6d104c5ba222fecc6dc838f2dbcf9": "MoCo v3, ViT-B/16, 300 epochs",
+}
 JAX = re.compile(r"(jax|jaxlib|haiku|flax)\..*")
 
 
@@ -122,11 +129,25 @@ def read_file(path: str | Path, flag: str = "--weights", trust: bool = False) ->
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, as 64 hex digits."""
-    digest = hashlib.sha256()
+    return _file_hash(path, hashlib.sha256())
+
+
+def _file_hash(path: str | Path, digest: Any) -> str:
     with Path(path).open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def published_as(path: str | Path, sha256: str) -> str | None:
+    """Which published file this is, in words: by a known MD5, or by the hash that its name ends in."""
+    known = PUBLISHED.get(_file_hash(path, hashlib.md5()))
+    named = re.search(r"-([0-9a-f]{8,64})\.\w+$", Path(path).name)
+    if known or not named:
+        return known
+    if sha256.startswith(named[1]):
+        return f"its name and its content agree on {named[1]}"
+    return f"its name says {named[1]}, its content {sha256[:8]}: it was changed or damaged, or is no hash"
 
 
 def _look_at(path: Path, flag: str) -> bytes:

@@ -40,6 +40,7 @@ class Encoder(nn.Module):
                  std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
         self.backbone, self.normalise = backbone, Normalise(mean, std)
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone(self.normalise(images))
