@@ -6,6 +6,7 @@ added in float64, so that any number of ranks gives the same clusters up to roun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -101,21 +102,27 @@ def _start(shared: _SharedRows, count: int, init: str, generator: torch.Generato
     order = torch.randperm(shared.total, generator=generator)
     if init == "random":
         return shared.fetch(order[:count])
-    sample = shared.fetch(order[:max(3 * count, MINIMUM_SAMPLE)])
-    norms = sample.square().sum(dim=1)
-    nearest = torch.full_like(norms, torch.inf)
-    chosen = [0]  # the order is random, so that the first is
-    while len(chosen) < count:
-        last = chosen[-1]
-        squared = (norms - 2 * (sample @ sample[last]) + norms[last]).clamp(min=0)
-        nearest = torch.minimum(nearest, squared)
-        nearest[last] = 0  # rounding must not let a row be drawn twice
+    return _plus_plus(shared.fetch(order[:max(3 * count, MINIMUM_SAMPLE)]), count, generator)
+
+
+def _plus_plus(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Each centre is a row drawn with probability proportional to its squared distance from those before it, the
+    best of a few draws (as in scikit-learn); the first is rows[0]."""
+    norms = rows.square().sum(dim=1)
+    nearest = torch.full_like(norms, torch.inf)  # squared distance of each row to its nearest centre so far
+    candidates, chosen, tries = torch.zeros(1, dtype=torch.int64, device=rows.device), [], 2 + int(math.log(count))
+    for _ in range(count):
+        squared = norms + norms[candidates, None] - 2 * (rows[candidates] @ rows.T)            # [tries, s]
+        squared = torch.minimum(squared.clamp(min=0), nearest)
+        best = int(squared.sum(dim=1, dtype=torch.float64).argmin())
+        chosen.append(int(candidates[best]))
+        nearest = squared[best]
+        nearest[chosen[-1]] = 0  # rounding must not let a row be drawn twice
         mass = nearest.double().cumsum(dim=0)
-        draw = torch.rand((), dtype=torch.float64, generator=generator).item() * mass[-1]
-        # Where all mass is gone the rows left are copies of centres, and any will do.
-        chosen.append(min(int(torch.searchsorted(mass, draw, right=True)), len(sample) - 1)
-                      if mass[-1] > 0 else len(chosen))
-    return sample[chosen]
+        draws = torch.rand(tries, dtype=torch.float64, generator=generator).to(rows.device) * mass[-1]
+        # Where all mass is gone the rows left are copies of centres, and the last will do.
+        candidates = torch.searchsorted(mass, draws, right=True).clamp(max=len(rows) - 1)
+    return rows[chosen]
 
 
 def _nearest(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
