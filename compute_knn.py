@@ -1,10 +1,13 @@
 #!/usr/bin/env python
-"""Neighbours of each image in a network's space (mine), and weighted k-NN accuracy (eval).
+"""Neighbours of each image in a network's space (mine), k-means clusters there (cluster), a look at either file
+(check), and weighted k-NN accuracy (eval).
 
     python compute_knn.py mine --data DIR --arch resnet50 --weights moco.pth --output nn/ --k 384
+    python compute_knn.py cluster --data DIR --arch resnet50 --weights moco.pth --output nn/ --num-clusters 1000
+    python compute_knn.py check nn/closek_info.npy --data DIR                 # and a picture of it
     python compute_knn.py eval --data ROOT --weights run/student.pth          # ROOT holds train/ and val/ or test/
 
-Either may be started by torchrun too; the processes then share the images.
+Each may be started by torchrun too; the processes then share the images.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import torch.nn.functional as F
 
 import cli
 from data.augment import eval_transform_name
+from data.checks import check_clusters, check_neighbours, cluster_rows, contact_sheet, neighbour_rows
+from data.clusters import save_clusters
 from data.datasets import open_source
 from data.loader import BadImageLog, evaluation_loader
 from data.neighbours import save_neighbours
@@ -31,6 +36,7 @@ from models.teachers import FrozenEncoder, load_frozen, untrained
 from runtime.device import Process, all_gather, seed_everything, start_process
 from runtime.errors import UserError, run_script
 from runtime.features import cached, extract
+from runtime.kmeans import INITS, METRICS, kmeans
 from runtime.search import top_k
 
 UNTRAINED = "untrained"
@@ -39,7 +45,7 @@ UNTRAINED = "untrained"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line: a sub-command and its flags."""
     parser = cli.Parser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{mine,eval}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{mine,cluster,check,eval}")
 
     mine = commands.add_parser("mine", help="teacher features -> closek_info.npy", description=mine_neighbours.__doc__)
     group = cli.add_data_flags(mine, "--data_path", what=cli.DATA_HELP)
@@ -52,6 +58,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="neighbours an image; default 384, the original's (training uses the first --total-k)")
     group.add_argument("--far", action="store_true", help="also write the K farthest, fark_info.npy")
     cli.add_device_flags(mine)
+
+    _add_cluster_flags(commands)
+    _add_check_flags(commands)
 
     evaluate = commands.add_parser("eval", help="weighted k-NN accuracy", description=evaluate_knn.__doc__)
     group = cli.add_data_flags(evaluate, "--data_path",
@@ -75,6 +84,47 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if unknown:
         commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
+
+
+def _add_cluster_flags(commands: argparse._SubParsersAction) -> None:
+    cluster = commands.add_parser("cluster", help="teacher features -> clusters_K.pth",
+                                  description=cluster_images.__doc__)
+    group = cli.add_data_flags(cluster, "--data_path", what=cli.DATA_HELP)
+    group.add_argument("--batch-size", type=cli.number(int, 1), default=256, metavar="N",
+                       help="images of one forward pass; default 256, the original's")
+    _add_network_flags(cluster)
+    group = cluster.add_argument_group("k-means")
+    group.add_argument("--output", metavar="DIR", required=True, help="folder for clusters_K.pth and its .json")
+    group.add_argument("--num-clusters", type=cli.number(int, 1), required=True, metavar="K", help="clusters")
+    group.add_argument("--metric", choices=METRICS, default="euclidean",
+                       help="of features at length 1: euclidean (default, the original's) or cosine, whose centres "
+                            "have length 1 too (spherical k-means)")
+    group.add_argument("--init", choices=INITS, default="k-means++",
+                       help="first centres: spread-out images (k-means++, default) or random ones, as in the original")
+    group.add_argument("--passes", type=cli.number(int, 1), default=150, metavar="N",
+                       help="passes over the features at most; default 150, the original's")
+    group.add_argument("--tolerance", type=cli.number(float, 0), default=1e-6, metavar="X",
+                       help="stop when a pass improves the objective by no more than this share of it; default 1e-6")
+    group.add_argument("--mini-batch", type=cli.number(int, 0), default=0, metavar="ROWS",
+                       help="move the centres after every so many features, and pass over all only at the end: for "
+                            "millions of images on a CPU, with --tolerance 1e-3; default 0, never")
+    cli.add_device_flags(cluster)
+
+
+def _add_check_flags(commands: argparse._SubParsersAction) -> None:
+    check = commands.add_parser("check", help="does a neighbour or cluster file belong to this data?",
+                                description=check_file.__doc__)
+    check.add_argument("file", metavar="FILE",
+                       help="closek_info.npy, fark_info.npy or clusters_K.pth, the original's too")
+    cli.add_data_flags(check, "--data_path", what=cli.DATA_HELP, opens_images=False)
+    group = check.add_argument_group("picture")
+    group.add_argument("--sheet", metavar="PNG", default=None,
+                       help="where the picture goes; default: FILE's name with .png; 'none' for no picture")
+    group.add_argument("--anchors", type=cli.number(int, 1, 1000), default=8, metavar="N",
+                       help="rows of the picture, drawn by --seed; default 8")
+    group.add_argument("--show", type=cli.number(int, 1, 100), default=8, metavar="N",
+                       help="neighbours shown of each anchor; default 8")
+    cli.add_device_flags(check)
 
 
 def _add_network_flags(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +170,60 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
                   f"{encoder.backbone.spec.arch}")
     if process.is_main and bad_images.counts:
         print(bad_images.summary())
+
+
+def cluster_images(args: argparse.Namespace, process: Process) -> None:
+    """Group the images by k-means of the network's features, brought to length 1: clusters_K.pth, the original's
+    {'batches': {cluster: [indices]}}, and clusters_K.json, which says of which images, in whose space and how."""
+    source = open_source(args.data).subset(args.subset)
+    if args.num_clusters > len(source):
+        raise UserError(f"--num-clusters {args.num_clusters} cannot be had among {len(source)} images; give at most "
+                        f"{len(source)}")
+    encoder, identity = open_network(args, process)
+    check_writable(Path(args.output), "--output")
+    bad_images = BadImageLog(source, args.on_bad_image)
+    features = unit_rows(features_of(encoder, source, args, process, bad_images, "features"), source)
+
+    share = -(-len(source) // process.world_size)
+    mine = features[process.rank * share:(process.rank + 1) * share]
+    found = kmeans(mine, args.num_clusters, process, metric=args.metric, init=args.init, passes=args.passes,
+                   tolerance=args.tolerance, batch_rows=args.mini_batch, seed=args.seed, progress=process.is_main)
+    labels = gather_rows(found.labels[:, None], share, len(source), process)[:, 0]
+    if not process.is_main:
+        return
+    spec = encoder.backbone.spec
+    info = {"fingerprint": source.fingerprint(), "source": source.title, "metric": args.metric,
+            "teacher_sha256": identity["sha256"], "teacher_arch": spec.arch, "stem": spec.stem,
+            "image_size": spec.image_size, "transform": eval_transform_name(spec.image_size), "init": args.init,
+            "seed": args.seed, "mini_batch": args.mini_batch, "passes": found.passes, "converged": found.converged,
+            "objective": found.objective}
+    path = save_clusters(Path(args.output), labels.numpy(), args.num_clusters, info)
+    print(f"{path}: {len(source):,} images in {args.num_clusters:,} clusters of {int(found.sizes.min()):,} to "
+          f"{int(found.sizes.max()):,}, {spec.arch}; objective {found.objective:.6g} after {found.passes} passes"
+          f"{'' if found.converged else ', not converged (--passes)'}")
+    if bad_images.counts:
+        print(bad_images.summary())
+
+
+def check_file(args: argparse.Namespace, process: Process) -> None:
+    """Say whether a neighbour file or a cluster file belongs to a data set and is sound (exit code 0) or what is
+    wrong with it (exit code 2), and draw a picture of a few images with their neighbours, nearest first."""
+    if not process.is_main:
+        return
+    path, source = Path(args.file), open_source(args.data).subset(args.subset)
+    sheet = Path(args.sheet or path.with_suffix(".png"))
+    is_clusters = path.suffix in (".pth", ".pt")
+    for sentence in (check_clusters if is_clusters else check_neighbours)(path, source):
+        print(sentence)
+    if args.sheet == "none":
+        return
+    if is_clusters:
+        rows, notes = cluster_rows(path, source, args.anchors, args.show, args.seed), []
+    else:
+        rows, notes = neighbour_rows(path, source, args.anchors, args.show, args.seed)
+    check_writable(sheet.parent, "--sheet")
+    contact_sheet(source, rows, sheet)
+    print(*notes, f"Picture: {sheet}", sep="\n")
 
 
 def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
@@ -230,7 +334,8 @@ def gather_rows(rows: torch.Tensor, share: int, count: int, process: Process) ->
     return all_gather(padded.to(process.device)).cpu()[:count]
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace, Process], None]] = {"mine": mine_neighbours, "eval": evaluate_knn}
+COMMANDS: dict[str, Callable[[argparse.Namespace, Process], None]] = {
+    "mine": mine_neighbours, "cluster": cluster_images, "check": check_file, "eval": evaluate_knn}
 
 
 def main() -> None:

@@ -133,7 +133,8 @@ def contact_sheet(source: ImageSource, rows: list[Row], path: Path) -> Path:
                 corner = left + place * (TILE + 4), top + number * height
                 sheet.paste(_tile(source, i), corner)
                 name = "" if source.labels is None else source.classes[source.labels[i]]
-                draw.text((corner[0], corner[1] + TILE + 1), f"{i} {name}"[: TILE // 6], fill="black")
+                text = f"{i} {name}".encode("ascii", "replace").decode()  # not every Pillow can draw more
+                draw.text((corner[0], corner[1] + TILE + 1), text[: TILE // 6], fill="black")
     return write_atomic(path, lambda file: sheet.save(file, format="PNG"))
 
 

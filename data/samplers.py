@@ -60,6 +60,8 @@ class RandomSampler(Sampler[list[Key]]):
     anchor brings a group of images, here only itself. Raises UserError where the sizes do not fit together.
     """
 
+    far_k = num_clusters = 0  # farthest images that an anchor brings, clusters that steps are made from
+
     def __init__(self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size} is not a number of images; give 1 or more")
@@ -212,7 +214,7 @@ class ClusterSampler(RandomSampler):
 
     def __init__(self, labels: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0):
         super().__init__(len(labels), batch_size, rank, world_size, seed)
-        self.labels = labels
+        self.labels, self.num_clusters = labels, int(labels.max()) + 1
 
     def _order(self, epoch: int) -> np.ndarray:
         generator = self._generator(epoch, 0)
@@ -245,7 +247,7 @@ class ClusterNeighbourSampler(NeighbourSampler):
                             "two files of the same data")
         if not 0 < coverage <= 1:
             raise UserError(f"--coverage {coverage:g} is not a share of the images; give a number above 0, up to 1")
-        self.labels, self.coverage = labels, coverage
+        self.labels, self.num_clusters, self.coverage = labels, int(labels.max()) + 1, coverage
         self._plan: tuple[int, np.ndarray] | None = None  # the last epoch whose anchors were all composed
 
     def steps_in(self, epoch: int) -> int:
