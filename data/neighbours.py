@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +68,28 @@ def load_neighbours(
     # The twin first: that it is another data set says more than that some index is out of range.
     warnings = compare_with_twin(path, name, source_fingerprint, teacher_sha256, MINE)
     _check_range(name, ids)
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # what was looked at need not stay mapped
+        ids._mmap.madvise(mmap.MADV_DONTNEED)
     return ids, warnings
+
+
+def row_reader(table: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """read(rows [b], columns [b, n]) -> table[rows[:, None], columns], int64 [b, n].
+
+    Of a memory map the rows are read from its file, which stays open: touching one row of a map can map 2 MB of it
+    into the process, and in an epoch all of it.
+    """
+    is_whole_map = isinstance(table, np.memmap) and isinstance(table.base, mmap.mmap) and table.flags.c_contiguous
+    if not (is_whole_map and hasattr(os, "pread")):
+        return lambda rows, columns: table[rows[:, None], columns].astype(np.int64)
+    file = Path(table.filename).open("rb", buffering=0)  # noqa: SIM115  (closed with the reader)
+    width, dtype, offset = table.shape[1] * table.dtype.itemsize, table.dtype, table.offset
+
+    def read(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        lines = b"".join(os.pread(file.fileno(), width, offset + row * width) for row in rows.tolist())
+        return np.take_along_axis(np.frombuffer(lines, dtype).reshape(len(rows), -1), columns, axis=1).astype(np.int64)
+
+    return read
 
 
 def _map_integers(path: Path, name: str) -> np.ndarray:

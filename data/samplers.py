@@ -15,17 +15,19 @@ that ranks never overlap, have equally many steps, and all know what the epoch h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from data.neighbours import row_reader
 from runtime.errors import UserError
 
 STAMPS_PER_EPOCH = 2**40  # far above the images of any epoch, and leaves 2**23 epochs in an int64
 
 Key = tuple[int, int]
+Reader = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Statistics(NamedTuple):
@@ -171,23 +173,24 @@ class NeighbourSampler(RandomSampler):
         if far is not None and len(far) != len(neighbours):
             raise UserError(f"--fark-info holds {len(far):,} images and --closek-info {len(neighbours):,}; give two "
                             "files that compute_knn.py mine wrote together")
-        self.neighbours, self.far, self.nearest_k, self.total_k = neighbours, far, nearest_k, total_k
+        self.nearest_k, self.total_k = nearest_k, total_k
+        self.read_near, self.read_far = row_reader(neighbours), None if far is None else row_reader(far)
         self.far_k = 0 if far is None else nearest_k // 2
         self.group_size = 1 + nearest_k
 
     def _groups(self, anchors: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        parts = [anchors[:, None], self._draw(self.neighbours, anchors, self.nearest_k - self.far_k, generator)]
+        parts = [anchors[:, None], self._draw(self.read_near, anchors, self.nearest_k - self.far_k, generator)]
         if self.far_k:
-            parts.append(self._draw(self.far, anchors, self.far_k, generator))
+            parts.append(self._draw(self.read_far, anchors, self.far_k, generator))
         return np.concatenate(parts, axis=1)
 
-    def _draw(self, table: np.ndarray, anchors: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    def _draw(self, read: Reader, anchors: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
         """count of the first total_k entries of each anchor's row, int64 [b, count]."""
         if count == 0 or self.nearest_k == self.total_k:
             columns = np.broadcast_to(np.arange(count), (len(anchors), count))
         else:  # the places of the smallest of total_k random numbers are a uniform draw without replacement
             columns = generator.random((len(anchors), self.total_k)).argpartition(count, axis=1)[:, :count]
-        return table[anchors[:, None], columns].astype(np.int64)
+        return read(anchors, columns)
 
 
 def shuffled_clusters(labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
