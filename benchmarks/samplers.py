@@ -103,16 +103,16 @@ def peak_memory() -> int:
     return 1024 * int(line.split()[1])
 
 
-def start_measuring() -> tuple[float, int]:
+def start_measuring() -> tuple[float, float, int]:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # what was freed goes back, or it would be used again unseen
         ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    return time.perf_counter(), peak_memory()
+    return time.perf_counter(), time.process_time(), peak_memory()
 
 
-def measured(start: float, peak: int) -> dict[str, float]:
-    return {"seconds": time.perf_counter() - start, "bytes": peak_memory() - peak}
+def measured(start: float, cpu: float, peak: int) -> dict[str, float]:
+    return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu, "bytes": peak_memory() - peak}
 
 
 def measure(which: str, name: str, table: Path, num_clusters: int) -> dict[str, float]:
@@ -179,8 +179,9 @@ def main() -> None:
             ours, reference = (json.loads(subprocess.run(
                 [sys.executable, __file__, "--num-clusters", str(args.num_clusters), "--one", which, name, str(table)],
                 check=True, capture_output=True, text=True).stdout) for which in ("ours", "reference"))
-            print(f"{name:10s} first batch {1e3 * ours['seconds']:7.1f} ms, reference {reference['seconds']:6.2f} s, "
-                  f"ratio {reference['seconds'] / ours['seconds']:6.1f};  more memory {ours['bytes'] / 1e6:6.1f} MB, "
+            print(f"{name:10s} first batch {1e3 * ours['seconds']:.0f} ms ({1e3 * ours['cpu']:.0f} ms of CPU), "
+                  f"reference {reference['seconds']:.2f} s ({reference['cpu']:.2f}), ratio "
+                  f"{reference['seconds'] / ours['seconds']:.1f};  more memory {ours['bytes'] / 1e6:.1f} MB, "
                   f"reference {reference['bytes'] / 1e6:6.1f} MB, ratio "
                   f"{reference['bytes'] / max(ours['bytes'], 1):6.1f};  "
                   f"{1e6 * ours['per_step']:.0f} us a step, start in mid-epoch {1e3 * ours['resume']:.0f} ms")
