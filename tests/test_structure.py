@@ -122,6 +122,7 @@ MINIMAL = {
     ("compute_knn", "cluster"): ["--data", "d", "--output", "o", "--weights", "t.pth", "--num-clusters", "3"],
     ("compute_knn", "check"): ["f.npy", "--data", "d"],
     ("compute_knn", "eval"): ["--data", "d", "--weights", "t.pth"],
+    ("inspect_checkpoint",): ["t.pth"],
 }
 
 
