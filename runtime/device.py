@@ -84,8 +84,9 @@ def free_memory(device: torch.device) -> int:
         free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
     with contextlib.suppress(OSError, StopIteration, ValueError):  # a container's own limit, "max" for none
         group = Path("/sys/fs/cgroup")
-        files = next(line for line in (group / "memory.stat").read_text().splitlines() if line.startswith("inactive_file"))
-        used = int((group / "memory.current").read_text()) - int(files.split()[1])
+        lines = (group / "memory.stat").read_text().splitlines()
+        cached = int(next(line for line in lines if line.startswith("inactive_file")).split()[1])
+        used = int((group / "memory.current").read_text()) - cached
         free.append(int((group / "memory.max").read_text()) - used)
     return max(0, min(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 

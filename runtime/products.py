@@ -92,9 +92,9 @@ class Bank:
     def exact_scores(self, rows: Tensor, ids: Tensor) -> Tensor:
         """float32 scores [b, w] of float32 rows [b, d] of :meth:`exact_rows` with the bank's rows ``ids`` [b, w]."""
         others = self.exact_rows(ids.reshape(-1)).view(*ids.shape, -1)
-        scores = torch.einsum("bd,bwd->bw", rows, others) if self.metric != "l2" else (
-            (rows[:, None] - others).square().sum(2) / -2)
-        return scores
+        if self.metric == "l2":
+            return (rows[:, None] - others).square().sum(2) / -2
+        return torch.einsum("bd,bwd->bw", rows, others)
 
     def exact_rows(self, index: slice | Tensor) -> Tensor:
         """Rows in float32, of length 1 for cosines."""

@@ -72,7 +72,7 @@ def search(queries: Tensor | None, bank: Tensor, k: int, *, rows: range | None =
     products: ``float32``; ``tf32`` and ``bf16`` pick a wider list, which is scored again in float32, and a row whose
     list is not proven by the error's bound to hold its k best is searched again in float32.
     memory: bytes taken on ``device`` beside the inputs (some 50 MB are always taken); None: half of what is free.
-    The bank made ready for products (normalised, on the card) is held there if it fits into half of that.
+    The bank made ready for products (normalised, on the card) is held if it fits into half of that, an eighth on a CPU.
 
     Guaranteed: the result of a full sort of the scores as the products give them, equal scores in the order of their
     indices. Where float32 products are exact (small integers) that is one result for any memory, split into ranks and
@@ -112,7 +112,8 @@ class _Search:
         self.k, self.signs, self.device, self.bar = k, signs, device, None
         self.among_itself = queries is None
         self.available = len(bank) - self.among_itself
-        self.bank = Bank(bank, metric, products, device, memory // 2)
+        # On a CPU the bank is read where it lies; only a small one is worth a copy that is normalised once.
+        self.bank = Bank(bank, metric, products, device, memory // (8 if device.type == "cpu" else 2))
         self.queries = self.bank if queries is None else Bank(queries, metric, products, device, 0)
         memory -= self.bank.held
         # With rounded products the list is wider, so that the best of the rest can be told from its k best.
@@ -173,7 +174,7 @@ class _Search:
         count = len(self.bank)
         size = min(IN_SAMPLE * count // self.keep, count // 16, self.tile // self.block, room // (4 * self.bank.width))
         expected = self.keep * size / count
-        rank = int(expected + 4 * expected ** 0.5 + 2)  # four standard deviations more than expected, and the row itself
+        rank = int(expected + 4 * expected ** 0.5 + 2)  # four standard deviations more, and the row itself
         if count < 4 * self.keep or rank > size:
             return None, 0
         drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:size].sort().values
