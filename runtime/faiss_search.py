@@ -21,7 +21,7 @@ def search_faiss() -> Callable[..., Iterator[Block]]:
     faiss.
 
     It works on the CPU, whatever ``device`` says, with a float32 copy of the bank in memory (``memory`` is not heeded),
-    and of equal scores at a row's end it takes any.
+    and rows of equal score come in any order.
     """
     try:
         import faiss

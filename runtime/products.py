@@ -109,8 +109,8 @@ class Bank:
         rounded = self._rounded(rows).float()
         lengths, longest = rows.norm(dim=1), other.longest + other.most_rounded
         sums = (lengths + longest).square() if self.metric == "l2" else rounded.norm(dim=1) * longest
-        cut = self.width * 2.0**-22 + (2.0**-8 if self._narrow_output() else 0.0)
-        return (rounded - rows).norm(dim=1) * longest + rounded.norm(dim=1) * other.most_rounded + cut * sums
+        return ((rounded - rows).norm(dim=1) * longest + rounded.norm(dim=1) * other.most_rounded
+                + self.width * 2.0**-22 * sums)
 
     def score(self, rows: Operand, columns: Operand, out: Tensor) -> Tensor:
         """float32 scores [b, t], higher is nearer: products, or minus half the squared distance.
@@ -120,14 +120,12 @@ class Bank:
         shape = len(rows.rows), len(columns.rows)
         scores = out[:shape[0] * shape[1]].view(shape)
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if self.products == "tf32" else "highest")
+        torch.set_float32_matmul_precision("highest" if self.exact else "high")
         try:
-            if self.products != "bf16":
-                torch.mm(rows.rows, columns.rows.T, out=scores)
-            elif self._narrow_output():
-                scores.copy_(torch.mm(rows.rows, columns.rows.T))
-            else:
+            if self.products == "bf16" and _widens(self.device.type):
                 torch.mm(rows.rows, columns.rows.T, out_dtype=torch.float32, out=scores)
+            else:  # float32 and tf32 hold what bfloat16 holds
+                torch.mm(rows.rows.float(), columns.rows.float().T, out=scores)
         finally:
             torch.set_float32_matmul_precision(before)
         if rows.half is not None:
@@ -137,9 +135,6 @@ class Bank:
     def values(self, scores: Tensor) -> Tensor:
         """Scores as the caller knows them: squared distances for l2."""
         return (-2 * scores).clamp_(min=0) if self.metric == "l2" else scores
-
-    def _narrow_output(self) -> bool:
-        return self.products == "bf16" and not _wide_output(self.device.type)
 
     def _plain(self, index: slice | Tensor) -> Tensor:
         source = self.features if self.on_device is None else self.on_device
@@ -160,7 +155,7 @@ class Bank:
 
 
 @functools.cache
-def _wide_output(device_type: str) -> bool:
+def _widens(device_type: str) -> bool:
     """Whether this torch multiplies bfloat16 into float32 (from 2.8 on, on a card)."""
     try:
         small = torch.zeros(16, 16, dtype=torch.bfloat16, device=device_type)

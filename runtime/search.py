@@ -24,7 +24,7 @@ SHARE = 0.5                                      # of the free memory, where no 
 TILE = {"cpu": 4 << 20, "cuda": 128 << 20}       # scores of a tile, at most: within a CPU's cache, 512 MB on a card
 SCORE = 6                                        # bytes: float32, and a mask or two
 IN_SAMPLE = 16                                   # of a row's neighbours are expected in the sample
-GATHERED = 16 << 20                              # numbers gathered at a time for exact scores
+GATHERED = {"cpu": 1 << 20, "cuda": 64 << 20}    # numbers gathered at a time for exact scores
 
 
 class Found(NamedTuple):
@@ -76,7 +76,8 @@ def search(queries: Tensor | None, bank: Tensor, k: int, *, rows: range | None =
 
     Guaranteed: the result of a full sort of the scores as the products give them, equal scores in the order of their
     indices. Where float32 products are exact (small integers) that is one result for any memory, split into ranks and
-    device; elsewhere two scores closer than float32's rounding (some 1e-7 of the lengths' product) may change places.
+    device; elsewhere two scores closer than float32's rounding (some 1e-7 of the lengths' product, for l2 of the
+    squared lengths) may change places.
     Raises ValueError if k does not fit, and UserError that names the first row that is not finite.
     """
     available = len(bank) - (queries is None)
@@ -118,7 +119,7 @@ class _Search:
         memory -= self.bank.held
         # With rounded products the list is wider, so that the best of the rest can be told from its k best.
         self.keep = min(k if self.bank.exact else k + k // 2 + 32, self.available)
-        self.tile = max(64, min(TILE.get(device.type, TILE["cpu"]), memory // 3 // SCORE))
+        self.tile = max(64, min(TILE[device.type], memory // 3 // SCORE))
         self.in_work = max(1, memory // 3 // (capacity(self.keep) * 8 * len(signs)))
         self.block = min(int(self.tile ** 0.5), MOST_ROWS, self.in_work)
         self.scores = torch.empty(self.tile, device=device)
@@ -202,36 +203,40 @@ class _Search:
         """Keys [b, k] by direction; rows for which too little passed, or not enough is proven, are searched again."""
         keys = {}
         for sign, taken in part.taken.items():
-            best = taken.finish()
+            best, floor = taken.finish(), torch.full_like(taken.floor, -torch.inf)
             short = best[:, self.k - 1] == EMPTY
             if not self.bank.exact:
-                best, unproven = self._score_again(part, best, taken.floor, sign)
+                best, unproven, floor = self._score_again(part, best, taken.floor, sign)
                 short |= unproven
             again = short.nonzero()[:, 0]
             best = best[:, :self.k]
             if len(again):
-                best[again] = self._search_again(again + part.first, sign)
+                best[again] = self._search_again(again + part.first, floor[again], sign)
             keys[sign] = best
         part.taken = {}
         return keys
 
-    def _score_again(self, part: _Part, best: Tensor, floor: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-        """The k best [b, k] of lists ``best`` [b, w] by float32 scores; and the rows [b] whose list may lack one."""
+    def _score_again(self, part: _Part, best: Tensor, floor: Tensor, sign: int,
+                     ) -> tuple[Tensor, Tensor, Tensor]:
+        """The k best [b, k] of lists ``best`` [b, w] by float32 scores; the rows [b] whose list may lack one; and what
+        the k best score at least [b]."""
         ids = decode(best)[1].clamp(max=len(self.bank) - 1)
         rows = self.queries.exact_rows(slice(part.first, part.first + part.size))
         keys = torch.empty_like(best)
-        step = max(1, GATHERED // (best.shape[1] * self.bank.width))
+        step = max(1, GATHERED[self.device.type] // (best.shape[1] * self.bank.width))
         for first in range(0, part.size, step):
             place = slice(first, first + step)
             keys[place] = encode(sign * self.bank.exact_scores(rows[place], ids[place]), ids[place])
         keys = torch.where(best == EMPTY, best, keys).sort(dim=1, descending=True).values[:, :self.k]
-        worst = decode(keys[:, -1])[0]
+        worst = torch.where(keys[:, -1] == EMPTY, -torch.inf, decode(keys[:, -1])[0])
         # What is not in the list has a rounded score below the floor, so a true one below floor + error.
-        return keys, (worst <= floor + self.queries.error(rows, self.bank)) & (self.keep < self.available)
+        unproven = (worst <= floor + self.queries.error(rows, self.bank)) & (self.keep < self.available)
+        return keys, unproven, worst - self.queries.float32().error(rows, self.bank)
 
-    def _search_again(self, numbers: Tensor, sign: int) -> Tensor:
-        """Keys [r, k] of single queries by float32 products with the whole bank and no first threshold."""
+    def _search_again(self, numbers: Tensor, floor: Tensor, sign: int) -> Tensor:
+        """Keys [r, k] of single queries by float32 products with the whole bank; ``floor`` [r] is certainly reached."""
         taken = candidates(len(numbers), self.k, self.device, sign)
+        taken.floor = floor
         rows = Operand(*self.queries.float32().take(numbers))
         bank, step = self.bank.float32(), max(1, self.tile // len(numbers))
         for first in range(0, len(self.bank), step):
