@@ -145,11 +145,37 @@ def add_knn_flags(group: Group) -> None:
                             "default: --data or the folder above it, whichever holds them")
 
 
+def add_network_flags(group: Group, prefix: str = "--") -> None:
+    """How a checkpoint is read, beside its path and architecture; ``prefix`` is ``--teacher-`` beside --distill."""
+    stem_flag(group, f"{prefix}stem", whose="the network", default="what the checkpoint records or its first "
+                                                                    "convolution shows")
+    group.add_argument(f"{prefix}branch", dest="branch", default=None, metavar="NAME",
+                       help="which network of a file with several (encoder_k, momentum_encoder, student.backbone, ...; "
+                            "inspect_checkpoint.py lists them); default: the one that the method's own evaluation uses")
+    group.add_argument(f"{prefix}mean", dest="mean", type=number(float), nargs=3, default=None, metavar="X",
+                       help="mean of red, green and blue that the network was trained with, of images in [0, 1]; "
+                            "default: its layout's, which the report shows (ImageNet's for most)")
+    group.add_argument(f"{prefix}std", dest="std", type=number(float, above=0), nargs=3, default=None, metavar="X",
+                       help="the same for the standard deviation")
+    group.add_argument("--checkpoint-key", "--checkpoint_key", default=None, metavar="KEY",
+                       help="entry of the file that holds the weights; default: found (state_dict, model, or bare)")
+    group.add_argument("--trust-checkpoint", action="store_true",
+                       help="unpickle whatever the file holds, which runs the code that it names; without it files are "
+                            "read without running anything, and those that need it are refused")
+
+
+def checkpoint_options(args: argparse.Namespace) -> dict[str, object]:
+    """The flags of :func:`add_network_flags` but the stem, as keywords of models.teachers.load_frozen."""
+    return {"key": args.checkpoint_key, "branch": args.branch, "mean": args.mean, "std": args.std,
+            "trust": args.trust_checkpoint}
+
+
 def stem_flag(group: Group, *names: str, whose: str, default: str) -> None:
     """--stem, which every checkpoint of ours records."""
     group.add_argument(*names, choices=STEMS, default=None,
-                       help=f"stem of {whose}: imagenet (stride 2 and max-pool, as torchvision builds it) or cifar "
-                            f"(3x3, stride 1, no max-pool, for images of about 32 pixels); default: {default}")
+                       help=f"stem of {whose}: imagenet (stride 2 and max-pool, as torchvision builds it), cifar (3x3, "
+                            "stride 1, no max-pool, for images of about 32 pixels) or cifar_pad2 (the same padded by "
+                            f"2, solo-learn's); default: {default}")
 
 
 def schedule(args: argparse.Namespace) -> Callable[[int, int, int], float]:

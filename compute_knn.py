@@ -112,10 +112,8 @@ def _add_network_flags(parser: argparse.ArgumentParser) -> None:
                        help=f"checkpoint of the network; '{UNTRAINED}' takes fresh weights of --arch and --seed, the "
                             "yardstick below which nothing was learnt")
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
-                       help="a torchvision classifier by name; default: what the checkpoint records")
-    cli.stem_flag(group, "--stem", whose="the network", default="what the checkpoint records, else imagenet")
-    group.add_argument("--checkpoint-key", "--checkpoint_key", default=None, metavar="KEY",
-                       help="entry of the file that holds the weights; default: found (state_dict, model, or bare)")
+                       help="a torchvision classifier by name, or timm:NAME; default: found from the checkpoint")
+    cli.add_network_flags(group)
 
 
 def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
@@ -232,8 +230,9 @@ def open_network(args: argparse.Namespace, process: Process) -> tuple[FrozenEnco
         encoder = untrained(args.arch, args.image_size or 224, args.stem or "imagenet")
         identity = {"sha256": f"{UNTRAINED}-{args.seed}"}
     else:
-        encoder, report = load_frozen(args.weights, args.arch, args.stem, args.image_size, key=args.checkpoint_key)
-        identity = {"sha256": report.sha256}
+        encoder, report = load_frozen(args.weights, args.arch, args.stem, args.image_size,
+                                      **cli.checkpoint_options(args))
+        identity = {"sha256": report.sha256, "branch": report.branch, "mean": report.mean, "std": report.std}
         if not quiet:
             print(report)
     note = cli.ignored_flags_note(args)

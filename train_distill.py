@@ -41,14 +41,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("networks")
     group.add_argument("-a", "--student_arch", "--student-arch", default="resnet18", metavar="ARCH",
-                       help="student, a torchvision classifier by name; default resnet18, the paper's first row")
+                       help="student, a torchvision classifier by name, a small ViT (vit_ti_16, vit_s_16), or "
+                            "timm:NAME; default resnet18, the paper's first row")
     group.add_argument("-k", "--teacher_arch", "--teacher-arch", default="auto", metavar="ARCH",
-                       help="teacher, a torchvision classifier by name; default auto: what its file records")
-    group.add_argument("--distill", required=True, metavar="PATH",
-                       help="the teacher's checkpoint: MoCo's layout, torchvision's, or one of this project; every "
-                            "tensor of the trunk must be filled and none may be left over")
+                       help="teacher, a torchvision classifier by name, or timm:NAME; default auto: found from its "
+                            "file's tensors")
     cli.stem_flag(group, "--stem", whose="the student", default="imagenet")
-    cli.stem_flag(group, "--teacher-stem", whose="the teacher", default="what its file records, else imagenet")
+    group.add_argument("--distill", required=True, metavar="PATH",
+                       help="the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists; every tensor of "
+                            "the trunk must be filled and none may be left over")
+    cli.add_network_flags(group, "--teacher-")
 
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", default="coss", choices=sorted(LOSSES), help="objective; default coss")
@@ -95,8 +97,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     seed_everything(args.seed)
     source = open_source(args.data).subset(args.subset)
     teacher_arch = None if args.teacher_arch == "auto" else args.teacher_arch
-    teacher, report = load_frozen(args.distill, teacher_arch, args.teacher_stem, args.image_size,
-                                  flag="--distill", arch_flag="--teacher_arch", stem_flag="--teacher-stem")
+    teacher, report = load_frozen(args.distill, teacher_arch, args.teacher_stem, args.image_size, flag="--distill",
+                                  prefix="--teacher-", **cli.checkpoint_options(args))
     teacher_spec = teacher.backbone.spec
     sampler, notes = build_sampler(args, process, source, report.sha256)
     transform = training_transform(args.aug, teacher_spec.image_size)

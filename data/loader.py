@@ -112,12 +112,14 @@ def evaluation_loader(
     workers: int,
     indices: Sequence[int] | None = None,
     device_type: str = "cpu",
+    transform: Callable[[Image.Image], torch.Tensor] | None = None,
+    seed: int = 0,
 ) -> DataLoader:
-    """Batches of one view, by eval_transform, in the order of indices; the last one may be smaller.
+    """Batches of one view in the order of indices; the last one may be smaller.
 
-    indices None: all images, in order.
+    indices None: all images, in order. transform None: eval_transform; another's randomness is seed's.
     """
-    dataset = ViewDataset(source, [eval_transform(image_size)], seed=0)
+    dataset = ViewDataset(source, [transform or eval_transform(image_size)], seed)
     order = range(len(source)) if indices is None else indices
     options = _loader_options(workers, device_type, persistent=False)
     return DataLoader(dataset, batch_size=batch_size, sampler=order, **options)

@@ -1,4 +1,4 @@
-"""Any torchvision classifier as a feature extractor: its head taken off, its feature width found."""
+"""Any torchvision classifier, and any network of timm's, as a feature extractor: its head off, its width found."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 import torchvision
 from torch import nn
 
+from models.vit import VITS, build_vit
 from runtime.errors import UserError
 
-STEMS = ("imagenet", "cifar")
+STEMS = ("imagenet", "cifar", "cifar_pad2")  # the last is solo-learn's: a 3x3 convolution padded by 2
+TIMM = "timm:"
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,20 @@ class Spec:
 
 
 def arch_names() -> list[str]:
-    """Names of all torchvision classifiers."""
-    return torchvision.models.list_models(module=torchvision.models)
+    """Names of all torchvision classifiers, and of the vision transformers that torchvision has no builder for."""
+    return [*torchvision.models.list_models(module=torchvision.models), *VITS]
+
+
+def known_arch(arch: object) -> bool:
+    """Whether :func:`build_backbone` takes this name."""
+    return isinstance(arch, str) and (arch in arch_names() or arch.startswith(TIMM))
 
 
 def check_arch(arch: str, flag: str) -> str:
-    """``arch`` if torchvision has it, else an error on ``flag`` with the nearest names."""
-    names = arch_names()
-    if arch in names:
+    """``arch`` if it can be built, else an error on ``flag`` with the nearest names."""
+    if known_arch(arch):
         return arch
+    names = arch_names()
     near = difflib.get_close_matches(arch, names, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(names)}"
     raise UserError(f"{flag} {arch} is not a torchvision classifier; {hint}")
@@ -49,24 +56,54 @@ def check_arch(arch: str, flag: str) -> str:
 def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, flag: str = "--arch") -> nn.Module:
     """A freshly initialised trunk that maps images [b, 3, H, W] to pooled features [b, feature_dim].
 
-    Its parameters keep torchvision's names without the head's; ``.spec`` says what it is.
+    ``arch`` is a torchvision classifier, one of :data:`models.vit.VITS`, or ``timm:NAME`` for a network of timm's. Its
+    parameters keep the library's names without the head's; ``.spec`` says what it is.
 
     ``stem="cifar"`` makes the first convolution 3x3 with stride 1 and removes the max-pool behind it
-    (MoCo's and SimCLR's CIFAR networks), for images of about 32 pixels.
+    (MoCo's and SimCLR's CIFAR networks), for images of about 32 pixels; ``cifar_pad2`` pads it by 2, as solo-learn.
     """
     check_arch(arch, flag)
-    try:
-        model = torchvision.models.get_model(arch, weights=None, **_builder_options(arch, image_size))
-    except (ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"{flag} {arch} cannot be built for --image-size {image_size}: {error}") from None
-    head_name, width = _remove_head(model)
-    if stem == "cifar":
-        _use_cifar_stem(model, arch)
-    elif stem != "imagenet":
-        raise UserError(f"--stem {stem} is unknown; choose from {', '.join(STEMS)}")
-    model.spec = Spec(arch, stem, image_size, width, head_name)
+    model = assemble(arch, stem, image_size, flag)
     _try_out(model, flag)
     return model
+
+
+def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, flag: str = "--arch") -> nn.Module:
+    """:func:`build_backbone` without the trial of an image."""
+    if stem not in STEMS:
+        raise UserError(f"--stem {stem} is unknown; choose from {', '.join(STEMS)}")
+    if arch.startswith(TIMM):
+        model, head_name, width = _build_timm(arch, image_size, flag)
+    else:
+        try:
+            model = build_vit(arch, image_size) if arch in VITS else torchvision.models.get_model(
+                arch, weights=None, **_builder_options(arch, image_size))
+        except (ValueError, AssertionError, RuntimeError) as error:
+            raise UserError(f"{flag} {arch} cannot be built for --image-size {image_size}: "
+                            f"{' '.join(str(error).split())}; give another size") from None
+        head_name, width = _remove_head(model)
+    if stem != "imagenet":
+        _use_cifar_stem(model, arch, padding=2 if stem == "cifar_pad2" else 1)
+    model.spec = Spec(arch, stem, image_size, width, head_name)
+    return model
+
+
+def _build_timm(arch: str, image_size: int, flag: str) -> tuple[nn.Module, str, int]:
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f"{flag} {arch} is a network of timm's and timm is missing; pip install timm") from None
+    name = arch.removeprefix(TIMM)
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:4]
+        raise UserError(f"{flag} {arch}: timm has no model {name}; "
+                        + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"))
+    try:
+        model = timm.create_model(name, num_classes=0, img_size=image_size)
+    except TypeError:  # a convolutional network takes images of any size
+        model = timm.create_model(name, num_classes=0)
+    head_name = model.pretrained_cfg.get("classifier") or "head"
+    return model, head_name if isinstance(head_name, str) else head_name[0], model.num_features
 
 
 @torch.no_grad()
@@ -94,11 +131,11 @@ def check_batch(module: nn.Module, images: int, flag: str = "--batch-size") -> N
 def attach_head(backbone: nn.Module, head: nn.Module) -> nn.Module:
     """Put ``head`` where the classifier was (MoCo's ``encoder.fc = MLP``); returns ``backbone``."""
     name = backbone.spec.head_name
-    place = getattr(backbone, name)
+    place = backbone.get_submodule(name)
     if isinstance(place, nn.Sequential):  # norm and flatten layers that belong to the trunk
         place.append(head)
     else:
-        setattr(backbone, name, head)
+        _replace(backbone, name, head)
     return backbone
 
 
@@ -139,14 +176,14 @@ def _remove_head(model: nn.Module) -> tuple[str, int]:
     return name, width
 
 
-def _use_cifar_stem(model: nn.Module, arch: str) -> None:
+def _use_cifar_stem(model: nn.Module, arch: str, padding: int) -> None:
     modules = list(model.named_modules())
     convs = [i for i, (_, m) in enumerate(modules) if isinstance(m, nn.Conv2d)]
     if not convs or modules[convs[0]][1].kernel_size == modules[convs[0]][1].stride:
         raise UserError(f"--stem cifar needs a convolutional stem, but {arch} cuts the image into patches; "
                         "leave the flag out")
     name, old = modules[convs[0]]
-    new = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=old.bias is not None)
+    new = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=padding, bias=old.bias is not None)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     if new.bias is not None:
         nn.init.zeros_(new.bias)

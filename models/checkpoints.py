@@ -7,206 +7,175 @@ ResNet-18 completely, so filling alone proves nothing.)
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.backbones import STEMS, arch_names
+from models.backbones import STEMS
+from models.match import Checkpoint, Layout, has_convolution
+from models.report import few
+from models.safe_load import read_file
 from runtime.errors import UserError
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these in front
-CONTAINERS = ("state_dict", "model")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way to lay a trunk in a file, after the wrappers are stripped.
-
-    ``prefix`` stands before the trunk's keys. ``dropped`` are prefixes, anchored at the key's start, of what
-    does not belong to the trunk; the head inside the trunk's own names is known from the architecture.
-    """
-
-    name: str
-    prefix: str
-    dropped: tuple[str, ...] = ()
-
+CONTAINERS = ("state_dict", "model_state_dict", "classy_state_dict.base_model.model", "model")
+TRAINING_STATE = ("optimizer", "scaler", "lr_scheduler", "scheduler", "loss", "fp16_scaler", "amp", "updater", "args")
+UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+MOCO_V3_ARCHS = {"vit_small": "vit_s_16_12h", "vit_base": "vit_b_16"}
 
 LAYOUTS = (
-    Layout("MoCo", "encoder_q.", ("encoder_k.", "queue")),
-    Layout("MoCo v3", "base_encoder.", ("momentum_encoder.", "predictor.")),
-    Layout("CoSS student", "backbone.", ("proj_head.",)),
-    Layout("torchvision", ""),
+    Layout("DisCo", "encoder_q.", "DisCo students", ("*fc.", "*classifier."),
+           ("encoder_k.", "teacher_encoder_q.", "teacher_encoder_k."), ("queue", "teacher_queue"),
+           signs=("teacher_encoder_q.",)),
+    Layout("OpenSelfSup", "encoder_q.0.", "OpenSelfSup and early mmselfsup MoCo", ("encoder_q.1.",),
+           ("encoder_k.0.", "backbone."), ("encoder_k.", "queue", "neck.", "head."), signs=("encoder_q.0.",)),
+    Layout("MoCo", "encoder_q.", "MoCo v1 and v2, AdCo, CLSA, SEED's released students, BINGO students (their "
+           "encoder_k is the teacher), train_teacher.py", ("*fc.", "*classifier."), ("encoder_k.",),
+           ("queue", "memory_bank")),
+    Layout("MoCo v3", "base_encoder.", "MoCo v3, ResNet-50 and ViT", ("*fc.", "*head."), ("momentum_encoder.",),
+           ("predictor.",), archs=MOCO_V3_ARCHS),
+    Layout("DINO", "teacher.backbone.", "DINO's full checkpoints, ResNet-50 and ViT", ("teacher.head.",),
+           ("student.backbone.",), ("student.", "dino_loss.")),
+    Layout("SEED", "student.", "SEED students from its own training", ("*fc.", "*classifier."), ("teacher.",),
+           ("queue",)),
+    Layout("mmselfsup", "backbone.", "mmselfsup 0.x, 1.x and mmpretrain", ("neck.",),
+           ("encoder_k.module.0.", "encoder_k.0.", "target_net.module.0.", "target_net.0.",
+            "momentum_encoder.module.0.", "momentum_encoder.0.", "momentum_encoder.", "teacher.module.0."),
+           ("encoder_k.", "encoder_q.", "target_net.", "online_net.", "momentum_encoder.", "teacher.", "head.", "queue",
+            "data_preprocessor."), signs=("neck.", "backbone.")),
+    Layout("SimCLR (PyTorch)", "backbone.", "sthalles' SimCLR", ("*fc.",), signs=("backbone.fc.0.", "backbone.fc.2."),
+           **UNIT),
+    Layout("solo-learn", "backbone.", "solo-learn", ("projector.",), ("momentum_backbone.",),
+           ("classifier.", "momentum_classifier.", "momentum_projector.", "predictor.", "prototypes.", "head.",
+            "momentum_head.", "queue", "_"), signs=("backbone.", "classifier."), cifar_stem="cifar_pad2"),
+    Layout("solo-learn (old)", "encoder.", "solo-learn before 1.0.3", ("projector.",), ("momentum_encoder.",),
+           ("classifier.", "momentum_classifier.", "momentum_projector.", "predictor.", "prototypes.", "head.",
+            "momentum_head.", "queue", "_"), signs=("encoder.", "classifier."), cifar_stem="cifar_pad2"),
+    Layout("Barlow Twins, VICReg", "backbone.", "Barlow Twins checkpoint.pth, VICReg model.pth", ("projector.",),
+           dropped=("bn.",), signs=("backbone.", "projector.")),
+    Layout("lightly", "backbone.", "lightly, its backbone named or positional", ("projection_head.",),
+           ("backbone_momentum.", "student_backbone.", "teacher_backbone."),
+           ("projection_head_momentum.", "prediction_head.", "prototypes.", "criterion.", "memory_bank.", "queue"),
+           signs=("backbone.", "projection_head.")),
+    Layout("lightly (positional)", "backbone.", "lightly's backbone alone, as nn.Sequential", signs=(
+        "backbone.0.weight", "backbone.4.")),
+    Layout("lightly (student and teacher)", "teacher_backbone.", "lightly's DINO", ("teacher_head.",),
+           ("student_backbone.",), ("student_head.", "criterion.")),
+    Layout("CoSS", "backbone.", "CoSS students, the original's and those of train_distill.py; any backbone.*",
+           ("proj_head.", "*fc."), dropped=("loss.", "head.", "queue")),
+    Layout("SimSiam", "encoder.", "SimSiam", ("*fc.",), dropped=("predictor.",), signs=("predictor.",)),
+    Layout("VISSL", "trunk._feature_blocks.", "VISSL training files", branches=("trunk.base_model._feature_blocks.",),
+           dropped=("heads.",)),
+    Layout("VISSL (wrapped)", "trunk.base_model._feature_blocks.", "VISSL evaluation files", dropped=("heads.",)),
+    Layout("VISSL (converted)", "_feature_blocks.", "VISSL after its conversion script", dropped=("heads.",)),
+    Layout("SMD", "encoder.", "SMD students; any encoder.*", ("*fc.",)),
+    Layout("SwAV, DeepCluster-v2", "", "SwAV and DeepCluster-v2, released and training files", ("projection_head.",),
+           dropped=("prototypes.",), signs=("projection_head.", "prototypes."), std=(0.228, 0.224, 0.225)),
+    Layout("detectron2", "", "detectron2 pickles", ("stem.fc.",), signs=("stem.conv1.",)),
+    Layout("model.*", "model.", "Lightning modules that call their network model", signs=("model.",)),
+    Layout("SimCLR (converted)", "", "Google's SimCLR by simclr-converter", ("fc.",),
+           signs=("layer1.0.downsample. < layer1.0.conv1.",), **UNIT),
+    Layout("torchvision", "", "torchvision, timm, DINO *_pretrain, Barlow Twins and VICReg resnet50.pth, BYOL "
+           "(converted), SEED's SimCLR teacher, linear-probe files, export.py", ("fc.", "head."), archs=MOCO_V3_ARCHS),
 )
 
 
-@dataclass
-class Report:
-    """What became of each key of a file; printed, logged, and saved with the run."""
+def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--weights", *, branch: str | None = None,
+                    branch_flag: str = "--branch", trust: bool = False) -> Checkpoint:
+    """Read ``path`` without running code from it, and find its layout.
 
-    file: str
-    sha256: str
-    layout: str
-    arch: str
-    stem: str
-    matched: int = 0
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    dropped: dict[str, int] = field(default_factory=dict)
-    epoch: int | None = None
-
-    def record(self) -> dict[str, Any]:
-        """As a plain dict, for JSON and for checkpoints."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        dropped = ", ".join(f"{n} under {prefix}" for prefix, n in self.dropped.items()) or "nothing"
-        return (f"{self.file}: {self.layout} layout, {self.arch} (stem {self.stem}), {self.matched} trunk tensors "
-                f"matched, 0 missing, 0 left over, dropped {dropped}; sha256 {self.sha256[:16]}…")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A file read safely: its tensors without wrappers, and what it says of itself."""
-
-    path: Path
-    sha256: str
-    tensors: dict[str, Tensor]
-    layout: Layout
-    arch: str | None
-    stem: str | None
-    image_size: int | None
-    epoch: int | None
-
-    def load_into(self, backbone: nn.Module) -> Report:
-        """Fill ``backbone`` (see :func:`models.backbones.build_backbone`); raises unless the match is exact."""
-        head = backbone.spec.head_name + "."
-        wanted = backbone.state_dict()
-        report = Report(str(self.path), self.sha256, self.layout.name, backbone.spec.arch, backbone.spec.stem,
-                        epoch=self.epoch)
-        found: dict[str, Tensor] = {}
-        for key, value in self.tensors.items():
-            outside = next((p for p in self.layout.dropped if key.startswith(p)), None)
-            name = key[len(self.layout.prefix):] if key.startswith(self.layout.prefix) else None
-            if name in wanted:
-                found[name] = value
-            elif outside or (name is not None and name.startswith(head)):
-                place = outside or self.layout.prefix + head
-                report.dropped[place] = report.dropped.get(place, 0) + 1
-            else:
-                report.unexpected.append(key)
-        # Files older than PyTorch 0.4.1, and converted ones, lack the counters of batch norm; they are not weights.
-        report.missing = [k for k in wanted if k not in found and not k.endswith(".num_batches_tracked")]
-        shapes = [f"{k} {list(v.shape)} for {list(wanted[k].shape)}" for k, v in found.items()
-                  if v.shape != wanted[k].shape]
-        if report.missing or report.unexpected or shapes:
-            raise UserError(self._mismatch(report, shapes))
-        report.matched = len(found)
-        wanted.update((k, v.to(wanted[k].dtype)) for k, v in found.items())  # keeps its metadata, which MNASNet reads
-        backbone.load_state_dict(wanted)
-        return report
-
-    def _mismatch(self, report: Report, shapes: list[str]) -> str:
-        says = f"; the file says it holds {self.arch}" if self.arch and self.arch != report.arch else ""
-        findings = [f"{len(keys)} {what} ({_few(keys)})" for what, keys in (
-            ("missing", report.missing), ("left over", report.unexpected), ("of another shape", shapes)) if keys]
-        return (f"{self.path} ({report.layout} layout) does not fit {report.arch} with stem '{report.stem}'"
-                f"{says}: trunk tensors {', '.join(findings)}; give the architecture and stem that the file was "
-                "trained with")
-
-
-def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--weights") -> Checkpoint:
-    """Read ``path`` without running code from it, and find its layout. ``key`` names the container inside."""
+    ``key`` names the container inside (dots lead deeper), ``branch`` the trunk where there are several, ``trust``
+    unpickles whatever is there.
+    """
     path = Path(path)
-    raw = _read_file(path, flag)
-    meta = raw if isinstance(raw, dict) else {}
-    tensors = _find_tensors(raw, path, key, flag)
-    tensors = {_strip_wrappers(name): value for name, value in tensors.items()}
-    layout = _find_layout(tensors, path, flag)
-    arch, stem, size, epoch = (meta.get(name) for name in ("arch", "stem", "image_size", "epoch"))
-    return Checkpoint(path, file_sha256(path), tensors, layout,
-                      arch if isinstance(arch, str) and arch in arch_names() else None,
-                      stem if isinstance(stem, str) and stem in STEMS else None,
-                      size if isinstance(size, int) else None, epoch if isinstance(epoch, int) else None)
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, as 64 hex digits."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read_file(path: Path, flag: str) -> Any:
-    if not path.is_file():
-        raise UserError(f"{flag} {path} is not a file; give the path of a checkpoint")
-    if path.stat().st_size == 0:
-        raise UserError(f"{flag} {path} is empty; download or copy it again")
-    try:
-        with path.open("rb") as file:
-            start = file.read(64).lstrip().lower()
-    except OSError as error:
-        raise UserError(f"{flag} {path} cannot be read ({error.strerror}); make it readable") from None
-    if start.startswith((b"<", b"version https://git-lfs")):
-        what = "a Git LFS pointer" if start.startswith(b"version") else "a web page"
-        raise UserError(f"{flag} {path} is {what}, not a checkpoint; download the file itself")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        text = str(error)
-        if any(word in text for word in ("GLOBAL", "Unsupported global", "Unsupported class")):
-            found = re.search(r"(?:GLOBAL|global|class) ([\w.]+\.\w+)", text)
-            what = f" ({found[1]})" if found else ""
-            raise UserError(f"{flag} {path} holds Python objects{what} beside its tensors and was not opened, since "
-                            f"that can run code; save its weights alone with torch.save and give that") from None
-        raise UserError(f"{flag} {path} is not a PyTorch checkpoint or is damaged; download or copy it again") from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, TypeError):
-        raise UserError(f"{flag} {path} is not a PyTorch checkpoint or is cut short; "
-                        "download or copy it again") from None
-
-
-def _find_tensors(raw: Any, path: Path, key: str | None, flag: str) -> dict[str, Tensor]:
+    raw = read_file(path, flag, trust)
     if not isinstance(raw, dict):
         raise UserError(f"{flag} {path} holds a {type(raw).__name__}, expected a dictionary of tensors")
-    if key is not None:
-        if key in raw and isinstance(raw[key], dict):
-            raw = raw[key]
-        elif not _tensors_of(raw):  # the original takes a file without the container for a bare state dict
-            entries = [str(k) for k, v in raw.items() if isinstance(v, dict)] or [str(k) for k in raw]
-            raise UserError(f"--checkpoint-key {key} is not in {path}; it holds {_few(entries, 8)}")
-    else:
-        raw = next((raw[k] for k in CONTAINERS if isinstance(raw.get(k), dict)), raw)
-    tensors = _tensors_of(raw)
-    if not tensors:
-        raise UserError(f"{flag} {path} holds no tensors, only {_few(list(map(str, raw)))}; "
+    everything = _flatten(raw)
+    if not everything:
+        raise UserError(f"{flag} {path} holds no tensors, only {few(list(map(str, raw)))}; "
                         "give a checkpoint with a state_dict")
+    container, tensors = _open_container(everything, raw, path, key)
+    outside: dict[str, int] = {}
+    for name in everything.keys() - {container + k for k in tensors}:
+        outside[name.partition(".")[0]] = outside.get(name.partition(".")[0], 0) + 1
+    layout = next((x for x in LAYOUTS if _matches(x, tensors)), None)
+    if layout is None:
+        raise UserError(f"{flag} {path} holds no image backbone: its tensors are {few(list(tensors))}; "
+                        "give the file of the pre-trained network itself")
+    checkpoint = Checkpoint(path, flag, layout, container.rstrip("."), layout.prefix, tensors, outside, _meta(raw))
+    if branch is None:
+        return checkpoint
+    prefix = branch.rstrip(".") + "."
+    if prefix not in checkpoint.branches():
+        there = [p.rstrip(".") for p in checkpoint.branches() if p]
+        raise UserError(f"{branch_flag} {branch} is not in {path}; it holds "
+                        + (f"{', '.join(there)}" if there else "one trunk without a prefix, so leave the flag out"))
+    return Checkpoint(path, flag, layout, checkpoint.container, prefix, tensors, outside, _meta(raw))
+
+
+def _flatten(raw: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Every tensor and numeric array of nested dictionaries under its dotted path, without wrappers at any level."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in raw.items():
+        name = _strip_wrappers(str(name))
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif isinstance(value, Mapping):
+            tensors.update((f"{name}.{inner}", x) for inner, x in _flatten(value).items())
     return tensors
 
 
-def _tensors_of(container: dict[Any, Any]) -> dict[str, Tensor]:
-    return {k: v for k, v in container.items() if isinstance(k, str) and isinstance(v, Tensor)}
+def _open_container(everything: dict[str, Tensor], raw: dict[str, Any], path: Path,
+                    key: str | None) -> tuple[str, dict[str, Tensor]]:
+    """The container's path with a dot behind it, or nothing for a bare file, and its tensors."""
+    def inside(name: str) -> dict[str, Tensor]:
+        return {k[len(name) + 1:]: v for k, v in everything.items() if k.startswith(name + ".")}
+
+    if key is not None:
+        if tensors := inside(key):
+            return key + ".", tensors
+        if not any(isinstance(v, Tensor) for v in raw.values()):  # the original takes a file without it for a bare one
+            entries = [str(k) for k, v in raw.items() if isinstance(v, dict)] or [str(k) for k in raw]
+            raise UserError(f"--checkpoint-key {key} is not in {path}; it holds {few(entries, 8)}")
+    else:
+        for name in CONTAINERS:
+            holds = raw.get(name.partition(".")[0])
+            if isinstance(holds, Mapping) and (tensors := inside(name)):
+                return name + ".", tensors
+    return "", {k: v for k, v in everything.items() if k.partition(".")[0] not in TRAINING_STATE}
 
 
-def _find_layout(tensors: dict[str, Tensor], path: Path, flag: str) -> Layout:
-    layout = next((x for x in LAYOUTS if any(k.startswith(x.prefix) for k in tensors)), None)
-    if layout is None or not any(v.ndim == 4 for k, v in tensors.items() if k.startswith(layout.prefix)):
-        raise UserError(f"{flag} {path} holds no image backbone: its tensors are {_few(list(tensors))}; "
-                        "give the file of the pre-trained network itself")
-    return layout
+def _matches(layout: Layout, tensors: dict[str, Tensor]) -> bool:
+    for sign in layout.signs:
+        first, _, then = sign.partition(" < ")
+        places = [next((i for i, k in enumerate(tensors) if k.startswith(p)), None) for p in (first, then or first)]
+        if None in places or places[0] > places[1]:
+            return False
+    return has_convolution(tensors, layout.prefix)
+
+
+def _meta(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file records of its network, where it is of use here."""
+    inner = raw.get("meta")  # mmengine
+    epoch = raw.get("epoch", inner.get("epoch") if isinstance(inner, Mapping) else None)
+    colours = {name: raw[name] for name in ("mean", "std")
+               if isinstance(raw.get(name), list | tuple) and len(raw[name]) == 3}
+    meta = {"arch": raw.get("arch"), "stem": raw.get("stem"), "image_size": raw.get("image_size"), "epoch": epoch}
+    kinds = {"arch": str, "stem": str, "image_size": int, "epoch": int}
+    meta = {name: value for name, value in meta.items() if isinstance(value, kinds[name])}
+    if meta.get("stem") not in (None, *STEMS):
+        del meta["stem"]
+    return {**meta, **colours}
 
 
 def _strip_wrappers(name: str) -> str:
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]
     return name
-
-
-def _few(items: list[str], most: int = 3) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.match import IMAGENET_MEAN, IMAGENET_STD
 from models.teachers import Normalise
 
 HIDDEN = 2048  # of the projection head, in the paper's code
@@ -41,7 +42,7 @@ class Distiller(nn.Module):
 
     def record(self) -> dict[str, Any]:
         """What the student is, for its checkpoint."""
-        return self.backbone.spec.record()
+        return {**self.backbone.spec.record(), "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
 
 
 def projection_head(student_dim: int, teacher_dim: int) -> nn.Module:

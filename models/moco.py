@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones import attach_head, build_backbone
+from models.match import IMAGENET_MEAN, IMAGENET_STD
 from models.teachers import Encoder, Normalise
 from runtime.device import all_gather, broadcast, distributed
 
@@ -101,7 +102,7 @@ class MoCo(nn.Module):
 
     def record(self) -> dict[str, Any]:
         """What the encoder is, for its checkpoint."""
-        return self.spec.record()
+        return {**self.spec.record(), "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
 
 
 def mlp_head(width: int, dim: int, batch_norm: bool) -> nn.Sequential:

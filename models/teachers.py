@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones import build_backbone
-from models.checkpoints import Report, read_checkpoint
+from models.checkpoints import read_checkpoint
+from models.heads import describe
+from models.match import IMAGENET_MEAN, IMAGENET_STD
+from models.report import Report
 from runtime.errors import UserError
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalise(nn.Module):
@@ -35,19 +36,26 @@ class Normalise(nn.Module):
 class Encoder(nn.Module):
     """Normalisation and a trunk: uint8 images [b, 3, H, W] to pooled features [b, d]."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, mean: Sequence[float] = IMAGENET_MEAN,
+                 std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
-        self.backbone, self.normalise = backbone, Normalise()
+        self.backbone, self.normalise = backbone, Normalise(mean, std)
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone(self.normalise(images))
 
 
 class FrozenEncoder(Encoder):
-    """An encoder that never trains: no gradients, and evaluation mode whatever a caller asks for."""
+    """An encoder that never trains: no gradients, and evaluation mode whatever a caller asks for.
 
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__(backbone)
+    ``head`` is the pre-trained network's own head [b, d] -> [b, d_head], for the losses that ask for it, else None.
+    """
+
+    def __init__(self, backbone: nn.Module, mean: Sequence[float] = IMAGENET_MEAN,
+                 std: Sequence[float] = IMAGENET_STD, head: nn.Module | None = None) -> None:
+        super().__init__(backbone, mean, std)
+        self.head = head
         self.requires_grad_(False)
         self.train(False)
 
@@ -60,25 +68,26 @@ class FrozenEncoder(Encoder):
 
 
 def load_frozen(weights: str | Path, arch: str | None = None, stem: str | None = None,
-                image_size: int | None = None, *, key: str | None = None, flag: str = "--weights",
-                arch_flag: str = "--arch", stem_flag: str = "--stem") -> tuple[FrozenEncoder, Report]:
+                image_size: int | None = None, *, key: str | None = None, branch: str | None = None,
+                mean: Sequence[float] | None = None, std: Sequence[float] | None = None, trust: bool = False,
+                with_head: bool = False, flag: str = "--weights", prefix: str = "--") -> tuple[FrozenEncoder, Report]:
     """A checkpoint of any known layout as a frozen encoder, and the report of the match.
 
-    What is None is taken from the file's own record; stem and image size are else ``imagenet`` and 224, as in
-    every public file. Raises :class:`UserError` on any mismatch.
+    What is None is taken from the file: its record, its tensors' shapes, its layout. ``with_head`` reads the
+    pre-trained network's own head too. ``flag`` and ``prefix`` (of --arch, --stem, --branch) are for messages.
+    Raises :class:`UserError` on any mismatch.
     """
-    checkpoint = read_checkpoint(weights, key, flag)
-    arch = arch or checkpoint.arch
-    if arch is None:
-        raise UserError(f"{flag} {weights} does not say its architecture; add {arch_flag}, for example "
-                        f"{arch_flag} resnet50")
-    if stem and checkpoint.stem and stem != checkpoint.stem:  # the shapes alone would not tell for every architecture
-        raise UserError(f"{stem_flag} {stem} contradicts {weights}, which was trained with the {checkpoint.stem} stem; "
-                        "leave the flag out")
-    backbone = build_backbone(arch, stem or checkpoint.stem or "imagenet",
-                              image_size or checkpoint.image_size or 224, arch_flag)
+    checkpoint = read_checkpoint(weights, key, flag, branch=branch, branch_flag=f"{prefix}branch", trust=trust)
+    found = checkpoint.identify(arch, stem, image_size, arch_flag=f"{prefix}arch", stem_flag=f"{prefix}stem")
+    backbone = build_backbone(found.arch, found.stem, found.image_size, f"{prefix}arch")
     report = checkpoint.load_into(backbone)
-    return FrozenEncoder(backbone), report
+    head = checkpoint.head() if with_head else None
+    report.head = describe(head) if head else None
+    report.mean, report.std = list(mean or report.mean), list(std or report.std)
+    if not all(x > 0 for x in report.std):
+        raise UserError(f"{prefix}std {' '.join(map(str, report.std))} must be above 0; give the three values of the "
+                        "pre-training")
+    return FrozenEncoder(backbone, report.mean, report.std, head), report
 
 
 def untrained(arch: str, image_size: int, stem: str = "imagenet", flag: str = "--arch") -> FrozenEncoder:

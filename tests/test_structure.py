@@ -120,6 +120,7 @@ MINIMAL = {
     ("train_teacher",): ["--data", "d", "--output", "o"],
     ("compute_knn", "mine"): ["--data", "d", "--output", "o", "--weights", "t.pth"],
     ("compute_knn", "eval"): ["--data", "d", "--weights", "t.pth"],
+    ("inspect_checkpoint",): ["t.pth"],
 }
 
 

@@ -11,7 +11,9 @@ import torchvision
 from torch import nn
 
 from models.backbones import build_backbone
-from models.checkpoints import file_sha256, read_checkpoint
+from models.checkpoints import read_checkpoint
+from models.identify import Identity
+from models.safe_load import file_sha256
 from models.teachers import load_frozen
 from runtime.errors import UserError
 
@@ -155,11 +157,14 @@ def test_other_families_with_their_classifier(tmp_path, arch):
 
 def test_metadata(tmp_path, model):
     checkpoint = read_checkpoint(save(LAYOUTS["CoSS student"](model), tmp_path))
-    assert (checkpoint.arch, checkpoint.stem, checkpoint.image_size) == (ARCH, "imagenet", 48)
+    assert checkpoint.meta == {"arch": ARCH, "stem": "imagenet", "image_size": 48}
+    assert checkpoint.identify() == Identity(ARCH, "imagenet", 48)
     bare = read_checkpoint(save(trunk_of(model), tmp_path))
-    assert (bare.arch, bare.stem, bare.image_size, bare.epoch) == (None, None, None, None)
-    unknown = read_checkpoint(save({"arch": "my_net", "state_dict": trunk_of(model)}, tmp_path))
-    assert unknown.arch is None
+    assert bare.meta == {}
+    assert bare.identify() == Identity(ARCH, "imagenet", 224)  # told from the shapes
+    strange = read_checkpoint(save({"arch": "my_net", "epoch": "3", "state_dict": trunk_of(model)}, tmp_path))
+    assert strange.meta == {"arch": "my_net"}
+    assert strange.identify() == Identity(ARCH, "imagenet", 224)
 
 
 # ---- the trunk does not fit
@@ -344,5 +349,5 @@ def test_checkpoint_key_of_a_bare_file_is_passed_over_as_in_the_original(tmp_pat
 def test_load_frozen_says_the_flag(tmp_path):
     path = save(torchvision.models.resnet34().state_dict(), tmp_path)
     with pytest.raises(UserError) as caught:
-        load_frozen(path, ARCH, flag="--distill", arch_flag="--teacher_arch")
+        load_frozen(path, ARCH, flag="--distill", prefix="--teacher-")
     assert str(path) in str(caught.value)

@@ -79,7 +79,8 @@ def test_state_keys_are_the_originals():
     assert set(student.state_dict()) == trunk | head | {"loss.queue"}
     assert set(student.student_state()) == trunk | head
     assert set(Distiller(build_backbone("resnet18"), 512, CoSS()).state_dict()) == trunk
-    assert student.record() == {"arch": "resnet18", "stem": "imagenet", "image_size": 32}
+    assert student.record() == {"arch": "resnet18", "stem": "imagenet", "image_size": 32,
+                                "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def test_agreement_against_numpy():

@@ -233,7 +233,7 @@ def test_state_has_the_names_of_mocos_files_and_loads_back(tmp_path):
     assert set(moco.encoder_state()) == head | {f"module.encoder_q.{key}" for key in trunk_names}
     assert moco.encoder_state()["module.encoder_q.fc.0.weight"].shape == (1024, 1024)
     assert moco.encoder_state()["module.encoder_q.fc.2.weight"].shape == (16, 1024)
-    loaded = build_backbone(**moco.record())
+    loaded = build_backbone(**moco.spec.record())
     read_checkpoint(path).load_into(loaded)
     random = torch.get_rng_state()
     trunk = moco.trunk()
@@ -245,7 +245,7 @@ def test_state_has_the_names_of_mocos_files_and_loads_back(tmp_path):
         assert torch.equal(loaded.eval()(Normalise()(images[0])), trunk.eval()(images[0]))
     full = tmp_path / "checkpoint.pth"  # the file to resume from is a teacher too
     torch.save({**moco.record(), "state_dict": moco.state_dict()}, full)
-    assert read_checkpoint(full).load_into(build_backbone(**moco.record())).matched == len(trunk_names)
+    assert read_checkpoint(full).load_into(build_backbone(**moco.spec.record())).matched == len(trunk_names)
 
 
 @pytest.mark.parametrize("arch", ["squeezenet1_1", "mobilenet_v3_small"])

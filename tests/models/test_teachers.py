@@ -107,18 +107,38 @@ def test_load_frozen_takes_arch_stem_and_size_from_the_file(tmp_path, size):
     loaded, report = load_frozen(path)
     assert loaded.backbone.spec == trunk.spec
     assert_same(trunk.state_dict(), loaded.backbone.state_dict())
-    assert (report.arch, report.stem, report.layout) == ("resnet18", "cifar", "CoSS student")
+    assert (report.arch, report.stem, report.layout) == ("resnet18", "cifar", "CoSS")
     assert report.matched == len(trunk.state_dict())
 
 
-def test_load_frozen_needs_an_architecture(tmp_path):
+def test_load_frozen_finds_the_architecture_of_a_file_that_records_none(tmp_path):
     path = tmp_path / "bare.pth"
-    torch.save(build_backbone("resnet18").state_dict(), path)
-    with pytest.raises(UserError, match="--teacher_arch resnet50") as caught:
-        load_frozen(path, flag="--distill", arch_flag="--teacher_arch")
-    assert str(caught.value).startswith(f"--distill {path} ")
-    loaded, _ = load_frozen(path, "resnet18")
-    assert loaded.backbone.spec.image_size == 224
+    torch.save(build_backbone("resnet18", "cifar", 32).state_dict(), path)
+    loaded, report = load_frozen(path)
+    assert loaded.backbone.spec.record() == {"arch": "resnet18", "stem": "cifar", "image_size": 32}
+    assert report.ok
+    with pytest.raises(UserError, match="resnet34") as caught:
+        load_frozen(path, "resnet34", flag="--distill", prefix="--teacher-")
+    assert "it fits resnet18 with stem 'cifar'" in str(caught.value)
+
+
+def test_each_network_is_normalised_its_own_way(tmp_path):
+    path = tmp_path / "swav.pth"
+    state = build_backbone("resnet18").state_dict()
+    torch.save({**state, "projection_head.0.weight": torch.zeros(2, 512), "prototypes.weight": torch.zeros(3, 2)}, path)
+    loaded, report = load_frozen(path)
+    assert report.layout == "SwAV, DeepCluster-v2"
+    assert report.std == [0.228, 0.224, 0.225]
+    twin = build_backbone("resnet18")
+    twin.load_state_dict(state)
+    normalise = transforms.Normalize([0.485, 0.456, 0.406], [0.228, 0.224, 0.225])
+    with torch.no_grad():
+        expected = twin.eval()(normalise(images() / 255))
+    torch.testing.assert_close(loaded(images()), expected, rtol=1e-4, atol=1e-4)
+    loaded, report = load_frozen(path, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1))
+    assert (report.mean, report.std) == ([0.5] * 3, [0.25, 0.5, 1])
+    torch.testing.assert_close(loaded.normalise(images()), transforms.Normalize([0.5] * 3, [0.25, 0.5, 1])(
+        images() / 255), rtol=0, atol=2e-6)
 
 
 def test_untrained_is_frozen_and_decided_by_the_seed():

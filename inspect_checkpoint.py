@@ -1,0 +1,177 @@
+#!/usr/bin/env python
+"""Say what a checkpoint file is: its layout, architecture and branches, what matches and what does not.
+
+    python inspect_checkpoint.py weights/*.pth
+    python inspect_checkpoint.py teacher.pth --data DIR      # and whether it has learnt anything
+    python inspect_checkpoint.py --layouts                   # the table of docs/CHECKPOINTS.md
+
+Nothing in a file is run. Exit code 0 if the backbone of every file is whole, else 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import cli
+from data.augment import training_transform
+from data.datasets import open_source
+from data.loader import BadImageLog, evaluation_loader
+from data.sources import ImageSource
+from evals.sanity import effective_rank, leave_one_out, same_image, verdict
+from models.backbones import build_backbone
+from models.checkpoints import LAYOUTS, read_checkpoint
+from models.heads import describe
+from models.match import Checkpoint
+from models.report import Report, colours, few
+from models.safe_load import file_sha256, published_as
+from models.teachers import FrozenEncoder
+from runtime.device import Process, seed_everything, start_process
+from runtime.errors import EXIT_BAD_INPUT, UserError, run_script
+from runtime.features import extract
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("files", metavar="FILE", nargs="*", help="checkpoints")
+    parser.add_argument("--layouts", action="store_true", help="print the table of the layouts that are read, and stop")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a file and nothing else")
+    group = parser.add_argument_group("network")
+    group.add_argument("-a", "--arch", default=None, metavar="ARCH",
+                       help="what it should be, a torchvision classifier by name or timm:NAME; default: found")
+    cli.add_network_flags(group)
+    group = cli.add_data_flags(parser, required=False, what="images for a check of the features, in any form that "
+                               "train_distill.py takes: 10-NN if they have labels, else how often two views of an "
+                               "image find each other, beside the same network with fresh weights; default: no check")
+    group.add_argument("--images", type=cli.number(int, 20), default=2000, metavar="N",
+                       help="images of that check, taken evenly; default 2000")
+    group.add_argument("--batch-size", type=cli.number(int, 1), default=64, metavar="N",
+                       help="images of one forward pass; default 64")
+    cli.add_device_flags(parser)
+    args = parser.parse_args(argv)
+    if not args.files and not args.layouts:
+        parser.error("give at least one FILE, or --layouts")
+    return args
+
+
+def examine(path: str, args: argparse.Namespace) -> tuple[Report, FrozenEncoder | None]:
+    """What can be said of one file, and its trunk if that is whole."""
+    report, encoder = Report(file=path), None
+    if Path(path).is_file():
+        report.sha256 = file_sha256(path)
+    try:
+        checkpoint = read_checkpoint(path, args.checkpoint_key, "", branch=args.branch, trust=args.trust_checkpoint)
+        report.layout, report.container = checkpoint.layout.name, checkpoint.container
+        report.branch, report.epoch = checkpoint.prefix.rstrip("."), checkpoint.meta.get("epoch")
+        report.branches = [p.rstrip(".") for p in checkpoint.branches() if p != checkpoint.prefix]
+        found = checkpoint.identify(args.arch, args.stem, args.image_size)
+        backbone = build_backbone(found.arch, found.stem, found.image_size)
+        report, _ = checkpoint.match(backbone)
+        report.mean, report.std = list(args.mean or report.mean), list(args.std or report.std)
+        report.head = head_of(checkpoint)
+        if report.ok:
+            checkpoint.load_into(backbone)
+            encoder = FrozenEncoder(backbone, report.mean, report.std)
+    except UserError as error:
+        report.error = str(error).strip()
+    return report, encoder
+
+
+def head_of(checkpoint: Checkpoint) -> str | None:
+    """The head in words; None where there is none of a known kind."""
+    try:
+        return describe(checkpoint.head())
+    except UserError:
+        return None
+
+
+def check_features(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace,
+                   process: Process) -> dict[str, Any]:
+    """The features of a few images beside those of fresh weights, in numbers, and ``verdict`` in words."""
+    if len(source) > args.images:
+        source = source.take(np.linspace(0, len(source) - 1, args.images).round().astype(np.int64))
+    spec = encoder.backbone.spec
+    seed_everything(args.seed)
+    networks = encoder, FrozenEncoder(build_backbone(**spec.record()), encoder.mean, encoder.std)
+    augment = training_transform("moco_v2", spec.image_size)
+
+    def features(network: FrozenEncoder, transform: Any = None, view: int = 0) -> torch.Tensor:
+        def loader_of(indices: range) -> Any:
+            return evaluation_loader(source, spec.image_size, args.batch_size, args.workers, indices,
+                                     process.device.type, transform, view)
+        return extract(network.to(process.device), loader_of, len(source), process, "features",
+                       BadImageLog(source, args.on_bad_image).check)
+
+    if len(source.classes) > 1:
+        labels = torch.from_numpy(source.labels)
+        what, scores = "10-NN", [leave_one_out(features(network), labels) for network in networks]
+    else:
+        what, scores = "views of one image found", [
+            same_image(features(network, augment, 1), features(network, augment, 2)) for network in networks]
+    return {"images": len(source), "what": what, "percent": scores[0], "percent_fresh": scores[1],
+            "effective_rank": effective_rank(features(encoder)), "verdict": verdict(*scores, len(source))}
+
+
+def as_text(report: Report, published: str | None, sanity: dict[str, Any] | None) -> str:
+    """The report for a person."""
+    inside = f" in {report.container}" if report.container else ""
+    branch = f", branch {report.branch}" if report.branch else ""
+    rows = [("layout", report.layout and f"{report.layout}{inside}{branch}"),
+            ("other branches", ", ".join(report.branches)),
+            ("architecture", report.arch and f"{report.arch}, stem {report.stem}, {report.image_size} px"),
+            ("backbone", f"whole: {report.matched} tensors, 0 missing, 0 left over" if report.ok else "refused"),
+            ("why", report.error), ("missing", few(report.missing, 8)), ("left over", few(report.unexpected, 8)),
+            ("other shape", few(report.reshaped, 8)), ("head", report.head),
+            *(("dropped", f"{count} under {prefix} ({report.reasons[prefix]})")
+              for prefix, count in report.dropped.items()),
+            ("normalisation", report.mean and f"mean {colours(report.mean)}, std {colours(report.std)}"),
+            ("epoch", report.epoch), ("SHA-256", report.sha256), ("published", published),
+            *(("note", note) for note in report.notes)]
+    if sanity:
+        rows.append(("features", "{what} {percent:.1f} % of {images}, with fresh weights {percent_fresh:.1f} %; "
+                                 "effective rank {effective_rank:.1f}: {verdict}".format(**sanity)))
+    return "\n".join([report.file, *(f"  {name:<15} {value}" for name, value in rows if value not in (None, ""))])
+
+
+def layout_table() -> str:
+    """The layouts as a Markdown table, in the order in which they are tried."""
+    def code(items: tuple[str, ...]) -> str:
+        return " ".join(f"`{item}`" for item in items) or "–"
+
+    lines = ["| layout | files | trunk behind | told by | other branches | its head | dropped | mean / std |",
+             "|---|---|---|---|---|---|---|---|"]
+    for x in LAYOUTS:
+        lines.append(f"| {x.name} | {x.reads} | {code((x.prefix,)) if x.prefix else '–'} | {code(x.signs)} | "
+                     f"{code(x.branches)} | {code(x.head)} | {code(x.dropped)} | "
+                     f"{colours(x.mean)} / {colours(x.std)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse, examine each file, say."""
+    args = parse_args()
+    if args.layouts:
+        print(layout_table())
+        return
+    whole = True
+    with start_process(args.device) as process:
+        source = open_source(args.data).subset(args.subset) if args.data else None
+        for path in args.files:
+            report, encoder = examine(path, args)
+            published = published_as(path, report.sha256) if report.sha256 else None
+            sanity = check_features(encoder, source, args, process) if encoder and source else None
+            whole = whole and report.ok
+            print(json.dumps({**report.record(), "published": published, "sanity": sanity}) if args.json else
+                  as_text(report, published, sanity), flush=True)
+    sys.exit(0 if whole else EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    run_script(main)

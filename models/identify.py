@@ -1,0 +1,157 @@
+"""Which architecture a set of tensor names and shapes is, and, where it is none, what it is a near miss of."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Size
+from torch.overrides import TorchFunctionMode
+
+from models.backbones import Spec, arch_names, assemble, known_arch
+
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's second classifiers
+COUNTER = ".num_batches_tracked"  # not a weight; older and converted files lack it
+Shapes = Mapping[str, Size]
+
+FAMILIES = (  # where a name like this is, only such architectures can fit
+    (r"layer1\.", r"resnet|resnext|wide_resnet"), (r"class_token$", r"vit_"), (r"stage2\.", r"shufflenet"),
+    (r"trunk_output\.", r"regnet"), (r"features\.denseblock1", r"densenet"), (r"inception3a", r"googlenet"),
+    (r"Mixed_5b", r"inception"), (r"blocks\.0\.layers", r"maxvit"), (r"layers\.0\.weight", r"mnasnet"),
+    (r"features\.0\.0\.", r"mobilenet|efficientnet|convnext|swin"), (r"features\.", r"alexnet|vgg|squeezenet"))
+
+NEAR_MISSES = (  # name, and what has it
+    (r"blocks\.(\d+\.)+ls1\.gamma$", "a transformer with LayerScale (DINOv2's), which torchvision's ViT has not; "
+     "take timm's own network with --arch timm:NAME"),
+    (r"patch_embed\.proj\.\d+\.", "a transformer with a convolutional stem (MoCo v3's vit_conv), which torchvision's "
+     "ViT has not"),
+    (r"dist_token$", "a distilled transformer with two class tokens, which torchvision's ViT has not"),
+    (r"conv3\.weight$", "a ResNet with a stem of three convolutions (CLIP's), which torchvision has not"),
+    (r"conv1\.0\.weight$", "a ResNet with a stem of three convolutions (ResNet-C and -D), which torchvision has not; "
+     "take timm's own network with --arch timm:NAME"),
+    (r"_conv_stem\.weight$", "an EfficientNet of the package efficientnet_pytorch (SEED's), whose padding differs from "
+     "torchvision's"),
+    (r"conv_stem\.weight$", "a mobile network under timm's names; take timm's own network with --arch timm:NAME"),
+    (r".*/", "a network of JAX's (Haiku names); convert it to PyTorch first"))
+
+
+@dataclass
+class Fit:
+    """How a file's names and shapes lie in a trunk: names on the file's side that match, lack, or are too many."""
+
+    found: list[str] = field(default_factory=list)
+    head: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reshaped: list[str] = field(default_factory=list)
+
+    @property
+    def exact(self) -> bool:
+        """Every tensor of the trunk filled, in its shape, and none left over."""
+        return not (self.missing or self.unexpected or self.reshaped)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Arguments of :func:`models.backbones.build_backbone`."""
+
+    arch: str
+    stem: str
+    image_size: int
+
+
+def fit(shapes: Shapes, wanted: Shapes, spec: Spec, heads: tuple[str, ...] = ()) -> Fit:
+    """Lay ``shapes`` (a file's, in the trunk's names) over ``wanted`` (a trunk's state dict). ``heads`` are prefixes
+    of heads other than the classifier that the architecture itself has."""
+    result = Fit()
+    for name, shape in shapes.items():
+        if name in wanted:
+            (result.found if shape == wanted[name] else result.reshaped).append(name)
+        elif name.startswith((spec.head_name + ".", *AUXILIARY, *heads)):
+            result.head.append(name)
+        elif not name.endswith(COUNTER):
+            result.unexpected.append(name)
+    result.missing = [name for name in wanted if name not in shapes and not name.endswith(COUNTER)]
+    return result
+
+
+def identify(shapes: Shapes, first: Iterable[str] = (), image_size: int | None = None) -> list[Identity]:
+    """Every architecture that ``shapes`` fills exactly, those named in ``first`` before others of the same family.
+
+    Architectures that differ in nothing but their number of heads (``vit_s_16``, ``vit_s_16_12h``) all come out.
+    """
+    size = transformer_image_size(shapes) or image_size or 224
+    hints = [arch for arch in first if known_arch(arch)]
+    found: list[Identity] = []
+    for arch in dict.fromkeys([*hints, *candidates(shapes)]):
+        if found and not arch.startswith("vit_"):  # only transformers have twins of equal shapes
+            break
+        for stem in ("imagenet", "cifar"):
+            how = lay(shapes, Identity(arch, stem, size))
+            if how is not None and how.exact:
+                found.append(Identity(arch, stem, size))
+            if how is None or how.exact or how.missing or how.unexpected or len(how.reshaped) > 1:
+                break  # the other stem differs in the shape of one convolution, or in none
+    return found
+
+
+def lay(shapes: Shapes, identity: Identity) -> Fit | None:
+    """:func:`fit` against a trunk that is never built; None where there is no such trunk."""
+    try:
+        wanted, spec = trunk_shapes(identity)
+    except Exception:  # noqa: BLE001 - a network that cannot be built for this size is no candidate
+        return None
+    return fit(shapes, wanted, spec)
+
+
+def candidates(shapes: Shapes) -> list[str]:
+    """The architectures of the family that the names point to; all of them where they point to none."""
+    for sign, archs in FAMILIES:
+        if any(re.match(sign, name) for name in shapes):
+            return [arch for arch in arch_names() if re.match(archs, arch)]
+    return arch_names()
+
+
+def transformer_image_size(shapes: Shapes) -> int | None:
+    """The side of the images, in pixels, that a ViT's position embedding is for."""
+    if {"encoder.pos_embedding", "conv_proj.weight"} <= shapes.keys():
+        return shapes["conv_proj.weight"][-1] * math.isqrt(shapes["encoder.pos_embedding"][1] - 1)
+    return None
+
+
+def near_miss(shapes: Shapes) -> str:
+    """What this is like, as the end of a sentence."""
+    for sign, what in NEAR_MISSES:
+        if any(re.match(sign, name) for name in shapes):
+            return f"it is {what}"
+    stem, width = shapes.get("conv1.weight", Size()), 64
+    if "layer1.0.conv1.weight" in shapes and len(stem) == 4 and stem[0] != width and stem[0] % width == 0:
+        return (f"it is a ResNet widened {stem[0] // width} times (its first convolution has {stem[0]} channels), "
+                "which torchvision has not (its wide_resnet widens the inner layers alone)")
+    fits = [(arch, how) for arch in candidates(shapes) if (how := lay(shapes, Identity(
+        arch, "imagenet", transformer_image_size(shapes) or 224)))]
+    if not fits or not (best := max(fits, key=lambda x: len(x[1].found) - len(x[1].missing)))[1].found:
+        return "nothing that torchvision has is like it"
+    arch, how = best
+    wrong = [f"{len(names)} {what} ({names[0]})" for names, what in (
+        (how.missing, "missing"), (how.unexpected, "too many"), (how.reshaped, "of another shape")) if names]
+    return f"nearest is {arch}, of which {', '.join(wrong)}"
+
+
+@functools.cache
+def trunk_shapes(identity: Identity) -> tuple[dict[str, Size], Spec]:
+    """Names and shapes of a trunk's state dict, without the memory for it."""
+    with torch.random.fork_rng(devices=[]), _WithoutStorage():
+        model = assemble(identity.arch, identity.stem, identity.image_size)
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}, model.spec
+
+
+class _WithoutStorage(TorchFunctionMode):
+    """``torch.empty``, with which layers make their weights, makes tensors of a shape and nothing else."""
+
+    def __torch_function__(self, func, types, positional=(), named=None):  # noqa: ANN001, ANN204
+        return func(*positional, **{**(named or {}), **({"device": "meta"} if func is torch.empty else {})})

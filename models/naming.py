@@ -1,0 +1,63 @@
+"""Other libraries' names for the tensors of torchvision's networks, as prefixes to be exchanged, in both directions.
+
+A rule is a pair (their prefix, torchvision's prefix); ``{i}`` and ``{j}`` stand for numbers. What follows the prefix
+(``weight``, ``running_mean`` ...) is the same on both sides.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection
+
+_LAYER = "encoder.layers.encoder_layer_{i}."
+_BLOCK = [(f"conv{n}.norm.", f"bn{n}.") for n in (1, 2, 3)] + [(f"conv{n}.", f"conv{n}.") for n in (1, 2, 3)] + [
+    ("shortcut.norm.", "downsample.1."), ("shortcut.", "downsample.0.")]
+
+SCHEMES: dict[str, tuple[tuple[str, str], ...]] = {
+    # timm's VisionTransformer, and DINO's and MoCo v3's, which are built on it
+    "timm ViT": (
+        ("cls_token", "class_token"), ("patch_embed.proj.", "conv_proj."), ("pos_embed", "encoder.pos_embedding"),
+        ("blocks.{i}.norm1.", _LAYER + "ln_1."), ("blocks.{i}.norm2.", _LAYER + "ln_2."),
+        ("blocks.{i}.attn.qkv.", _LAYER + "self_attention.in_proj_"),
+        ("blocks.{i}.attn.proj.", _LAYER + "self_attention.out_proj."),
+        ("blocks.{i}.mlp.fc1.", _LAYER + "mlp.0."), ("blocks.{i}.mlp.fc2.", _LAYER + "mlp.3."),
+        ("norm.", "encoder.ln."), ("head.", "heads.head.")),
+    # nn.Sequential(*resnet.children()), as lightly's examples build their backbones
+    "positional": (("0.", "conv1."), ("1.", "bn1."), *((f"{n + 3}.", f"layer{n}.") for n in (1, 2, 3, 4))),
+    "detectron2": (
+        ("stem.conv1.norm.", "bn1."), ("stem.conv1.", "conv1."), ("stem.fc.", "fc."),
+        *((f"res{stage + 1}.{{i}}.{theirs}", f"layer{stage}.{{i}}.{ours}")
+          for stage in (1, 2, 3, 4) for theirs, ours in _BLOCK)),
+    # torchvision's own DenseNet files, from before module names could not hold dots
+    "old DenseNet": tuple((f"features.denseblock{{i}}.denselayer{{j}}.{part}.{n}.",
+                           f"features.denseblock{{i}}.denselayer{{j}}.{part}{n}.") for part in ("norm", "conv")
+                          for n in (1, 2)),
+}
+SIGNATURES = {  # all of these names must be there
+    "timm ViT": ("cls_token", "patch_embed.proj.weight"),
+    "positional": ("0.weight", "1.weight", "4.0.conv1.weight"),
+    "detectron2": ("stem.conv1.weight", "res2.0.conv1.weight"),
+    "old DenseNet": ("features.denseblock1.denselayer1.norm.1.weight",),
+}
+
+
+def find_scheme(names: Collection[str]) -> str | None:
+    """Whose names these are; None for torchvision's, and for unknown ones."""
+    return next((scheme for scheme, signs in SIGNATURES.items() if all(sign in names for sign in signs)), None)
+
+
+def rename(name: str, scheme: str | None, inverse: bool = False) -> str:
+    """``name`` in torchvision's way (with ``inverse``, torchvision's in the scheme's); unknown names stay."""
+    for pattern, replacement in _rules(scheme, inverse) if scheme else ():
+        if pattern.match(name):
+            return pattern.sub(replacement, name, count=1)
+    return name
+
+
+@functools.cache
+def _rules(scheme: str, inverse: bool) -> tuple[tuple[re.Pattern[str], str], ...]:
+    def rule(old: str, new: str) -> tuple[re.Pattern[str], str]:
+        pattern = "^" + re.escape(old).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{j\}", r"(?P<j>\d+)")
+        return re.compile(pattern), new.replace("{i}", r"\g<i>").replace("{j}", r"\g<j>")
+    return tuple(rule(*(reversed(pair) if inverse else pair)) for pair in SCHEMES[scheme])

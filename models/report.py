@@ -1,0 +1,62 @@
+"""What became of each key of a checkpoint file; printed, logged, and saved with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Report:
+    """The match of one file and one trunk. ``ok`` is whether the trunk is whole; ``error`` says why not."""
+
+    file: str
+    sha256: str = ""
+    layout: str | None = None
+    arch: str | None = None
+    stem: str | None = None
+    image_size: int | None = None
+    container: str = ""
+    branch: str | None = None
+    branches: list[str] = field(default_factory=list)  # other trunks in the file, for --branch
+    matched: int = 0
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reshaped: list[str] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)  # prefix -> tensors
+    reasons: dict[str, str] = field(default_factory=dict)  # prefix -> why they were dropped
+    head: str | None = None
+    epoch: int | None = None
+    recorded_arch: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Every tensor of the trunk filled and none left over."""
+        return self.error is None and self.matched > 0
+
+    def record(self) -> dict[str, Any]:
+        """As a plain dict, for JSON and for checkpoints."""
+        return {**asdict(self), "ok": self.ok}
+
+    def __str__(self) -> str:
+        branch = f" (branch {self.branch}" + (f", beside {', '.join(self.branches)}" if self.branches else "") + ")"
+        dropped = ", ".join(f"{n} under {prefix} ({self.reasons[prefix]})" for prefix, n in self.dropped.items())
+        notes = "".join(f"; {note}" for note in self.notes)
+        return (f"{self.file}: {self.layout} layout{branch if self.branch else ''}, {self.arch} (stem {self.stem}), "
+                f"{self.matched} trunk tensors matched, 0 missing, 0 left over, dropped {dropped or 'nothing'}; "
+                f"mean {colours(self.mean)}, std {colours(self.std)}; sha256 {self.sha256[:16]}…{notes}")
+
+
+def colours(values: Sequence[float] | None) -> str:
+    """Three numbers as people read them."""
+    return " ".join(f"{value:g}" for value in values or ())
+
+
+def few(items: Sequence[str], most: int = 3) -> str:
+    """The first of a list, and how many more there are."""
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -1,0 +1,24 @@
+"""Vision transformers that self-supervised teachers use and torchvision has no builder for.
+
+Touvron et al., "Training data-efficient image transformers", ICML 2021, table 1 (tiny and small); Caron et al.,
+"Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021 (patches of 8); Chen et al., "An Empirical
+Study of Training Self-Supervised Vision Transformers", ICCV 2021, section 4 (MoCo v3's small one has 12 heads).
+"""
+
+from __future__ import annotations
+
+from torchvision.models import VisionTransformer
+
+VITS = {  # patch, width, heads; each of 12 layers, the MLP four times as wide
+    "vit_ti_16": (16, 192, 3),
+    "vit_s_16": (16, 384, 6),
+    "vit_s_16_12h": (16, 384, 12),
+    "vit_s_8": (8, 384, 6),
+    "vit_b_8": (8, 768, 12),
+}
+
+
+def build_vit(arch: str, image_size: int) -> VisionTransformer:
+    """One of ``VITS`` with a classifier of 1,000 classes, freshly initialised."""
+    patch, width, heads = VITS[arch]
+    return VisionTransformer(image_size, patch, num_layers=12, num_heads=heads, hidden_dim=width, mlp_dim=4 * width)
