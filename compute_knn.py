@@ -13,14 +13,15 @@ Each may be started by torchrun too; the processes then share the images.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 import cli
 from data.augment import eval_transform_name
@@ -28,18 +29,23 @@ from data.checks import check_clusters, check_neighbours, cluster_rows, contact_
 from data.clusters import save_clusters
 from data.datasets import open_source
 from data.loader import BadImageLog, evaluation_loader
-from data.neighbours import save_neighbours
+from data.neighbours import place_neighbours
 from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.knn import PAPER_ROWS, knn_accuracy
 from models.teachers import FrozenEncoder, load_frozen, untrained
-from runtime.device import Process, all_gather, seed_everything, start_process
+from runtime.device import Process, agree, gather_objects, seed_everything, start_process
 from runtime.errors import UserError, run_script
-from runtime.features import cached, extract
-from runtime.kmeans import INITS, METRICS, kmeans
-from runtime.search import top_k
+from runtime.faiss_search import search_faiss
+from runtime.features import STORED, Keep, extract
+from runtime.kmeans import INITS, kmeans
+from runtime.kmeans import METRICS as KMEANS_METRICS
+from runtime.products import METRICS, PRODUCTS
+from runtime.rowfile import RowFile
+from runtime.search import search
 
 UNTRAINED = "untrained"
+ROWS_AT_ONCE = 65_536
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,7 +62,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--output", metavar="DIR", required=True, help="folder for closek_info.npy and its .json")
     group.add_argument("--k", type=cli.number(int, 1), default=384, metavar="K",
                        help="neighbours an image; default 384, the original's (training uses the first --total-k)")
-    group.add_argument("--far", action="store_true", help="also write the K farthest, fark_info.npy")
+    group.add_argument("--far", action="store_true",
+                       help="also write the K farthest, fark_info.npy; the products are the same ones")
+    group.add_argument("--metric", choices=METRICS, default="cosine",
+                       help="what is near: cosine (default, the paper's), the inner product of the features as they "
+                            "are, or Euclidean distance (l2)")
+    _add_search_flags(mine)
     cli.add_device_flags(mine)
 
     _add_cluster_flags(commands)
@@ -75,10 +86,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "k=10 T=.07, k=10 T=1, k=20 T=.07, k=50 T=.07")
     group.add_argument("--temp", "-T", type=cli.number(float, above=0), nargs="+", default=None, metavar="T",
                        help="temperatures of the vote exp(cosine / T); default 0.07 where --k is given")
-    group.add_argument("--features", metavar="DIR", default=None,
-                       help="folder in which features are kept and found again; default: features/ beside the "
-                            "weights (nothing for untrained ones); 'none' keeps nothing")
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    _add_search_flags(evaluate)
     cli.add_device_flags(evaluate)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -96,7 +105,7 @@ def _add_cluster_flags(commands: argparse._SubParsersAction) -> None:
     group = cluster.add_argument_group("k-means")
     group.add_argument("--output", metavar="DIR", required=True, help="folder for clusters_K.pth and its .json")
     group.add_argument("--num-clusters", type=cli.number(int, 1), required=True, metavar="K", help="clusters")
-    group.add_argument("--metric", choices=METRICS, default="euclidean",
+    group.add_argument("--metric", choices=KMEANS_METRICS, default="euclidean",
                        help="of features at length 1: euclidean (default, the original's) or cosine, whose centres "
                             "have length 1 too (spherical k-means)")
     group.add_argument("--init", choices=INITS, default="k-means++",
@@ -108,6 +117,7 @@ def _add_cluster_flags(commands: argparse._SubParsersAction) -> None:
     group.add_argument("--mini-batch", type=cli.number(int, 0), default=0, metavar="ROWS",
                        help="move the centres after every so many features, and pass over all only at the end: for "
                             "millions of images on a CPU, with --tolerance 1e-3; default 0, never")
+    _add_features_flags(cluster.add_argument_group("features"))
     cli.add_device_flags(cluster)
 
 
@@ -127,6 +137,30 @@ def _add_check_flags(commands: argparse._SubParsersAction) -> None:
     cli.add_device_flags(check)
 
 
+def _add_features_flags(group: cli.Group) -> None:
+    group.add_argument("--features", metavar="DIR", default=None,
+                       help="folder in which features are kept, written as they are made and found again; shared by "
+                            "all processes; default: features/ beside the weights (nothing for untrained ones); 'none' "
+                            "keeps nothing, and every process then holds all features in memory")
+    group.add_argument("--dtype", choices=sorted(STORED), default="float32",
+                       help="numbers in which features are kept: float32 (default), or half the disk and memory: "
+                            "float16 (3 digits, up to 65,504) or bfloat16 (2 digits, any size)")
+
+
+def _add_search_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("features and search")
+    _add_features_flags(group)
+    group.add_argument("--memory", type=cli.number(float, above=0), default=None, metavar="GB",
+                       help="GiB that the search of one process may take beside the features, of its card or of the "
+                            "main memory; less is a little slower; default: half of what is free")
+    group.add_argument("--products", choices=PRODUCTS, default="float32",
+                       help="numbers in which candidates are found: float32 (default), or on a card, faster, tf32 or "
+                            "bf16, whose candidates are scored again in float32; the neighbours are the same")
+    group.add_argument("--backend", choices=("torch", "faiss"), default="torch",
+                       help="torch (default) or faiss's exact search on the CPU, if faiss-cpu is installed; --memory "
+                            "and --products are torch's")
+
+
 def _add_network_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     group.add_argument("--weights", "--pretrained_weights", required=True, metavar="PATH",
@@ -138,34 +172,47 @@ def _add_network_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
-    """Write each image's K nearest others by cosine of the network's features: closek_info.npy, int64 [N, K], and
-    closek_info.json, which says of which images, in whose space and how. The paper's transform: the shorter side
-    to 1.05 x S, bicubic, centre crop S."""
+    """Write each image's K nearest others in the network's space: closek_info.npy, int64 [N, K], and closek_info.json,
+    which says of which images, in whose space and how. The paper's transform: the shorter side to 1.05 x S, bicubic,
+    centre crop S. A run after a kill goes on with the images, and with the neighbours, that are still missing; with
+    torchrun the processes share both, and --output and --features must lie on a disk that all of them see."""
     source = open_source(args.data).subset(args.subset)
     if args.k >= len(source):
         raise UserError(f"--k {args.k} neighbours cannot be had among {len(source)} images; give at most "
                         f"{len(source) - 1}")
+    backend = search_backend(args)
     encoder, identity = open_network(args, process)
-    check_writable(Path(args.output), "--output")
+    output = Path(args.output)
+    check_writable(output, "--output")
     bad_images = BadImageLog(source, args.on_bad_image)
-    features = features_of(encoder, source, args, process, bad_images, "features")
-    features = unit_rows(features, source)
+    features = features_of(encoder, source, args, process, bad_images, "features", identity)
+    mine = share_of(len(source), process)
+    refuse_zero_rows(features, mine, source)
 
-    share = -(-len(source) // process.world_size)
-    first = min(process.rank * share, len(source) - 1)
-    queries = features[first:first + share]
-    info = {"fingerprint": source.fingerprint(), "source": source.title, "metric": "cosine",
-            "teacher_sha256": identity["sha256"], "teacher_arch": encoder.backbone.spec.arch,
-            "stem": encoder.backbone.spec.stem, "image_size": encoder.backbone.spec.image_size,
-            "transform": eval_transform_name(encoder.backbone.spec.image_size)}
-    for name, largest in [("closek_info", True)] + [("fark_info", False)] * args.far:
-        _, ids = top_k(queries, features, args.k, self_offset=first, largest=largest, device=process.device,
-                       label=name, progress=process.is_main)
-        ids = gather_rows(ids, share, len(source), process)
+    spec = encoder.backbone.spec
+    info = {"fingerprint": source.fingerprint(), "source": source.title, "metric": args.metric,
+            "teacher_sha256": identity["sha256"], "teacher_arch": spec.arch, "stem": spec.stem,
+            "image_size": spec.image_size, "transform": eval_transform_name(spec.image_size)}
+    names = ["closek_info"] + ["fark_info"] * args.far
+    what = {**info, **features_identity(encoder, source, args, identity), "dtype": args.dtype,
+            "products": args.products, "backend": args.backend}
+    files = [RowFile(output / f"{name}.npy", what, len(source), args.k, np.int64, process) for name in names]
+    problem = None
+    try:
+        for todo in union_of_ranges([file.missing(mine) for file in files]):
+            for block in backend(None, features, args.k, rows=todo, far=args.far, metric=args.metric,
+                                 memory=memory_bytes(args), device=process.device, label="neighbours",
+                                 progress=process.is_main):
+                for file, found in zip(files, (block.near, block.far), strict=False):
+                    file.write(todo.start + block.first, found.indices.numpy())
+    except UserError as error:
+        problem = str(error)
+    agree(problem)
+    for file, name in zip(files, names, strict=True):
+        file.finish(lambda rows, name=name: place_neighbours(rows, output, name, info))
         if process.is_main:
-            path = save_neighbours(Path(args.output), name, ids.numpy(), info)
-            print(f"{path}: {args.k} {'nearest' if largest else 'farthest'} of {len(source):,} images, "
-                  f"{encoder.backbone.spec.arch}")
+            print(f"{output / name}.npy: {args.k} {'nearest' if name == names[0] else 'farthest'} of {len(source):,} "
+                  f"images, {spec.arch}")
     if process.is_main and bad_images.counts:
         print(bad_images.summary())
 
@@ -180,13 +227,13 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
     encoder, identity = open_network(args, process)
     check_writable(Path(args.output), "--output")
     bad_images = BadImageLog(source, args.on_bad_image)
-    features = unit_rows(features_of(encoder, source, args, process, bad_images, "features"), source)
-
-    share = -(-len(source) // process.world_size)
-    mine = features[process.rank * share:(process.rank + 1) * share]
-    found = kmeans(mine, args.num_clusters, process, metric=args.metric, init=args.init, passes=args.passes,
-                   tolerance=args.tolerance, batch_rows=args.mini_batch, seed=args.seed, progress=process.is_main)
-    labels = gather_rows(found.labels[:, None], share, len(source), process)[:, 0]
+    features = features_of(encoder, source, args, process, bad_images, "features", identity)
+    mine = share_of(len(source), process)
+    refuse_zero_rows(features, mine, source)
+    found = kmeans(features[mine.start:mine.stop], args.num_clusters, process, metric=args.metric, unit_rows=True,
+                   init=args.init, passes=args.passes, tolerance=args.tolerance, batch_rows=args.mini_batch,
+                   seed=args.seed, progress=process.is_main)
+    labels = np.concatenate(gather_objects(found.labels.numpy()))
     if not process.is_main:
         return
     spec = encoder.backbone.spec
@@ -195,7 +242,7 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
             "image_size": spec.image_size, "transform": eval_transform_name(spec.image_size), "init": args.init,
             "seed": args.seed, "mini_batch": args.mini_batch, "passes": found.passes, "converged": found.converged,
             "objective": found.objective}
-    path = save_clusters(Path(args.output), labels.numpy(), args.num_clusters, info)
+    path = save_clusters(Path(args.output), labels, args.num_clusters, info)
     print(f"{path}: {len(source):,} images in {args.num_clusters:,} clusters of {int(found.sizes.min()):,} to "
           f"{int(found.sizes.max()):,}, {spec.arch}; objective {found.objective:.6g} after {found.passes} passes"
           f"{'' if found.converged else ', not converged (--passes)'}")
@@ -235,23 +282,19 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
     if widest > len(train):
         raise UserError(f"--k: {widest} neighbours are asked for, but there are {len(train)} training images; give --k "
                         f"with at most {len(train)}")
+    backend = search_backend(args)
     encoder, identity = open_network(args, process)
-    folder = features_folder(args)
     features = []
     for source, label in ((train, "train features"), (test, "test features")):
         bad_images = BadImageLog(source, args.on_bad_image)
-        size = encoder.backbone.spec.image_size
-        what = {**identity, "data": source.fingerprint(), "first": str(Path(source.location(0)).absolute()),
-                "bad_images": args.on_bad_image, "transform": eval_transform_name(size)}
-        features.append(cached(folder, what, process, lambda s=source, b=bad_images, n=label: features_of(
-            encoder, s, args, process, b, n)))
+        features.append(features_of(encoder, source, args, process, bad_images, label, identity))
         if bad_images.counts and process.is_main and not args.json:
             print(bad_images.summary())
-    if not process.is_main:
-        return
     labels = [torch.from_numpy(source.labels) for source in (train, test)]
     scores = knn_accuracy(features[0], labels[0], features[1], labels[1], len(train.classes), rows, process.device,
-                          progress=True)
+                          progress=process.is_main, process=process, backend=backend, memory=memory_bytes(args))
+    if not process.is_main:
+        return
     spec = encoder.backbone.spec
     if args.json:
         print(json.dumps({"weights": args.weights, **spec.record(), "sha256": identity["sha256"], "data": args.data,
@@ -307,30 +350,66 @@ def open_network(args: argparse.Namespace, process: Process) -> tuple[FrozenEnco
     return encoder.to(process.device), {**identity, **encoder.backbone.spec.record()}
 
 
+def features_identity(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace,
+                      identity: dict[str, Any]) -> dict[str, Any]:
+    """What features are made from and by."""
+    return {**identity, "data": source.fingerprint(), "first": str(Path(source.location(0)).absolute()),
+            "bad_images": args.on_bad_image, "transform": eval_transform_name(encoder.backbone.spec.image_size)}
+
+
 def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace, process: Process,
-                bad_images: BadImageLog, label: str) -> torch.Tensor:
-    """Features [N, d] of a source, in its order."""
+                bad_images: BadImageLog, label: str, identity: dict[str, Any] | None = None) -> torch.Tensor:
+    """Features [N, d] of a source, in its order; with an ``identity`` they are kept in --features and found again."""
     def loader_of(indices: range) -> Any:
         return evaluation_loader(source, encoder.backbone.spec.image_size, args.batch_size, args.workers, indices,
                                  process.device.type)
 
-    return extract(encoder, loader_of, len(source), process, label, bad_images.check)
+    folder = features_folder(args) if identity is not None else None
+    folder = folder if all(gather_objects(folder is not None)) else None
+    keep = None if folder is None else Keep(folder, features_identity(encoder, source, args, identity),
+                                            encoder.backbone.spec.feature_dim, args.dtype)
+    return extract(encoder, loader_of, len(source), process, label, bad_images.check, keep)
 
 
-def unit_rows(features: torch.Tensor, source: ImageSource) -> torch.Tensor:
-    """Rows of length 1; a zero row has no neighbours and is refused by name."""
-    zero = torch.nonzero(features.norm(dim=1) == 0).flatten()
-    if len(zero):
-        raise UserError(f"{len(zero)} images have all-zero features, {source.location(int(zero[0]))} first; "
-                        "look at the image, or at the checkpoint")
-    return F.normalize(features, dim=1)
+def refuse_zero_rows(features: torch.Tensor, rows: range, source: ImageSource) -> None:
+    """A zero row has no neighbours and is refused by name; each rank looks through its own ``rows``."""
+    problem = None
+    for first in range(rows.start, rows.stop, ROWS_AT_ONCE):
+        part = features[first:min(first + ROWS_AT_ONCE, rows.stop)]
+        zero = torch.nonzero((part == 0).all(dim=1)).flatten()
+        if len(zero):
+            problem = (f"the features of {source.location(first + int(zero[0]))} are all zero, so it has no "
+                       "neighbours; look at the image, or at the checkpoint")
+            break
+    agree(problem)
 
 
-def gather_rows(rows: torch.Tensor, share: int, count: int, process: Process) -> torch.Tensor:
-    """Every rank's rows [≤ share, k] in rank order, [count, k], on the CPU."""
-    padded = torch.zeros(share, rows.shape[1], dtype=rows.dtype)
-    padded[:len(rows)] = rows
-    return all_gather(padded.to(process.device)).cpu()[:count]
+def share_of(count: int, process: Process) -> range:
+    """This rank's part of ``count`` things; the parts differ by one at most."""
+    return range(count * process.rank // process.world_size, count * (process.rank + 1) // process.world_size)
+
+
+def union_of_ranges(lists: list[list[range]]) -> list[range]:
+    """Ranges, in order and apart, of the numbers that are in a range of any of the ``lists``."""
+    merged: list[range] = []
+    for part in sorted((part for ranges in lists for part in ranges), key=lambda part: part.start):
+        if merged and part.start <= merged[-1].stop:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, part.stop))
+        else:
+            merged.append(part)
+    return merged
+
+
+def search_backend(args: argparse.Namespace) -> Callable[..., Any]:
+    """The search that --backend and --products ask for."""
+    if args.backend == "faiss":
+        return search_faiss()
+    return functools.partial(search, products=args.products)
+
+
+def memory_bytes(args: argparse.Namespace) -> int | None:
+    """--memory in bytes; None: the search looks at what is free."""
+    return None if args.memory is None else int(args.memory * 2**30)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Process], None]] = {

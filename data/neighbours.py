@@ -37,6 +37,20 @@ def save_neighbours(folder: Path, name: str, ids: np.ndarray, info: dict) -> Pat
     return path
 
 
+def place_neighbours(rows: Path, folder: Path, name: str, info: dict) -> Path:
+    """Move ``rows``, a whole .npy file int64 [N, k] on the same disk, to folder/name.npy and write its JSON twin.
+
+    As save_neighbours, for a file that several processes wrote; returns its new path.
+    """
+    path = Path(folder) / f"{name}.npy"
+    images, k = np.load(rows, mmap_mode="r", allow_pickle=False).shape
+    twin = path.with_suffix(".json")
+    twin.unlink(missing_ok=True)
+    rows.replace(path)
+    save_json({**info, "images": images, "k": k}, twin)
+    return path
+
+
 def load_neighbours(
     path: str | os.PathLike,
     source_fingerprint: str,

@@ -39,26 +39,28 @@ class Clustering:
 
 
 @torch.inference_mode()
-def kmeans(rows: Tensor, num_clusters: int, process: Process, *, metric: str = "euclidean",
+def kmeans(rows: Tensor, num_clusters: int, process: Process, *, metric: str = "euclidean", unit_rows: bool = False,
            init: str | Tensor = "k-means++", passes: int = 100, tolerance: float = 1e-6, batch_rows: int = 0,
            seed: int = 0, progress: bool = False) -> Clustering:
     """Cluster the rows [n, d] of all ranks, which follow one another in rank order; n may differ and may be 0.
 
     ``metric``: 'euclidean' (Lloyd 1982), or 'cosine' for the spherical one (Dhillon and Modha 2001), which looks at
-    rows and centres at length 1. ``init``: 'k-means++' (Arthur and Vassilvitskii 2007; over a sample of the rows
-    where there are many), 'random' rows, or centres [K, d]. It stops after ``passes``, when no label changes, or when
-    the objective falls by no more than ``tolerance`` of itself. ``batch_rows`` > 0: mini-batches of so many rows
-    (Sculley 2010) until a pass brings no more than that, then a few of Lloyd's. A cluster that loses its last row
-    starts again at the row farthest from its centre. Rows are float of any precision, on any device; products are
-    float32 on ``process.device``. Raises ValueError for unknown names and for more clusters than rows.
+    rows and centres at length 1; ``unit_rows`` brings the rows alone to length 1. ``init``: 'k-means++' (Arthur and
+    Vassilvitskii 2007, the best of a few draws each time, over a sample of the rows where there are many), 'random'
+    rows, or centres [K, d]. It stops after ``passes``, when no label changes, or when the objective falls by no more
+    than ``tolerance`` of itself. ``batch_rows`` > 0: mini-batches of so many rows (Sculley 2010) until a pass brings no
+    more than that, then a few of Lloyd's. A cluster that loses its last row starts again at the row farthest from its
+    centre. Rows are float of any precision, on any device; products are float32 on ``process.device``. Raises
+    ValueError for unknown names and for more clusters than rows.
     """
     if metric not in METRICS or (isinstance(init, str) and init not in INITS):
         raise ValueError(f"metric is one of {METRICS} and init one of {INITS}, not {metric!r} and {init!r}")
-    shared = _SharedRows(rows, process, unit=metric == "cosine")
+    shared = _SharedRows(rows, process, unit_rows, spherical=metric == "cosine")
     if not 0 < num_clusters <= shared.total:
         raise ValueError(f"{num_clusters} clusters of {shared.total} rows")
     generator = torch.Generator().manual_seed(seed)
-    centres = shared.prepare(init) if isinstance(init, Tensor) else _start(shared, num_clusters, init, generator)
+    centres = (shared.to_centres(init.to(process.device, torch.float32)) if isinstance(init, Tensor)
+               else _start(shared, num_clusters, init, generator))
     with tqdm(total=passes, desc="k-means", unit="pass", leave=False, disable=None if progress else True) as bar:
         done = 0
         if batch_rows:
@@ -70,16 +72,19 @@ def kmeans(rows: Tensor, num_clusters: int, process: Process, *, metric: str = "
 class _SharedRows:
     """The rows of all ranks: this rank's at hand, any by their global number."""
 
-    def __init__(self, rows: Tensor, process: Process, unit: bool) -> None:
+    def __init__(self, rows: Tensor, process: Process, unit: bool, spherical: bool) -> None:
         counts = gather_objects(len(rows))
         if process.device.type == "cuda" and rows.nbytes < torch.cuda.mem_get_info(process.device)[0] / 2:
             rows = rows.to(process.device)  # once, rather than chunk by chunk in each pass
-        self.rows, self.device, self.unit = rows, process.device, unit
+        self.rows, self.device, self.unit, self.spherical = rows, process.device, unit or spherical, spherical
         self.first, self.total = sum(counts[:process.rank]), sum(counts)
 
     def prepare(self, rows: Tensor) -> Tensor:
         rows = rows.to(self.device, torch.float32)
         return F.normalize(rows, dim=1) if self.unit else rows
+
+    def to_centres(self, means: Tensor) -> Tensor:
+        return F.normalize(means, dim=1) if self.spherical else means
 
     def chunks(self, num_clusters: int) -> Iterator[Tensor]:
         size = max(1, CHUNK_BYTES // (4 * (num_clusters + 2 * self.rows.shape[1])))
@@ -156,7 +161,7 @@ def _assign(shared: _SharedRows, centres: Tensor) -> tuple[Tensor, Tensor, Tenso
         squared.append(distances.cpu())
     totals, counts, cost = sums.over_ranks()
     joined = (torch.cat(labels), torch.cat(squared)) if labels else (torch.empty(0, dtype=torch.int64), torch.empty(0))
-    return *joined, totals, counts, cost / shared.total / (2 if shared.unit else 1)
+    return *joined, totals, counts, cost / shared.total / (2 if shared.spherical else 1)
 
 
 def _lloyd(shared: _SharedRows, centres: Tensor, passes: int, tolerance: float, bar: tqdm, done: int) -> Clustering:
@@ -180,9 +185,8 @@ def _lloyd(shared: _SharedRows, centres: Tensor, passes: int, tolerance: float, 
 def _means(shared: _SharedRows, centres: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
     """New centres; a cluster without rows, or whose rows cancel out, keeps its own."""
     means = (sums / counts.clamp(min=1)[:, None]).float()
-    usable = (counts > 0) & (means.norm(dim=1) > 0) if shared.unit else counts > 0
-    means = torch.where(usable[:, None], means, centres)
-    return F.normalize(means, dim=1) if shared.unit else means
+    usable = (counts > 0) & (means.norm(dim=1) > 0) if shared.spherical else counts > 0
+    return shared.to_centres(torch.where(usable[:, None], means, centres))
 
 
 def _reseed(shared: _SharedRows, centres: Tensor, counts: Tensor, squared: Tensor) -> bool:
@@ -213,7 +217,7 @@ def _mini_batches(shared: _SharedRows, centres: Tensor, passes: int, tolerance: 
             totals, counts, part = sums.over_ranks()
             given += counts[:, None]
             moved = (centres + (totals - counts[:, None] * centres) / given.clamp(min=1)).float()
-            centres = F.normalize(moved, dim=1) if shared.unit else moved
+            centres = shared.to_centres(moved)
             cost += part
         bar.update()
         if last - cost <= tolerance * last and done > 1:

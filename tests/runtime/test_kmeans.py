@@ -72,6 +72,17 @@ def test_cosine_ignores_length_and_euclidean_does_not():
     assert same_partition(kmeans(rows, 3, ALONE, init=rows[[0, 1, 3]]).labels, [0, 1, 0, 2])
 
 
+def test_unit_rows_under_means_that_are_not():
+    """As if the rows had been brought to length 1 before."""
+    rows = blobs(200, 5, 4, 2.0) * torch.rand(200, 1).add(0.1)
+    plain = kmeans(F.normalize(rows, dim=1), 6, ALONE, seed=2)
+    found = kmeans(rows, 6, ALONE, unit_rows=True, seed=2)
+    assert torch.equal(plain.labels, found.labels)
+    torch.testing.assert_close(plain.centres, found.centres)
+    assert found.centres.norm(dim=1).max() < 1
+    assert not torch.equal(found.labels, kmeans(rows, 6, ALONE, seed=2).labels)
+
+
 @pytest.mark.parametrize("metric", module.METRICS)
 @pytest.mark.parametrize("batch_rows", [0, 64])
 def test_well_separated_groups_are_found(metric, batch_rows):
@@ -96,7 +107,7 @@ def test_plus_plus_draws_by_squared_distance():
         found = kmeans(rows, 2, ALONE, init="k-means++", passes=1, seed=seed)
         assert found.objective == 0
     # Squared distances 0, 1 and 9 from the first, and the better of two draws: the far row 99 times of 100.
-    shared = module._SharedRows(torch.tensor([[0.0], [1], [-3]]), ALONE, unit=False)
+    shared = module._SharedRows(torch.tensor([[0.0], [1], [-3]]), ALONE, unit=False, spherical=False)
     starts = [module._start(shared, 2, "k-means++", torch.Generator().manual_seed(seed)) for seed in range(2000)]
     far = [float(second) == -3 for first, second in starts if first == 0]
     assert 600 < len(far) < 740
@@ -149,7 +160,7 @@ def test_mini_batches_come_near_to_lloyd():
 def test_mini_batch_centres_are_running_means():
     """One pass with one cluster: the centre is the mean of all rows, whatever the batches."""
     rows = blobs(100, 4)
-    shared = module._SharedRows(rows, ALONE, unit=False)
+    shared = module._SharedRows(rows, ALONE, unit=False, spherical=False)
     with module.tqdm(disable=True) as bar:
         centres, done = module._mini_batches(shared, rows[:1].clone(), 1, 0, 7, torch.Generator(), bar)
     torch.testing.assert_close(centres[0], rows.mean(dim=0))
