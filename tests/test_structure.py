@@ -15,7 +15,8 @@ import cli
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = {".venv", ".git", "tests", "runs", "datasets", "shared"}
 PACKAGES = ("data", "evals", "losses", "models", "runtime")
-ROOT_SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "cli")
+SHARED = {"cli", "networks"}  # by the root scripts
+ROOT_SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in SHARED)
 MAY_IMPORT = {
     "runtime": {"runtime"},
     "models": {"models", "runtime"},
@@ -56,17 +57,17 @@ def test_the_tree_is_found():
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_who_may_import_whom(package):
-    ours = {*PACKAGES, "cli", *ROOT_SCRIPTS}
+    ours = {*PACKAGES, *SHARED, *ROOT_SCRIPTS}
     wrong = [f"{path.relative_to(ROOT)}:{line} imports {name}" for path in sorted((ROOT / package).rglob("*.py"))
              for name, line in imported(path) if name in ours - MAY_IMPORT[package]]
     assert not wrong
 
 
-def test_nothing_imports_a_root_script_and_only_root_scripts_import_cli():
+def test_nothing_imports_a_root_script_and_only_they_import_what_they_share():
     wrong = []
     for path in python_files():
         is_script = path.parent == ROOT
-        forbidden = {*ROOT_SCRIPTS} | (set() if is_script else {"cli"})
+        forbidden = {*ROOT_SCRIPTS} | (set() if is_script else SHARED)
         wrong += [f"{path.relative_to(ROOT)}:{line} imports {name}" for name, line in imported(path)
                   if name in forbidden]
     assert not wrong
@@ -174,7 +175,7 @@ def test_every_script_has_a_minimal_command_line():
 
 @pytest.mark.parametrize("case", MINIMAL, ids=" ".join)
 def test_no_flag_is_read_by_nothing(case):
-    read = read_names(ROOT / f"{case[0]}.py") | read_names(ROOT / "cli.py")
+    read = set().union(*(read_names(ROOT / f"{name}.py") for name in (case[0], *SHARED)))
     unread = set(vars(parse(case))) - read
     assert not unread
 
