@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.backbones import STEMS
 from models.match import Checkpoint, Layout, has_convolution
@@ -59,7 +59,8 @@ LAYOUTS = (
            dropped=("bn.",), signs=("backbone.", "projector.")),
     Layout("lightly", "backbone.", "lightly, its backbone named or positional", ("projection_head.",),
            ("backbone_momentum.", "student_backbone.", "teacher_backbone."),
-           ("projection_head_momentum.", "prediction_head.", "prototypes.", "criterion.", "memory_bank.", "queue"),
+           ("projection_head_momentum.", "prediction_head.", "student_projection_head.", "student_prediction_head.",
+            "prototypes.", "criterion.", "memory_bank.", "online_classifier.", "queue"),
            signs=("backbone.", "projection_head.")),
     Layout("lightly (positional)", "backbone.", "lightly's backbone alone, as nn.Sequential", signs=(
         "backbone.0.weight", "backbone.4.")),
@@ -71,6 +72,7 @@ LAYOUTS = (
     Layout("VISSL", "trunk._feature_blocks.", "VISSL training files", branches=("trunk.base_model._feature_blocks.",),
            dropped=("heads.",)),
     Layout("VISSL (wrapped)", "trunk.base_model._feature_blocks.", "VISSL evaluation files", dropped=("heads.",)),
+    Layout("VISSL (converted, wrapped)", "base_model._feature_blocks.", "VISSL after its conversion script"),
     Layout("VISSL (converted)", "_feature_blocks.", "VISSL after its conversion script", dropped=("heads.",)),
     Layout("SMD", "encoder.", "SMD students; any encoder.*", ("*fc.",)),
     Layout("SwAV, DeepCluster-v2", "", "SwAV and DeepCluster-v2, released and training files", ("projection_head.",),
@@ -78,7 +80,7 @@ LAYOUTS = (
     Layout("detectron2", "", "detectron2 pickles", ("stem.fc.",), signs=("stem.conv1.",)),
     Layout("model.*", "model.", "Lightning modules that call their network model", signs=("model.",)),
     Layout("SimCLR (converted)", "", "Google's SimCLR by simclr-converter", ("fc.",),
-           signs=("layer1.0.downsample. < layer1.0.conv1.",), **UNIT),
+           signs=("layer2.0.downsample. < layer2.0.conv1.",), **UNIT),
     Layout("torchvision", "", "torchvision, timm, DINO *_pretrain, Barlow Twins and VICReg resnet50.pth, BYOL "
            "(converted), SEED's SimCLR teacher, linear-probe files, export.py", ("fc.", "head."), archs=MOCO_V3_ARCHS),
 )
@@ -118,17 +120,19 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     return Checkpoint(path, flag, layout, checkpoint.container, prefix, tensors, outside, _meta(raw))
 
 
-def _flatten(raw: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _flatten(raw: Mapping[Any, Any], above: tuple[int, ...] = ()) -> dict[str, Tensor]:
     """Every tensor and numeric array of nested dictionaries under its dotted path, without wrappers at any level."""
     tensors: dict[str, Tensor] = {}
     for name, value in raw.items():
         name = _strip_wrappers(str(name))
-        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
-            value = torch.from_numpy(np.ascontiguousarray(value))
-        if isinstance(value, Tensor):
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.dtype.itemsize <= 8:
+            value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
+        if isinstance(value, nn.Module):  # of a file that is trusted
+            value = value.state_dict()
+        if isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu":
             tensors[name] = value
-        elif isinstance(value, Mapping):
-            tensors.update((f"{name}.{inner}", x) for inner, x in _flatten(value).items())
+        elif isinstance(value, Mapping) and id(value) not in above:  # a pickle can hold a dictionary that holds itself
+            tensors.update((f"{name}.{inner}", x) for inner, x in _flatten(value, (*above, id(value))).items())
     return tensors
 
 
@@ -178,4 +182,4 @@ def _meta(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _strip_wrappers(name: str) -> str:
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]
-    return name
+    return name.replace("._orig_mod.", ".")  # a part alone was compiled

@@ -58,5 +58,6 @@ def colours(values: Sequence[float] | None) -> str:
 
 
 def few(items: Sequence[str], most: int = 3) -> str:
-    """The first of a list, and how many more there are."""
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+    """The first of a list, and how many more there are. Names come from files: no line breaks or control codes."""
+    shown = ("".join(letter if letter.isprintable() else "?" for letter in item[:200]) for item in items[:most])
+    return ", ".join(shown) + (f" and {len(items) - most} more" if len(items) > most else "")
