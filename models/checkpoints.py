@@ -25,6 +25,7 @@ WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compil
 CONTAINERS = ("state_dict", "model_state_dict", "classy_state_dict.base_model.model", "model")
 TRAINING_STATE = ("optimizer", "scaler", "lr_scheduler", "scheduler", "loss", "fp16_scaler", "amp", "updater", "args")
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 MOCO_V3_ARCHS = {"vit_small": "vit_s_16_12h", "vit_base": "vit_b_16"}
 
 LAYOUTS = (
@@ -82,7 +83,8 @@ LAYOUTS = (
     Layout("SimCLR (converted)", "", "Google's SimCLR by simclr-converter", ("fc.",),
            signs=("layer2.0.downsample. < layer2.0.conv1.",), **UNIT),
     Layout("torchvision", "", "torchvision, timm, DINO *_pretrain, Barlow Twins and VICReg resnet50.pth, BYOL "
-           "(converted), SEED's SimCLR teacher, linear-probe files, export.py", ("fc.", "head."), archs=MOCO_V3_ARCHS),
+           "(converted), SEED's SimCLR teacher, linear-probe files, export.py", ("fc.", "head."), archs=MOCO_V3_ARCHS,
+           own={"googlenet": HALF, "inception_v3": HALF, "efficientnet_v2_l": HALF}),
 )
 
 
@@ -171,7 +173,8 @@ def _meta(raw: Mapping[str, Any]) -> dict[str, Any]:
     epoch = raw.get("epoch", inner.get("epoch") if isinstance(inner, Mapping) else None)
     colours = {name: raw[name] for name in ("mean", "std")
                if isinstance(raw.get(name), list | tuple) and len(raw[name]) == 3}
-    meta = {"arch": raw.get("arch"), "stem": raw.get("stem"), "image_size": raw.get("image_size"), "epoch": epoch}
+    arch = raw.get("arch", getattr(raw.get("args"), "arch", None))  # DINO's lies in its arguments
+    meta = {"arch": arch, "stem": raw.get("stem"), "image_size": raw.get("image_size"), "epoch": epoch}
     kinds = {"arch": str, "stem": str, "image_size": int, "epoch": int}
     meta = {name: value for name, value in meta.items() if isinstance(value, kinds[name])}
     if meta.get("stem") not in (None, *STEMS):

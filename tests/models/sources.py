@@ -29,11 +29,11 @@ def randomise(model, seed=1):
     """Weights, and statistics that no fresh network has, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if parameter.ndim > 1:
-                parameter.data.normal_(0, (1 / parameter[0].numel()) ** 0.5, generator=generator)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 1:  # so that the images still matter behind many layers
+                parameter.data.normal_(0, (2 / parameter[0].numel()) ** 0.5, generator=generator)
             else:
-                parameter.data.uniform_(0.1, 1, generator=generator)
+                parameter.data.uniform_(*((0.7, 1.3) if name == "weight" else (-0.2, 0.2)), generator=generator)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.uniform_(-0.2, 0.2, generator=generator)
             module.running_var.uniform_(0.8, 1.2, generator=generator)
