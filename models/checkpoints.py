@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones import STEMS
+from models.inert import Inert
 from models.match import Checkpoint, Layout, has_convolution
 from models.report import few
 from models.safe_load import read_file
@@ -101,6 +102,10 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
         raise UserError(f"{flag} {path} holds a {type(raw).__name__}, expected a dictionary of tensors")
     everything = _flatten(raw)
     if not everything:
+        if whole := [f"{k} ({type(v).__module__}.{type(v).__name__})" for k, v in raw.items() if isinstance(v, Inert)]:
+            raise UserError(f"{flag} {path} holds no tensors but pickled objects ({few(whole)}), expected a state "
+                            "dict; save its state_dict() and give that, or, if you trust where it comes from, add "
+                            "--trust-checkpoint")
         raise UserError(f"{flag} {path} holds no tensors, only {few(list(map(str, raw)))}; "
                         "give a checkpoint with a state_dict")
     container, tensors = _open_container(everything, raw, path, key)

@@ -135,5 +135,7 @@ BUILDERS = {
     "numpy._core.multiarray._reconstruct": lambda *_: np.empty(0, np.int8),
     "numpy._core.multiarray.scalar": NUMPY_SCALAR,
     "numpy._core.numeric._frombuffer": _frombuffer,
+    "copyreg._reconstructor": lambda cls, *_: Inert.__new__(cls),
+    "copy_reg._reconstructor": lambda cls, *_: Inert.__new__(cls),
     "_codecs.encode": lambda text, encoding="latin1": text.encode({"latin1": "latin1"}[encoding]),
 }

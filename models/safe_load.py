@@ -31,7 +31,8 @@ KNOWN = re.compile(
     r"(omegaconf|easydict|addict|yacs|mmengine|mmcv|mmcls|mmselfsup|mmpretrain|openselfsup|pytorch_lightning|lightning|"
     r"lightning_fabric|lightning_utilities|torchmetrics|solo|lightly|vissl|classy_vision|fvcore|iopath|detectron2|timm|"
     r"torchvision|torch\.(nn|optim|amp|cuda\.amp|distributed)|enum|datetime|pathlib)\..+|"
-    r"argparse\.Namespace|types\.SimpleNamespace|functools\.partial|cop(yreg|y_reg)\._reconstructor|__main__\.\w+")
+    r"argparse\.Namespace|types\.SimpleNamespace|functools\.partial|(builtins|__builtin__)\.object|"
+    r"__main__\.\w+")
 PUBLISHED = {  # MD5, the first eight digits as in MoCo's README
     "b251726a57be750490c34a7602b59076": "MoCo v1, ResNet-50, 200 epochs",
     "59fd9945645e27d585be89338ce9232e": "MoCo v2, ResNet-50, 200 epochs",
@@ -192,9 +193,9 @@ def _plain_pickle(reader: types.ModuleType, file: BinaryIO) -> Any:
 
 def _unpickle_trusted(path: Path, flag: str) -> Any:
     try:
-        try:
+        if zipfile.is_zipfile(path) or _is_old_torch(path):
             raw = torch.load(path, map_location="cpu", weights_only=False)
-        except pickle.UnpicklingError:
+        else:
             with path.open("rb") as file:
                 raw = pickle.load(file, encoding="latin1")  # noqa: S301 - the user's explicit choice
     except (AttributeError, ImportError) as error:

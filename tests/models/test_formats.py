@@ -1,11 +1,8 @@
 """The containers that public files come in: PyTorch's of all ages, plain pickles, safetensors; and old names."""
 
 import argparse
-import io
 import pickle
 import re
-import struct
-import tarfile
 
 import numpy as np
 import pytest
@@ -18,6 +15,7 @@ from sources import (
     classifier_input,
     features,
     images,
+    old_tar,
     randomise,
     source,
     state,
@@ -39,38 +37,6 @@ def assert_is_the_source(path, arch="resnet18", **expected):
     with torch.no_grad():
         assert torch.equal(encoder.backbone(images()), features(arch))
     return report
-
-
-def old_tar(tensors, path):
-    """torch.save of 2016: a tar archive of three streams. Storages come first, each with its length; a tensor is a
-    view of one; the object itself holds numbers in their places."""
-    storages, views, objects = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    pickle.dump(len(tensors), storages, 2)
-    pickle.dump(len(tensors), views, 2)
-    kinds = {torch.float32: (torch.FloatStorage, torch.FloatTensor), torch.int64: (torch.LongStorage, torch.LongTensor)}
-    for key, value in enumerate(tensors.values()):
-        storage_kind, tensor_kind = kinds[value.dtype]
-        pickle.dump((key, "cpu", storage_kind), storages, 2)
-        storages.write(struct.pack("<q", value.numel()) + value.numpy().tobytes())
-        pickle.dump((1000 + key, key, tensor_kind), views, 2)
-        views.write(struct.pack(f"<ii{2 * value.ndim}qq", value.ndim, 0, *value.shape, *value.stride(), 0))
-    pickle.dump([], storages, 2)
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, found):
-            return str(found.place) if isinstance(found, Place) else None
-
-    class Place:
-        def __init__(self, place):
-            self.place = place
-
-    Pickler(objects, 2).dump({name: Place(1000 + key) for key, name in enumerate(tensors)})
-    with tarfile.open(path, "w:", format=tarfile.PAX_FORMAT) as archive:
-        for name, content in (("sys_info", pickle.dumps({"protocol_version": 1000}, 2)), ("pickle", objects.getvalue()),
-                              ("tensors", views.getvalue()), ("storages", storages.getvalue())):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
 
 
 def test_tar_of_before_pytorch_0_1_10(tmp_path):
