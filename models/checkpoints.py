@@ -100,7 +100,7 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     raw = read_file(path, flag, trust)
     if not isinstance(raw, dict):
         raise UserError(f"{flag} {path} holds a {type(raw).__name__}, expected a dictionary of tensors")
-    everything = _flatten(raw)
+    everything, raw = _flatten(raw), dict(dict.items(raw))
     if not everything:
         if whole := [f"{k} ({type(v).__module__}.{type(v).__name__})" for k, v in raw.items() if isinstance(v, Inert)]:
             raise UserError(f"{flag} {path} holds no tensors but pickled objects ({few(whole)}), expected a state "
@@ -127,18 +127,18 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     return Checkpoint(path, flag, layout, checkpoint.container, prefix, tensors, outside, _meta(raw))
 
 
-def _flatten(raw: Mapping[Any, Any], above: tuple[int, ...] = ()) -> dict[str, Tensor]:
+def _flatten(raw: dict[Any, Any], above: tuple[int, ...] = ()) -> dict[str, Tensor]:
     """Every tensor and numeric array of nested dictionaries under its dotted path, without wrappers at any level."""
     tensors: dict[str, Tensor] = {}
-    for name, value in raw.items():
+    for name, value in dict.items(raw):  # dict's own method: a file can give its dictionaries attributes
         name = _strip_wrappers(str(name))
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.dtype.itemsize <= 8:
             value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
         if isinstance(value, nn.Module):  # of a file that is trusted
             value = value.state_dict()
         if isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu":
-            tensors[name] = value
-        elif isinstance(value, Mapping) and id(value) not in above:  # a pickle can hold a dictionary that holds itself
+            tensors[name] = Tensor.detach(value)  # without attributes and without gradients
+        elif isinstance(value, dict) and id(value) not in above:  # a pickle can hold a dictionary that holds itself
             tensors.update((f"{name}.{inner}", x) for inner, x in _flatten(value, (*above, id(value))).items())
     return tensors
 

@@ -115,8 +115,8 @@ def inert_pickle(seen: collections.Counter[str]) -> types.ModuleType:
 
 
 def _dtype(code: str, *_: Any) -> np.dtype:
-    """A dtype of its own, not the one that the whole process shares; structured ones, whose pickles say how memory is
-    to be read as objects, are not made."""
+    """A dtype of its own, whose byte order can be set. Structured ones, whose pickles say how memory is to be read as
+    objects, are not made."""
     if not PLAIN_DTYPE.fullmatch(code):
         raise pickle.UnpicklingError
     return np.dtype(code, copy=True)
