@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.search import top_k
+from runtime.device import Process, gather_objects
+from runtime.search import Block, search
 
 PAPER_ROWS = ((10, 0.07), (10, 1.0), (20, 0.07), (50, 0.07))  # (k, T) that the original code prints
 CHUNK = 4096
@@ -16,22 +16,35 @@ CHUNK = 4096
 
 def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, num_classes: int,
                  rows: Sequence[tuple[int, float]] = PAPER_ROWS, device: torch.device | str = "cpu",
-                 progress: bool = False) -> list[dict[str, float]]:
+                 progress: bool = False, process: Process | None = None,
+                 backend: Callable[..., Iterator[Block]] = search, **options: object) -> list[dict[str, float]]:
     """Top-1 and top-5 in percent of the weighted vote exp(cosine / T) of the k nearest, for each (k, T).
 
-    ``train`` [n, d] and ``test`` [m, d] are features of any scale, labels int64 in [0, num_classes). One search
-    serves all rows. Raises ValueError if some k exceeds n.
+    ``train`` [n, d] and ``test`` [m, d] are features of any scale and float type, in memory or memory-mapped, labels
+    int64 in [0, num_classes). One search by cosine serves all rows; ``backend`` is :func:`runtime.search.search` or one
+    like it, ``options`` are its own. With a ``process`` each rank takes its share of the test images and all return the
+    score of all (a collective). Raises ValueError if some k exceeds n.
     """
     widest = max(k for k, _ in rows)
-    similarity, neighbours = top_k(F.normalize(test, dim=1), F.normalize(train, dim=1), widest, device=device,
-                                   label="k-NN", progress=progress)
-    labels = train_labels[neighbours]                                           # [m, widest]
-    return [{"k": k, "T": temperature, **_accuracy(similarity[:, :k], labels[:, :k], test_labels, num_classes,
-                                                   temperature)} for k, temperature in rows]
+    rank, ranks = (process.rank, process.world_size) if process else (0, 1)
+    mine = range(len(test) * rank // ranks, len(test) * (rank + 1) // ranks)
+    hits = torch.zeros(len(rows), 2, dtype=torch.int64)
+    for block in backend(test, train, widest, rows=mine, metric="cosine", device=device, label="k-NN",
+                         progress=progress, **options):
+        similarity, neighbours = block.near
+        first = mine.start + block.first
+        truth, labels = test_labels[first:first + len(similarity)], train_labels[neighbours]   # [b], [b, widest]
+        for number, (k, temperature) in enumerate(rows):
+            hits[number] += _hits(similarity[:, :k], labels[:, :k], truth, num_classes, temperature)
+    if process:
+        hits = torch.stack(gather_objects(hits)).sum(0)
+    percent = 100.0 * hits.double() / max(len(test), 1)
+    return [{"k": k, "T": temperature, "top1": top1, "top5": top5}
+            for (k, temperature), (top1, top5) in zip(rows, percent.tolist(), strict=True)]
 
 
-def _accuracy(similarity: Tensor, labels: Tensor, truth: Tensor, num_classes: int, temperature: float,
-              ) -> dict[str, float]:
+def _hits(similarity: Tensor, labels: Tensor, truth: Tensor, num_classes: int, temperature: float) -> Tensor:
+    """How many of the votes name the true class first, and among the first five: int64 [2]."""
     hits = torch.zeros(2, dtype=torch.int64)
     for start in range(0, len(truth), CHUNK):
         block = slice(start, start + CHUNK)
@@ -40,5 +53,4 @@ def _accuracy(similarity: Tensor, labels: Tensor, truth: Tensor, num_classes: in
         best = votes.topk(min(5, num_classes), dim=1).indices
         right = best == truth[block, None]
         hits += torch.stack([right[:, 0].sum(), right.any(1).sum()])
-    top1, top5 = (100.0 * hits.double() / max(len(truth), 1)).tolist()
-    return {"top1": top1, "top5": top5}
+    return hits

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +74,23 @@ def _pick_device(name: str, local_rank: int) -> torch.device:
     return device
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on ``device``; of the main memory, this process's share among its machine's ranks."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # not Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # a container's own limit, "max" for none
+        group = Path("/sys/fs/cgroup")
+        lines = (group / "memory.stat").read_text().splitlines()
+        cached = int(next(line for line in lines if line.startswith("inactive_file")).split()[1])
+        used = int((group / "memory.current").read_text()) - cached
+        free.append(int((group / "memory.max").read_text()) - used)
+    return max(0, min(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (every device). Samplers and augmentations take the seed explicitly instead."""
     random.seed(seed)
@@ -100,6 +119,15 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of every rank's ``tensor``; the input is left alone. No gradient."""
+    if not distributed():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
 
 
 def broadcast(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +14,75 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from runtime.device import Process, agree, all_gather, barrier, gather_objects
+from runtime.device import Process, agree, all_gather, gather_objects
 from runtime.errors import UserError
-from runtime.state import save_json, write_atomic
+from runtime.rowfile import RowFile, open_rows
+from runtime.state import save_json
 
 Loader = Iterable[tuple[tuple[Tensor, ...], Tensor, Any]]  # views, indices, bad images
+STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}  # numpy has no bfloat16: its bits
+WRITTEN = 32 << 20  # bytes between two writes
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Where features are kept and found again: a file for each ``identity`` (what they are made from and by, as JSON
+    can hold it) and ``dtype`` (a key of STORED), in a ``folder`` that all ranks share. ``width``: numbers an image."""
+
+    folder: Path
+    identity: Mapping[str, Any]
+    width: int
+    dtype: str = "float32"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What stands beside the file."""
+        return {**self.identity, "dtype": self.dtype} if self.dtype != "float32" else dict(self.identity)
+
+    @property
+    def path(self) -> Path:
+        """The .npy file."""
+        text = json.dumps(self.record, sort_keys=True)
+        return Path(self.folder) / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
 
 
 def extract(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], count: int, process: Process,
-            label: str, check: Callable[[Any], None]) -> Tensor:
-    """Features [count, d] float32 on the CPU, row i belonging to image i, on every rank.
+            label: str, check: Callable[[Any], None], keep: Keep | None = None) -> Tensor:
+    """Features [count, d] on the CPU, row i belonging to image i, on every rank.
 
-    ``loader_of(indices)`` gives batches ``(views, indices, bad)`` of those images; each rank takes a contiguous
-    share. ``check`` is called with each batch before it is used. The encoder is run in evaluation mode and put
-    back as it was. Raises :class:`UserError` that names the first image whose features are not finite.
+    ``loader_of(indices)`` gives batches ``(views, indices, bad)`` of those images in their order; each rank takes a
+    contiguous share. ``check`` is called with each batch before it is used. The encoder is run in evaluation mode and
+    put back as it was. Without ``keep`` they are float32 in the memory of every rank. With it each rank writes its
+    share into one file as it goes, a run after a kill goes on there, and the result is that file, memory-mapped, of
+    ``keep.dtype``; no rank holds more than a few batches. Raises :class:`UserError` that names an image whose features
+    are not finite.
     """
+    if keep is not None and _is_kept(keep, count):
+        return open_rows(keep.path, keep.dtype)
     share = -(-count // process.world_size)
     mine = range(min(process.rank * share, count), min((process.rank + 1) * share, count))
-    was_training = encoder.training
+    # Made by all ranks together, so before anything that may go wrong on one of them.
+    file = None if keep is None else RowFile(keep.path, keep.record, count, keep.width, STORED[keep.dtype], process)
+    ranges = [mine] if file is None else file.missing(mine)
+    was_training, problem, parts = encoder.training, None, []
     encoder.eval()
-    parts: list[Tensor] = []
-    with torch.inference_mode(), tqdm(total=len(mine), desc=label, unit="img", leave=False,
+    there = len(mine) - sum(map(len, ranges))
+    with torch.inference_mode(), tqdm(total=len(mine), initial=there, desc=label, unit="img", leave=False,
                                       disable=None if process.is_main else True) as bar:
-        problem = None
         try:
-            for batch in loader_of(mine):
-                check(batch)
-                images = batch[0][0].to(process.device, non_blocking=True)
-                parts.append(encoder(images).float().cpu())
-                bar.update(len(images))
+            for todo in ranges:
+                rows = _encode(encoder, loader_of(todo), process, check, bar)
+                if file is None:
+                    parts.extend(rows)
+                else:
+                    _write(file, todo, rows, keep.dtype, label)
         except UserError as error:
             problem = str(error)
     agree(problem)  # a broken image on one rank ends them all, before the others wait for it
     encoder.train(was_training)
+    if file is not None:
+        file.finish(lambda rows: _publish(rows, keep))
+        return open_rows(keep.path, keep.dtype)
     features = _gather(parts, share, count, process)
     broken = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten()
     if len(broken):
@@ -54,22 +91,60 @@ def extract(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], co
     return features
 
 
-def cached(folder: Path | None, identity: Mapping[str, Any], process: Process,
-           compute: Callable[[], Tensor]) -> Tensor:
-    """``compute()`` [n, d], or the same from ``folder`` if features of exactly this ``identity`` lie there."""
-    if folder is None:
-        return compute()
-    text = json.dumps(dict(identity), sort_keys=True)
-    path = folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
-    # Every rank must take the same way, also where the folder is not shared between machines.
-    if all(gather_objects(path.exists() and path.with_suffix(".json").exists())):
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    features = compute()
-    if process.is_main:
-        write_atomic(path, lambda file: np.save(file, features.numpy(), allow_pickle=False))
-        save_json(dict(identity), path.with_suffix(".json"))
-    barrier()
-    return features
+def _encode(encoder: nn.Module, loader: Loader, process: Process, check: Callable[[Any], None], bar: tqdm,
+            ) -> Iterator[Tensor]:
+    for batch in loader:
+        check(batch)
+        images = batch[0][0].to(process.device, non_blocking=True)
+        yield encoder(images).float().cpu()
+        bar.update(len(images))
+
+
+def _write(file: RowFile, todo: range, batches: Iterator[Tensor], dtype: str, label: str) -> None:
+    """Features of the images ``todo``, in their order, a few batches at a time."""
+    waiting: list[Tensor] = []
+    first = todo.start
+
+    def flush() -> int:
+        rows = torch.cat(waiting)
+        waiting.clear()
+        stored = rows.to(getattr(torch, dtype))
+        broken = torch.nonzero(~torch.isfinite(stored).all(dim=1)).flatten()
+        if len(broken):
+            fits = torch.isfinite(rows[broken[0]]).all()
+            raise UserError(f"{label}: the features of image {first + int(broken[0])} "
+                            + (f"do not fit into {dtype}; keep them in float32 or bfloat16" if fits else
+                               "are not finite; look at that image, or at the checkpoint"), every_process=False)
+        file.write(first, (stored.view(torch.int16) if dtype == "bfloat16" else stored).numpy())
+        return first + len(rows)
+
+    for batch in batches:
+        waiting.append(batch)
+        if sum(part.numel() for part in waiting) * 4 >= WRITTEN:
+            first = flush()
+    if waiting:
+        first = flush()
+    if first != todo.stop:
+        raise RuntimeError(f"{todo.stop - first} of {len(todo)} images did not come out of the loader")
+
+
+def _is_kept(keep: Keep, count: int) -> bool:
+    """Whether the file is there, whole; every rank must take the same way."""
+    def whole() -> bool:
+        try:
+            record = json.loads(keep.path.with_suffix(".json").read_text())
+            rows = np.load(keep.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return False
+        return record == json.loads(json.dumps(keep.record)) and rows.shape == (count, keep.width)
+
+    return all(gather_objects(whole()))
+
+
+def _publish(rows: Path, keep: Keep) -> None:
+    keep.path.with_suffix(".json").unlink(missing_ok=True)  # new numbers never stand beside an old record
+    rows.replace(keep.path)
+    save_json(keep.record, keep.path.with_suffix(".json"))
 
 
 def _gather(parts: list[Tensor], share: int, count: int, process: Process) -> Tensor:

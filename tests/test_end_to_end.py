@@ -19,6 +19,11 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+import compute_knn
+from data.datasets import open_source
+from runtime.errors import UserError
+from runtime.rowfile import RowFile
+
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER, STUDENT = "shufflenet_v2_x0_5", "squeezenet1_1"  # 1,024 and 512 wide, the second without batch norm
 COMMON = ["--device", "cpu", "--image-size", "32", "--workers", "0"]
@@ -405,10 +410,77 @@ def test_two_processes_train_and_leave_one_run(distil_flags, work):
     assert not any(key.startswith("module.") for key in saved["state_dict"])
 
 
-def test_two_processes_mine_what_one_mines(tree, teacher, neighbours, tmp_path):
-    well(script("compute_knn.py", "mine", "--data", tree / "train", "--weights", teacher, "--output", tmp_path, "--k",
-                12, "--workers", 0, "--device", "cpu", processes=2))
-    assert np.array_equal(np.load(tmp_path / "closek_info.npy"), np.load(neighbours))
+def test_two_processes_mine_and_score_what_one_does(tree, teacher, neighbours, tmp_path):
+    flags = ["--weights", teacher, "--workers", 0, "--device", "cpu", "--features", tmp_path / "features"]
+    well(script("compute_knn.py", "mine", "--data", tree / "train", "--output", tmp_path, "--k", 12, "--far", *flags,
+                processes=2))
+    for name in ("closek_info", "fark_info"):
+        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), np.load(neighbours.with_stem(name)))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".json", ".json", ".npy", ".npy"]
+    one, = (tmp_path / "features").glob("*.npy")
+    np.testing.assert_allclose(np.load(one), np.load(teacher.parent / "features" / one.name), rtol=1e-4, atol=1e-6)
+    two = well(script("compute_knn.py", "eval", "--data", tree, "--k", 5, "--json", *flags,
+                       processes=2))
+    alone = well(in_this_process("compute_knn.py", "eval", "--data", tree, "--k", 5, "--json", *flags))
+    assert json.loads(two.out)["knn"] == json.loads(alone.out)["knn"]
+
+
+def test_mining_goes_on_after_a_kill(tree, teacher, tmp_path, monkeypatch):
+    """With room for one row at a time each row is a block; the second run makes those that the first did not."""
+    flags = ["mine", "--data", tree / "train", "--weights", teacher, "--k", 12, "--far", "--workers", 0, "--device",
+             "cpu", "--memory", "1e-9", "--output"]
+    well(in_this_process("compute_knn.py", *flags, tmp_path / "whole"))
+    write, written = RowFile.write, []
+
+    def counted(self, first, rows):
+        if len(written) == 25:
+            raise KeyboardInterrupt
+        write(self, first, rows)
+        written.append((self.path.stem, first))
+
+    monkeypatch.setattr(RowFile, "write", counted)
+    assert in_this_process("compute_knn.py", *flags, tmp_path / "nn").rc == 130
+    assert not list((tmp_path / "nn").glob("*.npy"))
+    written.append(None)
+    well(in_this_process("compute_knn.py", *flags, tmp_path / "nn"))
+    assert len(written) == 1 + 80 + 1, "only the row whose far half was missing is made twice"
+    for name in ("closek_info", "fark_info"):
+        assert np.array_equal(*(np.load(tmp_path / folder / f"{name}.npy") for folder in ("nn", "whole")))
+
+
+@pytest.mark.parametrize("metric", ["inner", "l2"])
+def test_mining_by_another_metric_in_half_precision(metric, tree, teacher, tmp_path):
+    well(in_this_process("compute_knn.py", "mine", "--data", tree / "train", "--weights", teacher, "--output", tmp_path,
+                         "--k", 3, "--workers", 0, "--device", "cpu", "--metric", metric, "--dtype", "float16",
+                         "--features", tmp_path / "features", "--products", "bf16"))
+    path, = (tmp_path / "features").glob("*.npy")
+    features = np.load(path)
+    assert features.dtype == np.float16
+    features = features.astype(np.float64)
+    scores = features @ features.T if metric == "inner" else -((features[:, None] - features[None]) ** 2).sum(2)
+    np.fill_diagonal(scores, -np.inf)
+    found = np.take_along_axis(scores, np.load(tmp_path / "closek_info.npy"), 1)
+    rounding = 1e-6 * (features**2).sum(1).max()  # of float32; the features of this teacher lie close together
+    np.testing.assert_allclose(found, -np.sort(-scores, 1)[:, :3], rtol=0, atol=rounding)
+    assert rounding < np.ptp(scores[np.isfinite(scores)]) / 10
+    assert json.loads((tmp_path / "closek_info.json").read_text())["metric"] == metric
+
+
+def test_an_image_without_features_is_named(tree):
+    source = open_source(str(tree / "train"))
+    features = torch.ones(6, 3)
+    features[4] = 0
+    with pytest.raises(UserError) as caught:
+        compute_knn.refuse_zero_rows(features, range(2, 6), source)
+    assert source.location(4) in str(caught.value)
+    compute_knn.refuse_zero_rows(features, range(4), source)
+
+
+@pytest.mark.parametrize(("lists", "wanted"), [
+    ([[range(3)], [range(3)]], [range(3)]), ([[range(3)], []], [range(3)]), ([[], []], []),
+    ([[range(5, 7)], [range(2), range(6, 9)]], [range(2), range(5, 9)])])
+def test_rows_that_either_file_lacks(lists, wanted):
+    assert compute_knn.union_of_ranges(lists) == wanted
 
 
 def test_a_batch_that_does_not_divide_among_the_processes(distil_flags, tmp_path):
@@ -443,7 +515,7 @@ DISTIL_REFUSALS = {
     "missing data": (["--data", "{bad}/nowhere"], ["--data", "nowhere"]),
     "empty data": (["--data", "{bad}/empty"], ["--data", "empty", "no image"]),
     "unknown student": (["-a", "resnet81"], ["--student_arch resnet81", "resnet18"]),
-    "unknown teacher": (["-k", "resnet5O"], ["--teacher_arch resnet5O", "resnet50"]),
+    "unknown teacher": (["-k", "resnet5O"], ["--teacher-arch resnet5O", "resnet50"]),
     "no such checkpoint": (["--distill", "{bad}/nowhere.pth"], ["--distill", "nowhere.pth"]),
     "web page": (["--distill", "{bad}/html.pth"], ["--distill", "html.pth", "web page"]),
     "checkpoint of another arch": (["--distill", "{bad}/resnet34.pth", "-k", "resnet18"],

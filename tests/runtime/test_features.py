@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+import runtime.features
 from runtime.device import Process
 from runtime.errors import UserError
-from runtime.features import cached, extract
+from runtime.features import Keep, extract
 
 ALONE = Process(0, 1, torch.device("cpu"))
 
@@ -78,44 +79,85 @@ def test_features_that_are_not_finite_are_named(bad):
 IDENTITY = {"sha256": "ab", "data": "cd", "transform": "resize 33", "image_size": 32}
 
 
-def test_cached(tmp_path):
-    made = []
+def kept(folder, values, encoder=None, identity=IDENTITY, dtype="float32", batch=4, check=nothing):
+    return extract(encoder or Doubler(), loader_of(values, batch), len(values), ALONE, "x", check,
+                   Keep(folder, identity, 2, dtype))
 
-    def compute(value):
-        def run():
-            made.append(value)
-            return torch.full((3, 2), float(value))
-        return run
 
+def test_features_are_found_again_for_exactly_what_they_were_made_from(tmp_path):
     folder = tmp_path / "features"
-    assert cached(folder, IDENTITY, ALONE, compute(1)).tolist() == [[1.0, 1.0]] * 3
-    assert cached(folder, dict(reversed(IDENTITY.items())), ALONE, compute(2)).tolist() == [[1.0, 1.0]] * 3
-    assert made == [1]
+    encoder = Doubler()
+    first = kept(folder, [1.0] * 5, encoder)
+    assert first.tolist() == [[1.0, 2.0]] * 5
+    made = len(encoder.seen)
+    assert kept(folder, [3.0] * 5, encoder, dict(reversed(IDENTITY.items()))).tolist() == first.tolist()
+    assert len(encoder.seen) == made
     for key in IDENTITY:
-        other = cached(folder, {**IDENTITY, key: "other"}, ALONE, compute(key and 3))
-        assert other[0, 0] == 3
-    assert made == [1] + [3] * len(IDENTITY)
-    assert cached(folder, IDENTITY, ALONE, compute(4))[0, 0] == 1  # the first is still there
-    names = sorted(path.name for path in folder.iterdir())
-    assert len(names) == 2 * (1 + len(IDENTITY))
-    twins = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    assert IDENTITY in twins
-    for path in folder.glob("*.npy"):
-        assert np.load(path, allow_pickle=False).dtype == np.float32
+        assert kept(folder, [3.0] * 5, encoder, {**IDENTITY, key: "other"})[0, 0] == 3
+    assert kept(folder, [3.0] * 5, encoder, dtype="float16")[0, 0] == 3
+    assert len(encoder.seen) == made * (2 + len(IDENTITY))
+    assert kept(folder, [4.0] * 5)[0, 0] == 1  # the first is still there
+    assert len(list(folder.iterdir())) == 2 * (2 + len(IDENTITY)), "something half made is left"
+    assert IDENTITY in [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    assert {np.load(path, allow_pickle=False).dtype.str for path in folder.glob("*.npy")} == {"<f4", "<f2"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_numbers_are_kept_in_the_type_asked_for(dtype, tmp_path):
+    values = [0.1, 1.0, 3.14159]
+    for _ in range(2):
+        found = kept(tmp_path, values, dtype=dtype)
+        wanted = torch.tensor([[v, 2 * v] for v in values]).to(getattr(torch, dtype))
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted)
+
+
+def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """What is on the disk is not made again, also by another number of processes."""
+    monkeypatch.setattr(runtime.features, "WRITTEN", 1)  # every batch at once
+    values = [float(i) for i in range(20)]
+
+    class Killed(BaseException):
+        pass
+
+    def dies(batch):
+        if 9 in batch[1]:
+            raise Killed
+
+    encoder = Doubler()
+    with pytest.raises(Killed):
+        kept(tmp_path, values, encoder, check=dies)
+    assert sum(encoder.seen) == 8
+    assert not list(tmp_path.glob("*.npy"))
+    assert kept(tmp_path, values, encoder).tolist() == [[v, 2 * v] for v in values]
+    assert sum(encoder.seen) == 20
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(("bad", "dtype", "words"), [
+    (float("nan"), "float32", ["image 5 ", "not finite"]), (7e4, "float16", ["image 5 ", "float16", "bfloat16"])])
+def test_numbers_that_cannot_be_kept_are_named(bad, dtype, words, tmp_path):
+    with pytest.raises(UserError) as caught:
+        kept(tmp_path, [1.0] * 5 + [bad, 1.0], dtype=dtype)
+    assert all(word in str(caught.value) for word in words)
+    assert not list(tmp_path.glob("*.npy"))
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = []
-    for _ in range(2):
-        cached(None, IDENTITY, ALONE, lambda: made.append(1) or torch.zeros(1, 1))
-    assert made == [1, 1]
+    extract(Doubler(), loader_of([1.0]), 1, ALONE, "x", nothing)
     assert not list(tmp_path.iterdir())
 
 
-def test_half_a_cache_entry_is_not_used(tmp_path):
-    cached(tmp_path, IDENTITY, ALONE, lambda: torch.zeros(1, 1))
-    for path in tmp_path.glob("*.json"):
-        path.unlink()
-    assert cached(tmp_path, IDENTITY, ALONE, lambda: torch.ones(1, 1)).item() == 1
-    assert cached(tmp_path, IDENTITY, ALONE, lambda: torch.zeros(1, 1)).item() == 1
+@pytest.mark.parametrize("harm", ["no record", "cut short", "other record"])
+def test_half_a_file_is_not_used(harm, tmp_path):
+    kept(tmp_path, [0.0] * 3)
+    rows, = tmp_path.glob("*.npy")
+    if harm == "no record":
+        rows.with_suffix(".json").unlink()
+    elif harm == "cut short":
+        rows.write_bytes(rows.read_bytes()[:-4])
+    else:
+        rows.with_suffix(".json").write_text("{}")
+    assert kept(tmp_path, [1.0] * 3).tolist() == [[1.0, 2.0]] * 3
+    assert kept(tmp_path, [2.0] * 3).tolist() == [[1.0, 2.0]] * 3

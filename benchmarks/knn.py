@@ -1,0 +1,225 @@
+#!/usr/bin/env python
+"""Our nearest-neighbour search beside the reference algorithm, in one run, alternating, by medians.
+
+    python benchmarks/knn.py                                              # 25,000 x 512, k = 384, on what there is
+    python benchmarks/knn.py --rows 1281167 --dim 2048 --device cuda --repeats 1 --products float32 tf32 bf16
+
+The reference, written out below: 256 rows at a time times all, the row itself left out, topk of the whole row; the
+original also takes the farthest, always, which is timed as another line. "product" is the bare matrix product of all
+rows with all, a tile at a time. Features are Gaussian around --clusters centres, in the order of their clusters, of
+length 1. Memory is the most that was taken beside the features and the results. The last lines work out ImageNet
+(1,281,167 x 2,048, k = 384) on paper: products by their number, the rest by the number of scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from runtime.errors import UserError  # noqa: E402
+from runtime.faiss_search import search_faiss  # noqa: E402
+from runtime.products import PRODUCTS  # noqa: E402
+from runtime.search import search  # noqa: E402
+
+IMAGENET = (1_281_167, 2_048, 384)
+REFERENCE_ROWS = 256
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=25_000, help="features; default 25000")
+    parser.add_argument("--dim", type=int, default=512, help="numbers a feature; default 512")
+    parser.add_argument("--k", type=int, default=384, help="neighbours a row; default 384")
+    parser.add_argument("--clusters", type=int, default=100, help="centres of the made features; default 100")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="cpu, cuda or cuda:N; default: a card, if any")
+    parser.add_argument("--repeats", type=int, default=3, help="times that each is run, in turn; default 3")
+    parser.add_argument("--memory", type=float, default=None, metavar="GB",
+                        help="limit of our search, in GiB; default: half of what is free")
+    parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=["float32"],
+                        help="numbers of our products, a line each; default float32")
+    parser.add_argument("--threads", type=int, default=None, help="threads of a CPU; default: torch's")
+    return parser.parse_args()
+
+
+def made_features(rows: int, dim: int, clusters: int, device: torch.device) -> Tensor:
+    """Features float32 [rows, dim] of length 1."""
+    generator = torch.Generator(device).manual_seed(0)
+    centres = torch.randn(clusters, dim, generator=generator, device=device)
+    features = torch.randn(rows, dim, generator=generator, device=device)
+    for first in range(0, rows, 65_536):
+        number = torch.arange(first, min(first + 65_536, rows), device=device) * clusters // rows
+        part = features[first:first + 65_536].add_(centres[number] / 2)
+        part.div_(part.norm(dim=1, keepdim=True))
+    return features
+
+
+def reference(features: Tensor, k: int, far: bool) -> Tensor:
+    """The original's way: int64 [n, k] near, and far computed beside it."""
+    near = torch.empty(len(features), k, dtype=torch.int64)
+    for first in range(0, len(features), REFERENCE_ROWS):
+        similarity = features[first:first + REFERENCE_ROWS] @ features.T
+        own = torch.arange(len(similarity), device=features.device)
+        similarity[own, own + first] = -torch.inf
+        near[first:first + REFERENCE_ROWS] = similarity.topk(k, dim=1).indices.cpu()
+        if far:
+            similarity[own, own + first] = torch.inf
+            similarity.topk(k, dim=1, largest=False).indices.cpu()
+    return near
+
+
+def product(features: Tensor) -> None:
+    """All rows with all, a tile of 4,096 x 4,096 at a time (16,384 x 16,384 on a card), into the same memory."""
+    step = min(4096 if features.device.type == "cpu" else 16_384, len(features))
+    out = torch.empty(step * step, device=features.device)
+    for first in range(0, len(features), step):
+        rows = features[first:first + step]
+        for other in range(0, len(features), step):
+            columns = features[other:other + step]
+            torch.mm(rows, columns.T, out=out[:len(rows) * len(columns)].view(len(rows), len(columns)))
+
+
+def gathered(blocks: object) -> Tensor:
+    """Indices of all blocks, near ones."""
+    return torch.cat([block.near.indices for block in blocks])
+
+
+class Peak:
+    """The most memory taken meanwhile, in bytes: of the card, or of this process, looked at every 5 ms."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.most, self.over = device, 0, threading.Event()
+
+    def __enter__(self) -> Peak:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+        else:
+            self.before = self._resident()
+            self.thread = threading.Thread(target=self._watch)
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.most = torch.cuda.max_memory_allocated(self.device) - self.before
+            return
+        self.over.set()
+        self.thread.join()
+        self.most -= self.before
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.005):
+            self.most = max(self.most, self._resident())
+
+    @staticmethod
+    def _resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def timed(work: Callable[[], object], device: torch.device) -> tuple[float, int, object]:
+    """Seconds, peak bytes and the result of one call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    with Peak(device) as peak:
+        start = time.perf_counter()
+        result = work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+    return seconds, peak.most, result
+
+
+def on_paper(seconds: float, product_seconds: float, rows: int, dim: int, halves: bool, devices: int) -> float:
+    """Seconds for ImageNet: our time is products, by the multiplications, and the rest, by the scores.
+
+    On one device half of the products are made; on 8, rank by rank, a row's share of the bank but 1/16 twice.
+    """
+    n, d, _ = IMAGENET
+    made = 0.5 if halves else 1.0
+    of_products = min(product_seconds * made, seconds)
+    share = (0.5 if devices == 1 else 1 - 0.5 / devices) if halves else 1.0
+    pairs = n / rows * n / rows / devices
+    return pairs * (of_products / made * share * d / dim + (seconds - of_products))
+
+
+def main() -> None:
+    """Run all in turn, print the table and what it means for ImageNet."""
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    features = made_features(args.rows, args.dim, args.clusters, device)
+    memory = None if args.memory is None else int(args.memory * 2**30)
+    options = {"memory": memory, "device": device}
+    works: dict[str, Callable[[], object]] = {
+        "product": lambda: product(features),
+        "reference, near": lambda: reference(features, args.k, False),
+        "reference, near and far": lambda: reference(features, args.k, True)}
+    for products in args.products:
+        for far in (False, True):
+            works[f"ours, {products}, near{' and far' * far}"] = lambda products=products, far=far: gathered(
+                search(None, features, args.k, far=far, products=products, **options))
+    try:
+        faiss = search_faiss()
+        if device.type == "cpu":
+            works["faiss, near"] = lambda: gathered(faiss(None, features, args.k))
+    except UserError:
+        print("faiss is not installed, so it is not in the table")
+    small = features[:min(4096, args.rows)].clone()
+    gathered(search(None, small, min(args.k, len(small) - 1), **options))  # warms up libraries and caches
+
+    times: dict[str, list[float]] = {name: [] for name in works}
+    peaks: dict[str, int] = dict.fromkeys(works, 0)
+    found = {}
+    for _ in range(args.repeats):
+        for name, work in works.items():
+            seconds, peak, result = timed(work, device)
+            times[name].append(seconds)
+            peaks[name] = max(peaks[name], peak)
+            if result is not None:
+                found[name] = result
+    medians = {name: statistics.median(values) for name, values in times.items()}
+
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{args.rows:,} x {args.dim}, k = {args.k}, {what}, torch {torch.__version__}, medians of {args.repeats}")
+    print(f"{'':32s}{'seconds':>9s}{'reference / it':>16s}{'it / product':>14s}{'extra MB':>10s}{'rows as ref.':>14s}")
+    for name, seconds in medians.items():
+        fair = medians["reference, near and far" if name.endswith("far") else "reference, near"]
+        same = ""
+        if name in found:
+            same = f"{100 * same_rows(found[name], found['reference, near']):.3f} %"
+        print(f"{name:32s}{seconds:9.3f}{fair / seconds:16.2f}{seconds / medians['product']:14.2f}"
+              f"{peaks[name] / 1e6:10.0f}{same:>14s}")
+
+    n, d, k = IMAGENET
+    print(f"\nImageNet on paper ({n:,} x {d:,}, k = {k}): features {n * d * 4 / 1e9:.1f} GB in float32 or "
+          f"{n * d * 2 / 1e9:.1f} in float16, neighbours {n * k * 8 / 1e9:.1f} GB; on the disk while mining "
+          f"{n * (d * 4 + k * 8) / 1e9:.1f} GB; on a device the bank and {n * (3 * k + 128) * 8 / 1e9:.1f} GB of "
+          "candidates if one device is to make each product once (less memory: more products, at most twice as many)")
+    for products in args.products:
+        name = f"ours, {products}, near"
+        each = [on_paper(medians[name], medians["product"], args.rows, args.dim, True, devices) for devices in (1, 8)]
+        print(f"{name}: {each[0]:,.0f} s on 1 device like this one, {each[1]:,.0f} s on 8"
+              + ("" if products == "float32" else " (products taken as if at float32's rate: an upper limit)"))
+
+
+def same_rows(a: Tensor, b: Tensor) -> float:
+    """The share of rows whose sets of neighbours agree; where they do not, scores differ by rounding."""
+    equal = [(x.sort(1).values == y.sort(1).values).all(1).sum() for x, y in
+             zip(a.split(65_536), b.split(65_536), strict=True)]
+    return float(sum(equal)) / len(a)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""A .npy file that several processes write a range of rows at a time, and that goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.device import Process, agree, barrier
+from runtime.errors import UserError
+from runtime.state import save_json
+
+ROWS, IDENTITY = "rows.npy", "identity.json"
+ZEROS = 16 << 20
+
+
+class RowFile:
+    """``path`` [rows, width], in the making in the folder ``path.stem + .partial`` beside it.
+
+    That folder holds ``rows.npy`` at its full size, ``identity.json`` and, of each rank, ``done-RANK.txt``, a line for
+    each range of rows that is on the disk. Work of the same ``identity`` goes on there, with any number of ranks; other
+    work there is thrown away. Made, and finished, by all ranks together; the folder must be shared by all of them.
+    Raises :class:`UserError` where there is no room or no permission, and leaves nothing half written then.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], rows: int, width: int, dtype: np.dtype | type,
+                 process: Process) -> None:
+        self.path, self.folder, self.process = path, path.with_name(path.stem + ".partial"), process
+        self.shape, self.dtype = (rows, width), np.dtype(dtype)
+        self.identity = json.loads(json.dumps({**identity, "rows": rows, "width": width, "stored": self.dtype.str}))
+        problem = None
+        if process.is_main:
+            try:
+                self._start()
+            except OSError as error:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                problem = self._full(error)
+            except UserError as error:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                problem = str(error)
+        agree(problem)
+        agree(None if self._is_mine() else f"{self.folder} is not seen by rank {process.rank}; choose a folder on a "
+              "disk that all machines share")
+        self.offset = (self.folder / ROWS).stat().st_size - rows * width * self.dtype.itemsize
+        self._done = self._read_done()
+        barrier()  # before anyone adds to what the others are still reading
+
+    def missing(self, share: range) -> list[range]:
+        """The parts of ``share`` that were not on the disk when this object was made, in order."""
+        gaps, at = [], share.start
+        for first, last in self._done:
+            if first > at and at < share.stop:
+                gaps.append(range(at, min(first, share.stop)))
+            at = max(at, last)
+        return gaps + ([range(at, share.stop)] if at < share.stop else [])
+
+    def write(self, first: int, rows: np.ndarray) -> None:
+        """Rows [n, width] from row ``first`` on; they are on the disk, and count as done, when this returns."""
+        data = np.ascontiguousarray(rows, self.dtype)
+        if data.shape[1:] != self.shape[1:] or first + len(data) > self.shape[0]:
+            raise ValueError(f"rows {list(data.shape)} from {first} on do not fit into {list(self.shape)}")
+        try:
+            with (self.folder / ROWS).open("r+b") as file:
+                file.seek(self.offset + first * self.shape[1] * self.dtype.itemsize)
+                file.write(data.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            with (self.folder / f"done-{self.process.rank}.txt").open("a") as file:
+                file.write(f"\n{first} {first + len(data)}\n")  # what a kill left of the line before stands alone
+        except OSError as error:
+            raise UserError(self._full(error), every_process=False) from None
+
+    def finish(self, publish: Callable[[Path], None]) -> None:
+        """When all ranks have written their rows: rank 0 hands the whole file to ``publish``, which moves it."""
+        barrier()
+        problem = None
+        if self.process.is_main:
+            try:
+                self._done = self._read_done()
+                if self.missing(range(self.shape[0])):
+                    raise RuntimeError(f"rows of {self.path} were not written")
+                publish(self.folder / ROWS)
+                shutil.rmtree(self.folder, ignore_errors=True)
+            except OSError as error:
+                problem = self._full(error)
+            except UserError as error:
+                problem = str(error)
+        agree(problem)
+
+    def _start(self) -> None:
+        if self._is_mine():
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        with (self.folder / ROWS).open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+            _reserve(file, int(np.prod(self.shape)) * self.dtype.itemsize)
+        save_json(self.identity, self.folder / IDENTITY)
+
+    def _is_mine(self) -> bool:
+        try:
+            return json.loads((self.folder / IDENTITY).read_text()) == self.identity and (self.folder / ROWS).exists()
+        except (OSError, ValueError):
+            return False
+
+    def _read_done(self) -> list[tuple[int, int]]:
+        ranges = []
+        for path in self.folder.glob("done-*.txt"):
+            for line in path.read_text().split("\n")[:-1]:  # a line that a kill cut short has no end
+                words = line.split()
+                if len(words) == 2 and all(word.isdigit() for word in words):
+                    ranges.append((int(words[0]), int(words[1])))
+        return sorted(ranges)
+
+    def _full(self, error: OSError) -> str:
+        size = int(np.prod(self.shape)) * self.dtype.itemsize / 1e9
+        return (f"{self.path} could not be written ({error.strerror or error}); it takes {size:.2g} GB, so make room "
+                "or choose another folder")
+
+
+def open_rows(path: Path, dtype: str = "") -> Tensor:
+    """A .npy file [rows, width] as a memory-mapped tensor; ``bfloat16`` is kept as int16, which numpy can hold.
+
+    What is written into the tensor stays in this process.
+    """
+    rows = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    return rows.view(torch.bfloat16) if dtype == "bfloat16" else rows
+
+
+def _reserve(file: Any, size: int) -> None:
+    """Take the room now: a full disk is better known before the work than after."""
+    start = file.tell()
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), start, max(size, 1))
+        file.truncate(start + size)
+        return
+    for done in range(0, size, ZEROS):
+        file.write(bytes(min(ZEROS, size - done)))
