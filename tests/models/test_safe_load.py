@@ -162,6 +162,14 @@ def test_no_patch_is_written(tmp_path):
         del collections.Counter.dump_patches
 
 
+def test_an_old_module_whose_source_has_changed(tmp_path):
+    attack = (b"\x80\x02(" + text("module") + name("torchvision.models.resnet", "ResNet") + text("file.py")
+              + text("class ResNet: pass") + b"tQ)\x81.")
+    (tmp_path / "file.pth").write_bytes(legacy(attack))
+    with pytest.raises(UserError, match="whole pickled object of class torchvision.models.resnet.ResNet"):
+        read_file(tmp_path / "file.pth")
+
+
 @pytest.mark.parametrize("target", [("torch.nn.parameter", "Parameter"), ("torch", "Tensor"), ("torch.storage",
                                     "TypedStorage"), ("torch._utils", "_rebuild_tensor_v2"), ("builtins", "dict")])
 def test_no_attribute_of_a_class_or_function_is_set(tmp_path, target):
