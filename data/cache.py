@@ -112,7 +112,8 @@ class _Pool:
 
     def __init__(self, size: int, count: int):
         _check_room(size)
-        self.memory = torch.empty(size, dtype=torch.uint8).share_memory_()
+        # What torch's own default_collate allocates with: share_memory_() would fill a private block first.
+        self.memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
         self.places = torch.full((count,), -1, dtype=torch.int64).share_memory_()  # first byte of image i
         self.shapes = torch.zeros(count, 2, dtype=torch.int64).share_memory_()  # height, width
         self.counts = torch.zeros(3, dtype=torch.int64).share_memory_()  # hits, misses, bytes used
@@ -149,5 +150,5 @@ def _check_room(size: int) -> None:
     if os.path.isdir(shared):  # noqa: PTH112
         free = os.statvfs(shared).f_bavail * os.statvfs(shared).f_frsize
         if size > free:
-            raise UserError(f"--image-cache {size / 1e9:g} GB does not fit into {shared}, where {free / 1e9:.1f} GB are "
-                            "free; give less, or (in a container) start it with more shared memory (--shm-size)")
+            raise UserError(f"--image-cache {size / 1e9:g} GB does not fit into {shared}, where {free / 1e9:.1f} GB "
+                            "are free; give less, or (in a container) start it with more shared memory (--shm-size)")

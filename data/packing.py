@@ -70,13 +70,13 @@ def pack(
         wrapped = progress(encoded, part.done, len(source)) if progress else encoded
         for image in wrapped:
             if image.content is None and on_bad_image == "error":
-                raise UserError(f"{source.location(part.done)} could not be decoded ({image.reason}); replace it and go "
-                                "on by the same command, or leave such images out by --on-bad-image skip")
+                raise UserError(f"{source.location(part.done)} could not be decoded ({image.reason}); replace it and "
+                                "go on by the same command, or leave such images out by --on-bad-image skip")
             part.add(image)
         done.bad = [(source.location(i), encode(source, i, Recipe()).reason) for i in part.skipped()]
         if done.bad and on_bad_image == "error":  # left out by an earlier call
-            raise UserError(f"{path}.part was begun with --on-bad-image skip and leaves out {done.bad[0][0]}; give that "
-                            "flag again, or remove the file")
+            raise UserError(f"{path}.part was begun with --on-bad-image skip and leaves out {done.bad[0][0]}; give "
+                            "that flag again, or remove the file")
         done.images, done.size = part.finish(path)
     except OSError as error:
         raise UserError(f"--output {path} could not be written ({error.strerror or error}) after {part.done:,} of "

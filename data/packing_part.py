@@ -60,13 +60,16 @@ class UnfinishedPack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.index: BinaryIO = self.index_path.open("a+b", buffering=0)
-            self._lock(path)
-            self.records = [self._take_up(plan)]
-            self.data: BinaryIO = self.data_path.open("a+b", buffering=0)
+            with contextlib.ExitStack() as on_error:
+                on_error.callback(self.index.close)
+                self._lock(path)
+                self.records = [self._take_up(plan)]
+                self.data: BinaryIO = self.data_path.open("a+b", buffering=0)
+                on_error.pop_all()
             ends = self.records[0]["offset"] + self.records[0]["size"]
             self.end = max(HEADER_SIZE, int(ends.max(initial=0)))
             if self.data_path.stat().st_size < HEADER_SIZE:
-                self.data.write(bytes(HEADER_SIZE))
+                write_all(self.data, bytes(HEADER_SIZE))
             self.data.truncate(self.end)
         except OSError as error:
             raise UserError(f"--output {path} could not be written ({error.strerror or error}); make room or choose "
@@ -153,7 +156,8 @@ class UnfinishedPack:
         header = pack_header(len(records), *places, digest_of(header, tail))
         write_all(self.data, padding + tail)
         os.fsync(self.data.fileno())
-        with self.data_path.open("r+b", buffering=0) as file:  # self.data only appends
+        self.data.close()
+        with self.data_path.open("r+b", buffering=0) as file:  # the other one only appends
             file.write(header)
             os.fsync(file.fileno())
         self.data_path.replace(path)
@@ -161,13 +165,15 @@ class UnfinishedPack:
         return len(records), places[-1]
 
     def close(self) -> None:
-        """Keep what is done, if anything; called after success too."""
-        with contextlib.suppress(OSError):  # a full disk: what is on it stays
-            self.flush()
-        self.data.close()
-        if not self.done:
-            self.data_path.unlink()
-            self.index_path.unlink()
+        """Keep what is done, if anything; after finish() there is nothing left to do."""
+        if not self.data.closed:
+            with contextlib.suppress(OSError):  # a full disk: what is on it stays
+                self.data.truncate(self.end)  # half a record goes, and leaves room to say which are whole
+                self.flush()
+            self.data.close()
+            if not self.done:
+                self.data_path.unlink()
+                self.index_path.unlink()
         self.index.close()
 
 

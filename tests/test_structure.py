@@ -121,6 +121,7 @@ MINIMAL = {
     ("compute_knn", "mine"): ["--data", "d", "--output", "o", "--weights", "t.pth"],
     ("compute_knn", "eval"): ["--data", "d", "--weights", "t.pth"],
     ("inspect_checkpoint",): ["t.pth"],
+    ("pack_dataset",): ["--data", "d", "--output", "o.pack"],
 }
 
 
