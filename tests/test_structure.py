@@ -254,8 +254,8 @@ def test_defaults_are_the_papers():
     assert parse(("compute_knn", "mine")).k == 384
 
 
-@pytest.mark.parametrize("case", MINIMAL, ids=" ".join)
-def test_image_size_exists_wherever_images_are_read(case):
+@pytest.mark.parametrize("case", [case for case in MINIMAL if case != ("pack_dataset",)], ids=" ".join)
+def test_image_size_exists_wherever_a_network_sees_images(case):
     assert parse(case, "--image-size", "48").image_size == 48
 
 
