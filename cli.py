@@ -54,21 +54,23 @@ def boolean(text: str) -> bool:
     return words[text.lower()]
 
 
-def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str, required: bool = True) -> Group:
+def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str, required: bool = True,
+                   opens_images: bool = True) -> Group:
     """--data and how its images are read. ``names`` are other spellings of --data."""
     group = parser.add_argument_group("data")
     group.add_argument("--data", *names, dest="data", metavar="DIR", required=required, help=what)
     group.add_argument("--subset", type=float, default=1.0, metavar="X",
                        help="train on the first X (0-1] of each class's images; default 1, the paper's 1%% and 10%% "
                             "rows use 0.01 and 0.1")
-    add_image_flags(group)
+    if opens_images:
+        add_image_flags(group)
     return group
 
 
 DATA_HELP = ("images: an ImageFolder tree, a folder of images with or without sub-folders, a packed file (of "
              "pack_dataset.py), a .txt file of paths, or a name (demo, digits, cifar10, cifar100, stl10; kept in "
-             "$COSS_DATASETS, else ./datasets). Of a folder that holds train/ and val/ or test/ (or train.pack and so on), "
-             "train/ is taken; paths in a .txt are relative to it. No label is used")
+             "$COSS_DATASETS, else ./datasets). Of a folder that holds train/ and val/ or test/ (or packed files so "
+             "called), train/ is taken; paths in a .txt are relative to it. No label is used")
 
 
 def add_image_flags(group: Group) -> None:

@@ -5,8 +5,8 @@
 Four parts. Reading: ms an image from file to RGB pixels in one thread, the ways taken in turn, median of the rounds,
 files in the page cache. What changes: how far the views of smaller images are from those of the originals. Starting:
 `--files` empty files in 1,000 folders listed by ImageFolder, by our first scan and from the scan that was kept; a
-packed file of `--images` records opened. Memory: by how much one forked worker's private pages grow while it touches the
-entry of each of `--images` images.
+packed file of `--images` records opened. Memory: by how much one forked worker's private pages grow while it touches
+the entry of each of `--images` images.
 """
 
 from __future__ import annotations
