@@ -67,9 +67,10 @@ def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str, requ
     return group
 
 
-DATA_HELP = ("images: an ImageFolder tree, a folder of images with or without sub-folders, a .txt file of paths, or a "
-             "name (demo, digits, cifar10, cifar100, stl10; kept in $COSS_DATASETS, else ./datasets). Of a folder that "
-             "holds train/ and val/ or test/, train/ is taken; paths in a .txt are relative to it. No label is used")
+DATA_HELP = ("images: an ImageFolder tree, a folder of images with or without sub-folders, a packed file (of "
+             "pack_dataset.py), a .txt file of paths, or a name (demo, digits, cifar10, cifar100, stl10; kept in "
+             "$COSS_DATASETS, else ./datasets). Of a folder that holds train/ and val/ or test/ (or packed files so "
+             "called), train/ is taken; paths in a .txt are relative to it. No label is used")
 
 
 def add_image_flags(group: Group) -> None:

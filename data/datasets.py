@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import difflib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from data import scan_cache
+from data.folders import list_folder, scan, unreadable
 from data.images import IMAGE_EXTENSIONS
+from data.packed import PackedSource, is_packed
 from data.sources import ArraySource, FileSource, ImageSource
 from runtime.errors import UserError
 
 EVALUATION_FOLDERS = ("val", "test", "valid", "validation")  # looked for in this order
-SPEC_HELP = "an image folder, a .txt file of image paths, or one of demo, digits, cifar10, cifar100, stl10"
+SPEC_HELP = (
+    "an image folder, a packed file (.pack), a .txt file of image paths, or one of demo, digits, cifar10, cifar100, "
+    "stl10"
+)
 
 
 def open_source(spec: str, split: str = "train", labelled: bool = False, flag: str = "--data") -> ImageSource:
@@ -24,9 +31,10 @@ def open_source(spec: str, split: str = "train", labelled: bool = False, flag: s
     spec is (a) a folder with one sub-folder a class, ordered as torchvision's ImageFolder orders it, or one
     that holds train/ (and val/ or test/, used for split 'test'); (b) a folder with images directly in it,
     taken with all below it, without labels; (c) a .txt file with one path a line, absolute or relative to
-    that file, blank lines and lines that begin with # left out; (d) demo, digits, cifar10, cifar100 or stl10,
-    or the name of any folder in `datasets_root()` that holds train/. A built-in name wins over a folder so
-    called: write ./digits.
+    that file, blank lines and lines that begin with # left out; (d) a file that pack_dataset.py has written, or a
+    folder that holds train.pack (and val.pack or test.pack; a sub-folder train/ comes first); (e) demo, digits,
+    cifar10, cifar100 or stl10, or the name of any folder in `datasets_root()` that holds train/. A built-in name
+    wins over a folder so called: write ./digits.
 
     split is 'train' or 'test'; labelled=True asks for labels (of stl10's training images the small labelled
     part). Raises UserError, beginning with `flag`, for anything that is not there, is empty, or lacks the
@@ -83,32 +91,34 @@ def _is_file(path: Path) -> bool:
 
 
 def _open_folder(folder: Path, split: str, spec: str) -> ImageSource:
-    folders, has_images = _list_folder(folder, spec)
-    if not has_images and _holds_splits(folder, folders, spec):
-        folder = _choose_split(folder, folders, split, spec)
-        folders, has_images = _list_folder(folder, spec)
-    if has_images:
-        return FileSource(folder, _images_below(folder, "", spec), None, [], str(folder))
-    found = {name: images for name in folders if (images := _images_below(folder, name, spec))}
-    if not found:
+    folders, has_images = list_folder(folder, spec)
+    if not has_images:
+        packed = _packed_splits(folder, folders)
+        if packed or _holds_splits(folder, folders, spec):
+            folder = _choose_split(folder, folders, packed, split, spec)
+            if folder.suffix == ".pack":
+                return PackedSource(folder)
+    return _open_tree(folder, spec)
+
+
+def _open_tree(folder: Path, spec: str) -> ImageSource:
+    tree = scan_cache.load(folder)
+    if tree is None:
+        started = time.time()
+        tree = scan(folder, spec)
+        scan_cache.save(folder, tree, started)
+    if not len(tree.names):
         raise UserError(
             f"--data {spec} holds no image: nothing below {folder} ends in {', '.join(IMAGE_EXTENSIONS)}; "
             f"give {SPEC_HELP}"
         )
-    labels = np.repeat(np.arange(len(found)), [len(images) for images in found.values()])
-    names = (name for images in found.values() for name in images)
-    return FileSource(folder, names, labels, list(found), str(folder))
+    return FileSource(folder, tree.names, tree.labels, tree.classes, str(folder))
 
 
-def _list_folder(folder: Path, spec: str) -> tuple[list[str], bool]:
-    """Sorted visible sub-folders, and whether images lie directly in the folder."""
-    try:
-        with os.scandir(folder) as entries:
-            entries = [(entry.name, entry.is_dir()) for entry in entries]
-    except OSError as error:
-        raise UserError(_unreadable(spec, error)) from None
-    folders = sorted(name for name, is_folder in entries if is_folder and not name.startswith("."))
-    return folders, any(_is_image(name) for name, is_folder in entries if not is_folder)
+def _packed_splits(folder: Path, folders: list[str]) -> set[str]:
+    """Splits that lie there as packed files; none where the sub-folders are classes."""
+    splits = {"train", *EVALUATION_FOLDERS}
+    return {name for name in splits if _is_file(folder / f"{name}.pack")} if splits.issuperset(folders) else set()
 
 
 def _holds_splits(folder: Path, folders: list[str], spec: str) -> bool:
@@ -117,54 +127,34 @@ def _holds_splits(folder: Path, folders: list[str], spec: str) -> bool:
     if len(splits) == len(folders):
         return bool(splits)
     # With other folders beside them (annotations/, ...) it takes two splits and classes inside train/.
-    return "train" in splits and len(splits) > 1 and not _list_folder(folder / "train", spec)[1]
+    return "train" in splits and len(splits) > 1 and not list_folder(folder / "train", spec)[1]
 
 
-def _choose_split(folder: Path, folders: list[str], split: str, spec: str) -> Path:
+def _choose_split(folder: Path, folders: list[str], packed: set[str], split: str, spec: str) -> Path:
     wanted = ("train",) if split == "train" else EVALUATION_FOLDERS
     for name in wanted:
         if name in folders:
             return folder / name
+        if name in packed:
+            return folder / f"{name}.pack"
     raise UserError(
-        f"--data {spec} has {', '.join(f + '/' for f in folders)} but no "
+        f"--data {spec} has {', '.join([f + '/' for f in folders] + sorted(f + '.pack' for f in packed))} but no "
         f"{' or '.join(f + '/' for f in wanted)} for the {split} images; add it, or name the folder to use"
     )
 
 
-def _images_below(folder: Path, below: str, spec: str) -> list[str]:
-    """Posix paths relative to folder of all images under folder/below, in ImageFolder's order."""
-
-    def visit() -> Iterator[tuple[str, list[str]]]:
-        for root, folders, files in os.walk(folder / below, followlinks=True, onerror=refuse):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            yield root, files
-
-    def refuse(error: OSError) -> None:  # os.walk would leave the folder out without a word
-        raise UserError(_unreadable(spec, error))
-
-    images = []
-    for root, files in sorted(visit()):
-        prefix = Path(os.path.relpath(root, folder)).as_posix() + "/"
-        prefix = "" if prefix == "./" else prefix
-        images.extend(prefix + name for name in sorted(files) if _is_image(name))
-    return images
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_EXTENSIONS)
-
-
-def _unreadable(spec: str, error: OSError) -> str:
-    return f"--data {spec}: {error.filename} cannot be read ({error.strerror}); make it readable or take it out"
-
-
 def _open_list(path: Path, spec: str) -> ImageSource:
+    if is_packed(path):
+        return PackedSource(path)
+    if path.suffix.lower() == ".tar":
+        raise UserError(f"--data {spec} is a tar; pack it once with pack_dataset.py --data {spec} --output NAME.pack "
+                        "and give that")
     if path.suffix.lower() != ".txt":
         raise UserError(f"--data {spec} is a file but not a .txt list; give {SPEC_HELP}")
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     except OSError as error:
-        raise UserError(_unreadable(spec, error)) from None
+        raise UserError(unreadable(spec, error)) from None
     names = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
     if not names:
         raise UserError(f"--data {spec} lists no image; write one image path a line")

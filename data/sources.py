@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from data.images import open_rgb
+from data.images import BadImage, open_rgb
 from runtime.errors import UserError
 
 
@@ -23,18 +24,43 @@ class Names(Sequence[str]):
 
     def __init__(self, names: Iterable[str]):
         encoded = [name.encode("utf-8", "surrogateescape") + b"\n" for name in names]
-        self.block = b"".join(encoded)
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self.block: bytes | memoryview = b"".join(encoded)
+        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    @classmethod
+    def of_block(cls, block: bytes | memoryview, ends: np.ndarray) -> Names:
+        """Names that lie in `block` already, a newline after each; name i ends before byte ends[i], int64 [N]."""
+        names = cls.__new__(cls)
+        names.block, names.ends = block, ends
+        return names
+
+    def take(self, indices: np.ndarray) -> Names:
+        """These names, int64 [M], in this order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        block = np.frombuffer(self.block, dtype=np.uint8)
+        starts = np.concatenate(([0], self.ends[:-1]))[: len(self)]
+        parts, lengths = [b""], (self.ends - starts)[indices]
+        for first in range(0, len(indices), 65536):  # in pieces: an index for each byte takes 8 times the bytes
+            length = lengths[first : first + 65536]
+            shift = starts[indices[first : first + 65536]] - (np.cumsum(length) - length)
+            parts.append(block[np.repeat(shift, length) + np.arange(length.sum())].tobytes())
+        return Names.of_block(b"".join(parts), np.cumsum(lengths, dtype=np.int64))
+
+    def __getstate__(self) -> tuple[bytes, np.ndarray]:
+        return bytes(self.block), np.array(self.ends)  # a memory map cannot be pickled
+
+    def __setstate__(self, state: tuple[bytes, np.ndarray]) -> None:
+        self.block, self.ends = state
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     def __getitem__(self, i: int | slice) -> str | list[str]:
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         i = range(len(self))[i]  # negative indices, and IndexError past the end
-        start = self._ends[i - 1] if i else 0
-        return self.block[start : self._ends[i] - 1].decode("utf-8", "surrogateescape")
+        start = self.ends[i - 1] if i else 0
+        return bytes(self.block[start : self.ends[i] - 1]).decode("utf-8", "surrogateescape")
 
 
 class ImageSource:
@@ -64,6 +90,14 @@ class ImageSource:
         """Image i in mode RGB. Raises data.images.BadImage."""
         raise NotImplementedError
 
+    def encoded(self, i: int) -> bytes | None:
+        """The file's content; None for images in memory. Raises data.images.BadImage."""
+        return None
+
+    def pixels(self, i: int) -> torch.Tensor:
+        """Image i as uint8 [3, H, W]. Raises data.images.BadImage."""
+        return torch.from_numpy(np.array(self.open(i))).permute(2, 0, 1)
+
     def location(self, i: int) -> str:
         """Where a person finds image i."""
         return self.names[i]
@@ -77,7 +111,7 @@ class ImageSource:
     def take(self, indices: np.ndarray) -> ImageSource:
         """The same source with only these images, int64 [M], in this order; classes keep their numbers."""
         taken = copy.copy(self)
-        taken.names = Names(self.names[int(i)] for i in indices)
+        taken.names = self.names.take(indices)
         taken.labels = None if self.labels is None else self.labels[indices]
         taken._fingerprint = None
         return taken
@@ -111,6 +145,12 @@ class FileSource(ImageSource):
 
     def open(self, i: int) -> Image.Image:
         return open_rgb(self.location(i))
+
+    def encoded(self, i: int) -> bytes:
+        try:
+            return Path(self.location(i)).read_bytes()
+        except OSError as error:
+            raise BadImage(error.strerror or str(error)) from None
 
     def location(self, i: int) -> str:
         return str(self.root / self.names[i])

@@ -1,0 +1,191 @@
+"""Writing a packed file: in parallel, so that it can be killed and gone on with, whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.images import BadImage, open_rgb
+from data.packed import RECORD, PackedSource, is_packed
+from data.packing_part import Encoded, Recipe, UnfinishedPack
+from data.sources import ImageSource
+from runtime.errors import UserError
+
+CHUNK = 64  # images of one task
+MAX_RECORD = 2**31 - 2**16  # what one read can return
+
+
+@dataclass
+class Packed:
+    """What pack() has done. bad: (location, reason) of each image left out. resumed: images found done already."""
+
+    path: Path
+    images: int = 0
+    size: int = 0
+    resumed: int = 0
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+
+def pack(
+    source: ImageSource,
+    path: Path,
+    recipe: Recipe,
+    workers: int,
+    on_bad_image: str = "error",
+    progress: Callable[[Iterable[Encoded], int, int], Iterable[Encoded]] | None = None,
+) -> Packed:
+    """Write `source` into one file at `path`, images in the same order and under the same names.
+
+    The file appears when it is whole. Until then PATH.part and PATH.part.index beside it hold what is done, and
+    the same call goes on from there. workers 0: in this process. on_bad_image 'error' stops at an image that
+    cannot be decoded; 'skip' leaves it out, so that all after it move up and the fingerprint is another.
+    progress wraps (images to come, how many are done, how many there are), for a bar.
+    Raises UserError for a broken image, a full disk, a path that is taken, and a part of another pack.
+    """
+    path = Path(path)
+    found = _already_there(source, path, recipe)
+    if found:
+        return found
+    part = UnfinishedPack(source, path, recipe)
+    try:
+        done = Packed(path, resumed=part.done)
+        if not part.done:
+            _check_room(source, path, recipe)
+        encoded = _encode_all(source, recipe, range(part.done, len(source)), workers)
+        wrapped = progress(encoded, part.done, len(source)) if progress else encoded
+        for image in wrapped:
+            if image.content is None and on_bad_image == "error":
+                raise UserError(f"{source.location(part.done)} could not be decoded ({image.reason}); replace it and "
+                                "go on by the same command, or leave such images out by --on-bad-image skip")
+            part.add(image)
+        done.bad = [(source.location(i), encode(source, i, Recipe()).reason) for i in part.skipped()]
+        if done.bad and on_bad_image == "error":  # left out by an earlier call
+            raise UserError(f"{path}.part was begun with --on-bad-image skip and leaves out {done.bad[0][0]}; give "
+                            "that flag again, or remove the file")
+        done.images, done.size = part.finish(path)
+    except OSError as error:
+        raise UserError(f"--output {path} could not be written ({error.strerror or error}) after {part.done:,} of "
+                        f"{len(source):,} images; make room and give the same command to go on from there") from None
+    except BrokenProcessPool:
+        raise UserError("a worker process was killed, perhaps for want of memory; give the same command with a smaller "
+                        f"--workers to go on after {part.done:,} of {len(source):,} images") from None
+    finally:
+        part.close()
+    return done
+
+
+def encode(source: ImageSource, i: int, recipe: Recipe) -> Encoded:
+    """Image i of a source as it is to be stored. It is decoded in every mode: that is how broken ones are found."""
+    try:
+        content = source.encoded(i)
+        image = source.open(i) if content is None else open_rgb(io.BytesIO(content))
+        size = stored = image.size
+        small = shrink(image, recipe.short_side)
+        if recipe.mode == "raw":
+            content, stored = small.tobytes(), small.size
+        elif recipe.mode == "jpeg" and small is not image:
+            content, stored = _saved(small, "JPEG", quality=recipe.quality), small.size
+        elif content is None:  # an image in memory has no file: one without loss is made
+            content = _saved(image, "PNG")
+    except BadImage as error:
+        return Encoded(None, reason=str(error))
+    if not 0 < len(content) <= MAX_RECORD:
+        return Encoded(None, reason=f"{len(content):,} bytes are too many for one record")
+    return Encoded(content, size, stored, zlib.crc32(content))
+
+
+def shrink(image: Image.Image, short_side: int | None) -> Image.Image:
+    """The image with its shorter side at short_side pixels (antialiased, bicubic), or itself if it is no larger."""
+    width, height = image.size
+    if short_side is None or min(width, height) <= short_side:
+        return image
+    scale = short_side / min(width, height)
+    return image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+
+
+def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+# ---- worker processes
+
+_job: tuple[ImageSource, Recipe] | None = None
+
+
+def _start_worker(source: ImageSource, recipe: Recipe) -> None:
+    global _job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _job = source, recipe
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()  # it was killed, and nobody is left to end this process
+    os._exit(1)
+
+
+def _encode_chunk(indices: range) -> list[Encoded]:
+    source, recipe = _job
+    return [encode(source, i, recipe) for i in indices]
+
+
+def _encode_all(source: ImageSource, recipe: Recipe, indices: range, workers: int) -> Iterator[Encoded]:
+    """The images of indices, in order. Few chunks are under way at a time, so that memory stays bounded."""
+    if not workers:
+        yield from (encode(source, i, recipe) for i in indices)
+        return
+    chunks = (indices[first : first + CHUNK] for first in range(0, len(indices), CHUNK))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(), _start_worker, (source, recipe))
+    under_way: deque[Future] = deque()
+    try:
+        for chunk in chunks:
+            under_way.append(pool.submit(_encode_chunk, chunk))
+            if len(under_way) > 2 * workers:
+                yield from under_way.popleft().result()
+        while under_way:
+            yield from under_way.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _already_there(source: ImageSource, path: Path, recipe: Recipe) -> Packed | None:
+    """The finished file, if `path` is one of just this; UserError if it is anything else."""
+    if not path.exists():
+        return None
+    if path.is_file() and is_packed(path):
+        with contextlib.suppress(UserError):
+            there = PackedSource(path)
+            same = {key: there.meta.get(key) for key in asdict(recipe)} == asdict(recipe)
+            if same and there.fingerprint() == source.fingerprint():
+                return Packed(path, len(there), path.stat().st_size, len(there))
+    raise UserError(f"--output {path} exists and is not this pack; remove it or choose another name")
+
+
+def _check_room(source: ImageSource, path: Path, recipe: Recipe) -> None:
+    """Refuse to begin what will not fit, by the size of 32 images from all over the set."""
+    sample = [encode(source, int(i), recipe) for i in np.linspace(0, len(source) - 1, 32).astype(int)]
+    sizes = [len(image.content) for image in sample if image.content is not None]
+    if not sizes:
+        return
+    needed = len(source) * (sum(sizes) / len(sizes) + RECORD.itemsize * 2) + len(source.names.block)
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(f"--output {path} will need about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free "
+                        "there; choose another disk, or a smaller --short-side or --mode")

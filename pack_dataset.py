@@ -1,0 +1,128 @@
+#!/usr/bin/env python
+"""Pack a data set into one file, which opens at once, needs no file per image, and trains like the folder.
+
+    python pack_dataset.py --data imagenet --output packs/train.pack -j 16
+    python pack_dataset.py --data imagenet --split test --output packs/val.pack -j 16
+    python pack_dataset.py --data imagenet --output small/train.pack --mode jpeg --short-side 256 --quality 90
+    python pack_dataset.py --data shards/*.tar --output packs/train.pack      # a tar of a tree, or WebDataset shards
+    python pack_dataset.py --verify packs/train.pack
+
+Then `--data packs/train.pack`, or `--data packs` where both splits are wanted. Names and order stay, so neighbour files
+fit both. A pack that was stopped goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+import cli
+from data.datasets import SPEC_HELP, open_source
+from data.packed import PackedSource
+from data.packing import pack
+from data.packing_part import Encoded, Recipe
+from data.sources import ImageSource
+from data.tar import TarSource
+from runtime.errors import UserError, run_script
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = cli.Parser(description=__doc__)
+    group = parser.add_argument_group("what")
+    group.add_argument("--data", nargs="+", metavar="DIR", default=None,
+                       help=f"{SPEC_HELP}; or one or more .tar files, of an image tree or in WebDataset's style "
+                            "(KEY.jpg beside KEY.cls)")
+    group.add_argument("--split", choices=("train", "test"), default="train",
+                       help="which of train/ and val/ or test/, where --data holds both; default train")
+    group.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
+                       help="an image that cannot be decoded stops the packing (error, default) or is left out and "
+                            "named (skip); then all after it move up and the fingerprint changes, so neighbours "
+                            "that were mined from the folder no longer fit")
+    group.add_argument("--verify", metavar="FILE", default=None,
+                       help="pack nothing: read this packed file to its end and name every damaged record")
+    group = parser.add_argument_group("how")
+    group.add_argument("--output", metavar="FILE", default=None,
+                       help="the packed file; call it train.pack, val.pack or test.pack to give its folder as --data")
+    group.add_argument("--mode", choices=("original", "jpeg", "raw"), default="original",
+                       help="original (default): the files byte for byte; the pixels that training sees stay the same. "
+                            "jpeg: images with a longer shorter side are made smaller and encoded again, which decodes "
+                            "faster; training sees other pixels, docs/DATA.md says which. raw: decoded pixels at "
+                            "--short-side, about 9 times the bytes of jpeg, nothing to decode")
+    group.add_argument("--short-side", type=cli.number(int, 8), default=None, metavar="S",
+                       help="with jpeg and raw: pixels of the shorter side; smaller images are kept as they are; "
+                            "default 256")
+    group.add_argument("--quality", type=cli.number(int, 1, 100), default=None, metavar="Q",
+                       help="with jpeg: JPEG's quality; default 90")
+    group.add_argument("-j", "--workers", type=cli.number(int, 0), default=cli.default_workers(), metavar="N",
+                       help="processes that decode and encode, 0: this one alone; default: the cores, at most 8")
+    args = parser.parse_args(argv)
+    if not args.verify and not (args.data and args.output):
+        parser.error("give --data and --output, or --verify FILE")
+    if args.verify and (args.data or args.output):
+        parser.error("--verify stands alone: give no --data and no --output with it")
+    if args.mode == "original" and args.short_side:
+        parser.error("--short-side goes with --mode jpeg or raw; original keeps the files as they are")
+    if args.mode != "jpeg" and args.quality:
+        parser.error("--quality goes with --mode jpeg")
+    return args
+
+
+def open_images(specs: list[str], split: str) -> ImageSource:
+    """The source that one --data names, or that of several tars."""
+    if all(Path(spec).suffix == ".tar" and Path(spec).is_file() for spec in specs):
+        return TarSource(specs)
+    if len(specs) > 1:
+        odd = next(spec for spec in specs if Path(spec).suffix != ".tar" or not Path(spec).is_file())
+        raise UserError(f"--data takes several .tar files or one thing that is none, and {odd} is not a .tar file")
+    return open_source(specs[0], split)
+
+
+def bar(images: Iterable[Encoded], done: int, total: int) -> Iterable[Encoded]:
+    """A progress bar over the images to come."""
+    return tqdm(images, "packing", initial=done, total=total, unit="image", smoothing=0.05)
+
+
+def write(args: argparse.Namespace) -> None:
+    """Pack --data into --output and say what was done."""
+    recipe = Recipe(args.mode, None if args.mode == "original" else args.short_side or 256,
+                    (args.quality or 90) if args.mode == "jpeg" else None)
+    source = open_images(args.data, args.split)
+    print(source.description)
+    done = pack(source, Path(args.output), recipe, args.workers, args.on_bad_image, bar)
+    for location, reason in done.bad:
+        print(f"left out: {location} ({reason})")
+    if done.bad:
+        print(f"{len(done.bad):,} images are left out, so the fingerprint is not that of --data: neighbour files must "
+              "be mined from the packed file")
+    before = f" ({done.resumed:,} of them before)" if done.resumed else ""
+    print(f"{done.path}: {done.images:,} images{before}, {done.size / 1e9:,.3f} GB")
+
+
+def verify(path: str) -> None:
+    """Read every record; UserError if one is damaged."""
+    source, damaged = PackedSource(path), []
+    for i, problem in tqdm(source.damaged(), "verifying", total=len(source), unit="image"):
+        if problem:
+            damaged.append(source.names[i])
+            print(f"damaged: {source.location(i)} ({problem})")
+    if damaged:
+        raise UserError(f"--verify {path}: {len(damaged):,} of {len(source):,} are damaged, first {damaged[0]}; "
+                        "copy the file again, or pack again")
+    print(f"{path}: all {len(source):,} records are whole")
+
+
+def main() -> None:
+    """Parse, then pack or verify."""
+    args = parse_args()
+    if args.verify:
+        verify(args.verify)
+    else:
+        write(args)
+
+
+if __name__ == "__main__":
+    run_script(main)

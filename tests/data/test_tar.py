@@ -1,0 +1,117 @@
+"""Tars: an archived tree has the folder's names, order and classes; WebDataset shards their own."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.datasets import open_source
+from data.packed import PackedSource
+from data.packing import pack
+from data.packing_part import Recipe
+from data.tar import TarSource
+from runtime.errors import UserError
+
+TREE = ["b/2.png", "b/10.png", "b/1.JPG", "B/x.png", "a/deep/er/z.png", "a/deep/a.png", "a/deep-er/q.png", "a/y.png",
+        "a/Y.png", "c/notes.txt", "été/ü.png", ".hidden/no.png", "a/.hidden/no.png"]
+FLAT = ["b.png", "a.png", "sub/z.png", "a.d/q.png", "10.png", "9.png"]
+
+
+def content(number):
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), (number, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tree(folder, names):
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content(number))
+    return folder
+
+
+def write_tar(path, members, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def refusal(path):
+    with pytest.raises(UserError) as caught:
+        TarSource([path])
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("names", [TREE, FLAT, ["x/0.png", "y/0.png"], ["0.png"]])
+@pytest.mark.parametrize("arcname", [".", "top", "top/train"])
+def test_a_tar_of_a_folder_is_the_folder(tmp_path, names, arcname):
+    folder = write_tree(tmp_path / "t", names)
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        tar.add(folder, arcname)
+    expected, source = open_source(str(folder)), TarSource([tmp_path / "t.tar"])
+    assert list(source.names) == list(expected.names)
+    assert source.classes == expected.classes
+    assert (source.labels is None) == (expected.labels is None)
+    assert source.labels is None or source.labels.tolist() == expected.labels.tolist()
+    assert [source.encoded(i) for i in range(len(source))] == [expected.encoded(i) for i in range(len(source))]
+    assert np.array_equal(source.open(0), expected.open(0))
+    assert source.take(np.array([len(source) - 1])).encoded(0) == expected.encoded(len(source) - 1)
+    pack(source, tmp_path / "t.pack", Recipe(), 2)
+    assert PackedSource(tmp_path / "t.pack").fingerprint() == expected.fingerprint()
+
+
+def shard(path, keys, labels):
+    members = []
+    for key, label in zip(keys, labels, strict=True):
+        members += [(f"{key}.seg.jpg", content(label)), (f"{key}.json", b"{}")]
+        members += [(f"{key}.cls", str(label).encode() + b"\n")] if label is not None else []
+    return write_tar(path, members)
+
+
+def test_webdataset_shards(tmp_path):
+    paths = [shard(tmp_path / "s-0.tar", ["9", "1"], [2, 0]), shard(tmp_path / "s-1.tar", ["9"], [1])]
+    one, two = TarSource(paths[:1]), TarSource(paths)
+    assert list(one.names) == ["9.seg.jpg", "1.seg.jpg"]
+    assert list(two.names) == ["s-0/9.seg.jpg", "s-0/1.seg.jpg", "s-1/9.seg.jpg"]
+    assert two.labels.tolist() == [2, 0, 1]
+    assert two.classes == ["0", "1", "2"]
+    assert [two.open(i).getpixel((0, 0))[0] for i in range(3)] == [2, 0, 1]
+    assert two.location(2) == f"{paths[1]}: s-1/9.seg.jpg"
+
+
+def test_refusals(tmp_path):
+    path = tmp_path / "x.tar"
+    assert "uncompressed tar" in refusal(path)
+    path.write_bytes(b"no tar at all" * 100)
+    assert "uncompressed tar" in refusal(path)
+    write_tar(path, [("a/0.png", content(0))], "w:gz")
+    assert "decompress" in refusal(path)
+    write_tar(path, [("a/notes.txt", b"x")])
+    assert "holds no image" in refusal(path)
+    write_tar(path, [("a.jpg", content(0)), ("a.cls", b"cat")])
+    assert "a.cls holds no class number" in refusal(path)
+    write_tar(path, [("a.jpg", content(0)), ("a.cls", b"-1")])
+    assert "negative" in refusal(path)
+    write_tar(path, [("a.jpg", content(0)), ("a.cls", b"0"), ("b.jpg", content(1))])
+    assert "b.jpg has no b.cls" in refusal(path)
+    write_tar(path, [("a/0.png", content(0) + bytes(5000))])
+    path.write_bytes(path.read_bytes()[:3000])
+    refusal(path)
+    with tarfile.open(path, "w") as tar:
+        link = tarfile.TarInfo("a/0.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "b.png"
+        tar.addfile(link)
+    assert "is a link" in refusal(path)
+
+
+def test_a_tar_as_data_is_sent_to_the_packer(tmp_path):
+    write_tar(tmp_path / "x.tar", [("a/0.png", content(0))])
+    with pytest.raises(UserError, match="pack_dataset.py --data"):
+        open_source(str(tmp_path / "x.tar"))

@@ -1,0 +1,117 @@
+"""pack_dataset.py as a person runs it: pack, verify, mine from the pack for the folder, and bad input."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pack_dataset
+from data.datasets import open_source
+from data.neighbours import load_neighbours
+from data.packed import PackedSource
+from runtime.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(*arguments):
+    return subprocess.run([sys.executable, str(ROOT / "pack_dataset.py"), *map(str, arguments)], capture_output=True,
+                          text=True, timeout=120, env=dict(os.environ))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for name in "ab":
+            for i in range(count):
+                path = tmp_path / "tree" / split / name / f"{i}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "tree"
+
+
+def run(monkeypatch, *arguments):
+    """The script's main, here."""
+    monkeypatch.setattr(sys, "argv", ["pack_dataset.py", *map(str, arguments)])
+    pack_dataset.main()
+
+
+def test_the_script(tree, tmp_path):
+    path = tmp_path / "packs" / "train.pack"
+    done = script("--data", tree, "--output", path, "--mode", "jpeg", "--short-side", "32", "-j", "2")
+    assert done.returncode == 0, done.stderr
+    assert f"{path}: 12 images, " in done.stdout
+    source = PackedSource(path)
+    assert source.meta | {"source": ""} == {"mode": "jpeg", "short_side": 32, "quality": 90, "classes": ["a", "b"],
+                                           "source": ""}
+    assert source.fingerprint() == open_source(str(tree)).fingerprint()
+    assert source.open(0).size == (40, 32)
+    content = bytearray(path.read_bytes())
+    content[int(source.records["offset"][7]) + 9] ^= 1
+    path.write_bytes(content)
+    done = script("--verify", path)
+    assert done.returncode == 2
+    assert f"damaged: {path}: record {source.names[7]}" in done.stdout
+    assert done.stderr.splitlines()[-1] == (f"error: --verify {path}: 1 of 12 are damaged, first {source.names[7]}; "
+                                            "copy the file again, or pack again")
+    assert "Traceback" not in done.stderr
+
+
+def test_splits_tars_and_a_second_run(tree, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, "--data", tree, "--split", "test", "--output", tmp_path / "val.pack", "-j", "0")
+    run(monkeypatch, "--verify", tmp_path / "val.pack")
+    assert "all 4 records are whole" in capsys.readouterr().out
+    run(monkeypatch, "--data", tree, "--split", "test", "--output", tmp_path / "val.pack", "-j", "0")
+    assert "(4 of them before)" in capsys.readouterr().out
+    subprocess.run(["tar", "cf", tmp_path / "t.tar", "-C", tree, "train"], check=True)
+    run(monkeypatch, "--data", tmp_path / "t.tar", "--output", tmp_path / "train.pack", "-j", "0", "--mode", "raw")
+    assert PackedSource(tmp_path / "train.pack").fingerprint() == open_source(str(tree)).fingerprint()
+    assert PackedSource(tmp_path / "train.pack").short_side == 256
+
+
+def test_what_is_left_out_is_said(tree, tmp_path, monkeypatch, capsys):
+    (tree / "train" / "a" / "3.jpg").write_bytes(b"no")
+    arguments = "--data", tree, "--output", tmp_path / "x.pack", "-j", "0"
+    with pytest.raises(UserError, match="3.jpg could not be decoded"):
+        run(monkeypatch, *arguments)
+    run(monkeypatch, *arguments, "--on-bad-image", "skip")
+    said = capsys.readouterr().out
+    assert f"left out: {tree}/train/a/3.jpg (not an image that Pillow can read)" in said
+    assert "the fingerprint is not that of --data" in said
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    ([], "give --data and --output"), (["--data", "d"], "give --data and --output"),
+    (["--verify", "x", "--output", "y"], "--verify stands alone"),
+    (["--data", "d", "--output", "o", "--short-side", "32"], "goes with --mode jpeg or raw"),
+    (["--data", "d", "--output", "o", "--mode", "raw", "--quality", "90"], "goes with --mode jpeg"),
+    (["--data", "d", "--output", "o", "--quality", "101"], "at most 100"),
+])
+def test_wrong_command_lines(arguments, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        pack_dataset.parse_args(arguments)
+    assert stop.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_several_things_that_are_no_tars(tree, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="is not a .tar file"):
+        run(monkeypatch, "--data", tree, tree, "--output", tmp_path / "x.pack")
+
+
+def test_neighbours_mined_from_the_pack_fit_the_folder(tree, tmp_path, monkeypatch):
+    path = tmp_path / "train.pack"
+    run(monkeypatch, "--data", tree, "--output", path, "-j", "0")
+    done = subprocess.run([sys.executable, str(ROOT / "compute_knn.py"), "mine", "--data", path, "--output", tmp_path,
+                           "--weights", "untrained", "--arch", "squeezenet1_1", "--image-size", "32", "--k", "3",
+                           "--workers", "1", "--device", "cpu"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    folder = open_source(str(tree))
+    ids, warnings = load_neighbours(tmp_path / "closek_info.npy", folder.fingerprint(), len(folder), 3)
+    assert ids.shape == (12, 3)
+    assert not warnings
