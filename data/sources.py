@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
-from data.images import open_rgb
+from data.images import decode_rgb, open_rgb, read_bytes
 from runtime.errors import UserError
 
 
@@ -42,7 +44,8 @@ class ImageSource:
 
     names: N strings, relative posix paths where the images are files. labels: int64 [N] with values in
     [0, len(classes)), or None. classes: their names, [] without labels. title: where it comes from.
-    A subclass says how to open image i, and overrides `take` if it holds more than these per image.
+    A subclass says how to open image i, gives its file's content if it has one, and overrides `take` if it
+    holds more than these per image.
     """
 
     def __init__(self, names: Iterable[str], labels: np.ndarray | None, classes: list[str], title: str):
@@ -63,6 +66,15 @@ class ImageSource:
     def open(self, i: int) -> Image.Image:
         """Image i in mode RGB. Raises data.images.BadImage."""
         raise NotImplementedError
+
+    def encoded(self, i: int) -> bytes | None:
+        """The content of image i's file; None where images are not kept as files. Raises BadImage."""
+        return None
+
+    def pixels(self, i: int) -> torch.Tensor:
+        """Image i as uint8 [3, H, W], the pixels of `open`, sooner where they can be had. Raises BadImage."""
+        data = self.encoded(i)
+        return pil_to_tensor(self.open(i)) if data is None else decode_rgb(data)
 
     def location(self, i: int) -> str:
         """Where a person finds image i."""
@@ -112,6 +124,9 @@ class FileSource(ImageSource):
     def open(self, i: int) -> Image.Image:
         return open_rgb(self.location(i))
 
+    def encoded(self, i: int) -> bytes:
+        return read_bytes(self.location(i))
+
     def location(self, i: int) -> str:
         return str(self.root / self.names[i])
 
@@ -125,6 +140,9 @@ class ArraySource(ImageSource):
 
     def open(self, i: int) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(self.images[i]))
+
+    def pixels(self, i: int) -> torch.Tensor:
+        return torch.tensor(self.images[i]).permute(2, 0, 1)  # a copy: memory maps and downloads may be read-only
 
     def take(self, indices: np.ndarray) -> ImageSource:
         taken = super().take(indices)
