@@ -1,10 +1,13 @@
 #!/usr/bin/env python
-"""Neighbours of each image in a network's space (mine), and weighted k-NN accuracy (eval).
+"""Neighbours of each image in a network's space (mine), k-means clusters there (cluster), a look at either file
+(check), and weighted k-NN accuracy (eval).
 
     python compute_knn.py mine --data DIR --arch resnet50 --weights moco.pth --output nn/ --k 384
+    python compute_knn.py cluster --data DIR --arch resnet50 --weights moco.pth --output nn/ --num-clusters 1000
+    python compute_knn.py check nn/closek_info.npy --data DIR                 # and a picture of it
     python compute_knn.py eval --data ROOT --weights run/student.pth          # ROOT holds train/ and val/ or test/
 
-Either may be started by torchrun too; the processes then share the images.
+Each may be started by torchrun too; the processes then share the images.
 """
 
 from __future__ import annotations
@@ -12,46 +15,43 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import cli
+import networks
 from data.augment import eval_transform_name
+from data.checks import check_clusters, check_neighbours, cluster_rows, contact_sheet, neighbour_rows
+from data.clusters import save_clusters
 from data.datasets import open_source
-from data.loader import BadImageLog, evaluation_loader
+from data.loader import BadImageLog
 from data.neighbours import place_neighbours
-from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.knn import PAPER_ROWS, knn_accuracy
-from models.teachers import FrozenEncoder, load_frozen, untrained
-from runtime.device import Process, agree, all_gather, gather_objects, seed_everything, start_process
+from runtime.device import Process, agree, gather_objects, start_process
 from runtime.errors import UserError, run_script
 from runtime.faiss_search import search_faiss
-from runtime.features import STORED, Keep, extract
+from runtime.kmeans import INITS, kmeans
+from runtime.kmeans import METRICS as KMEANS_METRICS
 from runtime.products import METRICS, PRODUCTS
 from runtime.rowfile import RowFile
 from runtime.search import search
-
-UNTRAINED = "untrained"
-ROWS_AT_ONCE = 65_536
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line: a sub-command and its flags."""
     parser = cli.Parser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{mine,eval}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{mine,cluster,check,eval}")
 
     mine = commands.add_parser("mine", help="teacher features -> closek_info.npy", description=mine_neighbours.__doc__)
     group = cli.add_data_flags(mine, "--data_path", what=cli.DATA_HELP)
     group.add_argument("--batch-size", type=cli.number(int, 1), default=256, metavar="N",
                        help="images of one forward pass; default 256, the original's")
-    _add_network_flags(mine)
+    networks.add_weights_flags(mine)
     group = mine.add_argument_group("neighbours")
     group.add_argument("--output", metavar="DIR", required=True, help="folder for closek_info.npy and its .json")
     group.add_argument("--k", type=cli.number(int, 1), default=384, metavar="K",
@@ -64,13 +64,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     _add_search_flags(mine)
     cli.add_device_flags(mine)
 
+    _add_cluster_flags(commands)
+    _add_check_flags(commands)
+
     evaluate = commands.add_parser("eval", help="weighted k-NN accuracy", description=evaluate_knn.__doc__)
     group = cli.add_data_flags(evaluate, "--data_path",
                                what="labelled images: a folder that holds train/ and val/ or test/, or a name (demo, "
                                     "digits, cifar10, cifar100, stl10)")
     group.add_argument("--batch-size", "--batch_size_per_gpu", type=cli.number(int, 1), default=256, metavar="N",
                        help="images of one forward pass; default 256, the original's")
-    _add_network_flags(evaluate)
+    networks.add_weights_flags(evaluate)
     group = evaluate.add_argument_group("k-NN")
     group.add_argument("--k", type=cli.number(int, 1), nargs="+", default=None, metavar="K",
                        help="neighbours that vote, each with every --temp; default: the original's four rows, "
@@ -86,15 +89,51 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _add_cluster_flags(commands: argparse._SubParsersAction) -> None:
+    cluster = commands.add_parser("cluster", help="teacher features -> clusters_K.pth",
+                                  description=cluster_images.__doc__)
+    group = cli.add_data_flags(cluster, "--data_path", what=cli.DATA_HELP)
+    group.add_argument("--batch-size", type=cli.number(int, 1), default=256, metavar="N",
+                       help="images of one forward pass; default 256, the original's")
+    networks.add_weights_flags(cluster)
+    group = cluster.add_argument_group("k-means")
+    group.add_argument("--output", metavar="DIR", required=True, help="folder for clusters_K.pth and its .json")
+    group.add_argument("--num-clusters", type=cli.number(int, 1), required=True, metavar="K", help="clusters")
+    group.add_argument("--metric", choices=KMEANS_METRICS, default="euclidean",
+                       help="of features at length 1: euclidean (default, the original's) or cosine, whose centres "
+                            "have length 1 too (spherical k-means)")
+    group.add_argument("--init", choices=INITS, default="k-means++",
+                       help="first centres: spread-out images (k-means++, default) or random ones, as in the original")
+    group.add_argument("--passes", type=cli.number(int, 1), default=150, metavar="N",
+                       help="passes over the features at most; default 150, the original's")
+    group.add_argument("--tolerance", type=cli.number(float, 0), default=1e-6, metavar="X",
+                       help="stop when a pass improves the objective by no more than this share of it; default 1e-6")
+    group.add_argument("--mini-batch", type=cli.number(int, 0), default=0, metavar="ROWS",
+                       help="move the centres after every so many features, and pass over all only at the end: for "
+                            "millions of images on a CPU, with --tolerance 1e-3; default 0, never")
+    networks.add_features_flags(cluster.add_argument_group("features"))
+    cli.add_device_flags(cluster)
+
+
+def _add_check_flags(commands: argparse._SubParsersAction) -> None:
+    check = commands.add_parser("check", help="does a neighbour or cluster file belong to this data?",
+                                description=check_file.__doc__)
+    check.add_argument("file", metavar="FILE",
+                       help="closek_info.npy, fark_info.npy or clusters_K.pth, the original's too")
+    cli.add_data_flags(check, "--data_path", what=cli.DATA_HELP, opens_images=False)
+    group = check.add_argument_group("picture")
+    group.add_argument("--sheet", metavar="PNG", default=None,
+                       help="where the picture goes; default: FILE's name with .png; 'none' for no picture")
+    group.add_argument("--anchors", type=cli.number(int, 1, 1000), default=8, metavar="N",
+                       help="rows of the picture, drawn by --seed; default 8")
+    group.add_argument("--show", type=cli.number(int, 1, 100), default=8, metavar="N",
+                       help="neighbours shown of each anchor; default 8")
+    cli.add_device_flags(check)
+
+
 def _add_search_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("features and search")
-    group.add_argument("--features", metavar="DIR", default=None,
-                       help="folder in which features are kept, written as they are made and found again; shared by "
-                            "all processes; default: features/ beside the weights (nothing for untrained ones); 'none' "
-                            "keeps nothing, and every process then holds all features in memory")
-    group.add_argument("--dtype", choices=sorted(STORED), default="float32",
-                       help="numbers in which features are kept: float32 (default), or half the disk and memory: "
-                            "float16 (3 digits, up to 65,504) or bfloat16 (2 digits, any size)")
+    networks.add_features_flags(group)
     group.add_argument("--memory", type=cli.number(float, above=0), default=None, metavar="GB",
                        help="GiB that the search of one process may take beside the features, of its card or of the "
                             "main memory; less is a little slower; default: half of what is free")
@@ -104,16 +143,6 @@ def _add_search_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", choices=("torch", "faiss"), default="torch",
                        help="torch (default) or faiss's exact search on the CPU, if faiss-cpu is installed; --memory "
                             "and --products are torch's")
-
-
-def _add_network_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("network")
-    group.add_argument("--weights", "--pretrained_weights", required=True, metavar="PATH",
-                       help=f"checkpoint of the network; '{UNTRAINED}' takes fresh weights of --arch and --seed, the "
-                            "yardstick below which nothing was learnt")
-    group.add_argument("-a", "--arch", default=None, metavar="ARCH",
-                       help="a torchvision classifier by name, or timm:NAME; default: found from the checkpoint")
-    cli.add_network_flags(group)
 
 
 def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
@@ -126,20 +155,20 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
         raise UserError(f"--k {args.k} neighbours cannot be had among {len(source)} images; give at most "
                         f"{len(source) - 1}")
     backend = search_backend(args)
-    encoder, identity = open_network(args, process)
+    encoder, identity = networks.open_network(args, process)
     output = Path(args.output)
-    check_writable(output, "--output")
+    networks.check_writable(output, "--output")
     bad_images = BadImageLog(source, args.on_bad_image)
-    features = features_of(encoder, source, args, process, bad_images, "features", identity)
-    mine = share_of(len(source), process)
-    refuse_zero_rows(features, mine, source)
+    features = networks.features_of(encoder, source, args, process, bad_images, "features", identity)
+    mine = networks.share_of(len(source), process)
+    networks.refuse_zero_rows(features, mine, source)
 
     spec = encoder.backbone.spec
     info = {"fingerprint": source.fingerprint(), "source": source.title, "metric": args.metric,
             "teacher_sha256": identity["sha256"], "teacher_arch": spec.arch, "stem": spec.stem,
             "image_size": spec.image_size, "transform": eval_transform_name(spec.image_size)}
     names = ["closek_info"] + ["fark_info"] * args.far
-    what = {**info, **features_identity(encoder, source, args, identity), "dtype": args.dtype,
+    what = {**info, **networks.features_identity(encoder, source, args, identity), "dtype": args.dtype,
             "products": args.products, "backend": args.backend}
     files = [RowFile(output / f"{name}.npy", what, len(source), args.k, np.int64, process) for name in names]
     problem = None
@@ -162,6 +191,60 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
         print(bad_images.summary())
 
 
+def cluster_images(args: argparse.Namespace, process: Process) -> None:
+    """Group the images by k-means of the network's features, brought to length 1: clusters_K.pth, the original's
+    {'batches': {cluster: [indices]}}, and clusters_K.json, which says of which images, in whose space and how."""
+    source = open_source(args.data).subset(args.subset)
+    if args.num_clusters > len(source):
+        raise UserError(f"--num-clusters {args.num_clusters} cannot be had among {len(source)} images; give at most "
+                        f"{len(source)}")
+    encoder, identity = networks.open_network(args, process)
+    networks.check_writable(Path(args.output), "--output")
+    bad_images = BadImageLog(source, args.on_bad_image)
+    features = networks.features_of(encoder, source, args, process, bad_images, "features", identity)
+    mine = networks.share_of(len(source), process)
+    networks.refuse_zero_rows(features, mine, source)
+    found = kmeans(features[mine.start:mine.stop], args.num_clusters, process, metric=args.metric, unit_rows=True,
+                   init=args.init, passes=args.passes, tolerance=args.tolerance, batch_rows=args.mini_batch,
+                   seed=args.seed, progress=process.is_main)
+    labels = np.concatenate(gather_objects(found.labels.numpy()))
+    if not process.is_main:
+        return
+    spec = encoder.backbone.spec
+    info = {"fingerprint": source.fingerprint(), "source": source.title, "metric": args.metric,
+            "teacher_sha256": identity["sha256"], "teacher_arch": spec.arch, "stem": spec.stem,
+            "image_size": spec.image_size, "transform": eval_transform_name(spec.image_size), "init": args.init,
+            "seed": args.seed, "mini_batch": args.mini_batch, "passes": found.passes, "converged": found.converged,
+            "objective": found.objective}
+    path = save_clusters(Path(args.output), labels, args.num_clusters, info)
+    print(f"{path}: {len(source):,} images in {args.num_clusters:,} clusters of {int(found.sizes.min()):,} to "
+          f"{int(found.sizes.max()):,}, {spec.arch}; objective {found.objective:.6g} after {found.passes} passes"
+          f"{'' if found.converged else ', not converged (--passes)'}")
+    if bad_images.counts:
+        print(bad_images.summary())
+
+
+def check_file(args: argparse.Namespace, process: Process) -> None:
+    """Say whether a neighbour file or a cluster file belongs to a data set and is sound (exit code 0) or what is
+    wrong with it (exit code 2), and draw a picture of a few images with their neighbours, nearest first."""
+    if not process.is_main:
+        return
+    path, source = Path(args.file), open_source(args.data).subset(args.subset)
+    sheet = Path(args.sheet or path.with_suffix(".png"))
+    is_clusters = path.suffix in (".pth", ".pt")
+    for sentence in (check_clusters if is_clusters else check_neighbours)(path, source):
+        print(sentence)
+    if args.sheet == "none":
+        return
+    if is_clusters:
+        rows, notes = cluster_rows(path, source, args.anchors, args.show, args.seed), []
+    else:
+        rows, notes = neighbour_rows(path, source, args.anchors, args.show, args.seed)
+    networks.check_writable(sheet.parent, "--sheet")
+    contact_sheet(source, rows, sheet)
+    print(*notes, f"Picture: {sheet}", sep="\n")
+
+
 def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
     """Top-1 and top-5 of the weighted k-NN vote of the training images on the test images. The network's trunk
     alone is scored, without projection or head."""
@@ -174,11 +257,11 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
         raise UserError(f"--k: {widest} neighbours are asked for, but there are {len(train)} training images; give --k "
                         f"with at most {len(train)}")
     backend = search_backend(args)
-    encoder, identity = open_network(args, process)
+    encoder, identity = networks.open_network(args, process)
     features = []
     for source, label in ((train, "train features"), (test, "test features")):
         bad_images = BadImageLog(source, args.on_bad_image)
-        features.append(features_of(encoder, source, args, process, bad_images, label, identity))
+        features.append(networks.features_of(encoder, source, args, process, bad_images, label, identity))
         if bad_images.counts and process.is_main and not args.json:
             print(bad_images.summary())
     labels = [torch.from_numpy(source.labels) for source in (train, test)]
@@ -196,88 +279,6 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
           f"{len(test):,} test images, {len(train.classes)} classes")
     for row in scores:
         print(f"k={row['k']:<4d} T={row['T']:<5g} top-1 {row['top1']:6.2f} %   top-5 {row['top5']:6.2f} %")
-
-
-def features_folder(args: argparse.Namespace) -> Path | None:
-    """Where features are kept; None for nowhere, which is also what an unwritable default place comes to."""
-    if args.features == "none" or (args.weights == UNTRAINED and not args.features):
-        return None
-    folder = Path(args.features or Path(args.weights).parent / "features")
-    try:
-        check_writable(folder, "--features")
-    except UserError:
-        if args.features:
-            raise
-        return None
-    return folder
-
-
-def check_writable(folder: Path, flag: str) -> None:
-    """Refuse, before the work that is to be written there, a ``folder`` that cannot be made; makes nothing yet."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        found = "is not a folder" if not there.is_dir() else "cannot be written"
-        raise UserError(f"{flag} {folder} cannot be made, since {there} {found}; choose another folder")
-
-
-def open_network(args: argparse.Namespace, process: Process) -> tuple[FrozenEncoder, dict[str, Any]]:
-    """The encoder on this process's device, and what identifies it."""
-    seed_everything(args.seed)
-    quiet = getattr(args, "json", False) or not process.is_main
-    if args.weights == UNTRAINED:
-        if not args.arch:
-            raise UserError(f"--weights {UNTRAINED} needs --arch; add, for example, --arch resnet18")
-        encoder = untrained(args.arch, args.image_size or 224, args.stem or "imagenet")
-        identity = {"sha256": f"{UNTRAINED}-{args.seed}"}
-    else:
-        encoder, report = load_frozen(args.weights, args.arch, args.stem, args.image_size,
-                                      **cli.checkpoint_options(args))
-        identity = {"sha256": report.sha256, "branch": report.branch, "mean": report.mean, "std": report.std}
-        if not quiet:
-            print(report)
-    note = cli.ignored_flags_note(args)
-    if note and not quiet:
-        print(note)
-    return encoder.to(process.device), {**identity, **encoder.backbone.spec.record()}
-
-
-def features_identity(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace,
-                      identity: dict[str, Any]) -> dict[str, Any]:
-    """What features are made from and by."""
-    return {**identity, "data": source.fingerprint(), "first": str(Path(source.location(0)).absolute()),
-            "bad_images": args.on_bad_image, "transform": eval_transform_name(encoder.backbone.spec.image_size)}
-
-
-def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace, process: Process,
-                bad_images: BadImageLog, label: str, identity: dict[str, Any] | None = None) -> torch.Tensor:
-    """Features [N, d] of a source, in its order; with an ``identity`` they are kept in --features and found again."""
-    def loader_of(indices: range) -> Any:
-        return evaluation_loader(source, encoder.backbone.spec.image_size, args.batch_size, args.workers, indices,
-                                 process.device.type)
-
-    folder = features_folder(args) if identity is not None else None
-    folder = folder if all(gather_objects(folder is not None)) else None
-    keep = None if folder is None else Keep(folder, features_identity(encoder, source, args, identity),
-                                            encoder.backbone.spec.feature_dim, args.dtype)
-    return extract(encoder, loader_of, len(source), process, label, bad_images.check, keep)
-
-
-def refuse_zero_rows(features: torch.Tensor, rows: range, source: ImageSource) -> None:
-    """A zero row has no neighbours and is refused by name; each rank looks through its own ``rows``."""
-    problem = None
-    for first in range(rows.start, rows.stop, ROWS_AT_ONCE):
-        part = features[first:min(first + ROWS_AT_ONCE, rows.stop)]
-        zero = torch.nonzero((part == 0).all(dim=1)).flatten()
-        if len(zero):
-            problem = (f"the features of {source.location(first + int(zero[0]))} are all zero, so it has no "
-                       "neighbours; look at the image, or at the checkpoint")
-            break
-    agree(problem)
-
-
-def share_of(count: int, process: Process) -> range:
-    """This rank's part of ``count`` things; the parts differ by one at most."""
-    return range(count * process.rank // process.world_size, count * (process.rank + 1) // process.world_size)
 
 
 def union_of_ranges(lists: list[list[range]]) -> list[range]:
@@ -303,23 +304,8 @@ def memory_bytes(args: argparse.Namespace) -> int | None:
     return None if args.memory is None else int(args.memory * 2**30)
 
 
-def unit_rows(features: torch.Tensor, source: ImageSource) -> torch.Tensor:
-    """Rows of length 1; a zero row has no neighbours and is refused by name."""
-    zero = torch.nonzero(features.norm(dim=1) == 0).flatten()
-    if len(zero):
-        raise UserError(f"{len(zero)} images have all-zero features, {source.location(int(zero[0]))} first; "
-                        "look at the image, or at the checkpoint")
-    return F.normalize(features, dim=1)
-
-
-def gather_rows(rows: torch.Tensor, share: int, count: int, process: Process) -> torch.Tensor:
-    """Every rank's rows [≤ share, k] in rank order, [count, k], on the CPU."""
-    padded = torch.zeros(share, rows.shape[1], dtype=rows.dtype)
-    padded[:len(rows)] = rows
-    return all_gather(padded.to(process.device)).cpu()[:count]
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace, Process], None]] = {"mine": mine_neighbours, "eval": evaluate_knn}
+COMMANDS: dict[str, Callable[[argparse.Namespace, Process], None]] = {
+    "mine": mine_neighbours, "cluster": cluster_images, "check": check_file, "eval": evaluate_knn}
 
 
 def main() -> None:

@@ -18,10 +18,11 @@ import torch
 
 import cli
 from data.augment import PRESETS, training_transform
+from data.clusters import load_clusters
 from data.datasets import open_source
 from data.loader import BadImageLog, Batch, build_loader
 from data.neighbours import load_neighbours
-from data.samplers import NeighbourSampler, RandomSampler
+from data.samplers import ClusterNeighbourSampler, ClusterSampler, NeighbourSampler, RandomSampler
 from data.sources import ImageSource
 from evals.monitor import KnnMonitor
 from losses import LOSSES, build_loss
@@ -33,6 +34,10 @@ from runtime.errors import UserError, run_script
 from runtime.loop import Run, Trainer
 from runtime.optim import Updater, precision
 from runtime.state import VOLATILE
+
+SAMPLERS = {"random": set(), "cf": {"closek_info", "fark_info"}, "cluster": {"cluster_info"},
+            "cluster+cf": {"closek_info", "fark_info", "cluster_info"}}  # --sampler -> the files that it reads
+FILES = {"distill", *SAMPLERS["cluster+cf"]}  # may lie elsewhere when a run goes on: what they hold is checked
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -69,14 +74,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("batches")
     group.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2",
                        help="augmentation; default moco_v2, the paper's")
-    group.add_argument("--sampler", choices=("cf", "random"), default="cf",
+    group.add_argument("--sampler", choices=sorted(SAMPLERS), default="cf",
                        help="cf (default, the paper's): each anchor with its neighbours from --closek-info; random: "
-                            "each image once an epoch, no neighbour file")
+                            "each image once an epoch, no file; cluster: each image once, each step out of one k-means "
+                            "cluster of --cluster-info; cluster+cf: anchors from the clusters in turn, each with its "
+                            "neighbours, until most images were seen")
     group.add_argument("-b", "--batch-size", type=cli.number(int, 1), default=64, metavar="N",
                        help="anchors of a step over all processes; default 64, the paper's (on 4 GPUs with 15 "
                             "neighbours each: 256 images a GPU)")
     group.add_argument("--closek-info", metavar="FILE",
-                       help="neighbour file of compute_knn.py mine (or of the original code), for --sampler cf")
+                       help="neighbour file of compute_knn.py mine (or of the original code), for --sampler cf and "
+                            "cluster+cf")
+    group.add_argument("--fark-info", metavar="FILE", default=None,
+                       help="file of the farthest images, of compute_knn.py mine --far: half of --nearest-k (rounded "
+                            "down) are then far ones; default: none")
+    group.add_argument("--cluster-info", metavar="FILE",
+                       help="cluster file of compute_knn.py cluster (or of the original code), for --sampler cluster "
+                            "and cluster+cf")
+    group.add_argument("--coverage", type=cli.number(float, above=0, most=1), default=0.95, metavar="X",
+                       help="with cluster+cf: an epoch ends when this share of the images was seen; default 0.95, the "
+                            "original's")
     group.add_argument("--nearest-k", type=cli.number(int, 0), default=15, metavar="N",
                        help="neighbours that an anchor brings; default 15, the paper's")
     group.add_argument("--total-k", type=cli.number(int, 0), default=31, metavar="N",
@@ -119,11 +136,12 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     config = {**vars(args), "stem": backbone.spec.stem, "teacher_arch": teacher_spec.arch,
               "teacher_stem": teacher_spec.stem, "image_size": teacher_spec.image_size, "teacher": report.record(),
               "teacher_sha256": report.sha256, "data_fingerprint": source.fingerprint(),
-              "processes": process.world_size}
+              "far_k": sampler.far_k,
+              "num_clusters": sampler.num_clusters, "processes": process.world_size}
     record = {**student.record(), "config": config, "teacher": report.record()}
     modules = {"state_dict": student, "updater": updater}
-    run = Run.open(args.output, args.resume, config, record, VOLATILE | {"distill", "closek_info"}, process,
-                   modules, args.start_epoch)
+    run = Run.open(args.output, args.resume, config, record, VOLATILE | FILES, process, modules,
+                   args.start_epoch)
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report}", *notes,
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
@@ -144,6 +162,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         sampler.set_epoch(epoch)
         model.train()
         trainer.epoch(epoch, step)
+        run.log.scalars(run.steps, epoch, sampler.statistics.scalars(), "sampler")
+        run.log.say(f"epoch {epoch + 1}: {sampler.statistics}")
         if knn and ((epoch + 1) % args.knn_every == 0 or epoch + 1 == args.epochs):
             run.note(epoch, "knn", {"top1": knn.score(Encoder(backbone).to(process.device))}, knn.description)
         run.save(epoch, modules, {"student.pth": student.student_state()})
@@ -154,25 +174,42 @@ def check_flags(args: argparse.Namespace) -> None:
     """What can be said of the command line alone, before anything is read."""
     cli.check_epochs(args)
     check_arch(args.student_arch, "--student_arch")
-    if args.sampler == "random":
-        return
-    if not args.closek_info:
-        raise UserError("--sampler cf needs --closek-info FILE, the neighbours of --data in the teacher's space; make "
-                        "it with compute_knn.py mine, or take --sampler random")
-    if args.nearest_k > args.total_k:
+    needs = SAMPLERS[args.sampler]
+    if "closek_info" in needs and not args.closek_info:
+        raise UserError(f"--sampler {args.sampler} needs --closek-info FILE, the neighbours of --data in the teacher's "
+                        "space; make it with compute_knn.py mine, or take --sampler random")
+    if "cluster_info" in needs and not args.cluster_info:
+        raise UserError(f"--sampler {args.sampler} needs --cluster-info FILE, the clusters of --data in the teacher's "
+                        "space; make it with compute_knn.py cluster, or take --sampler cf or random")
+    if "closek_info" in needs and args.nearest_k > args.total_k:
         raise UserError(f"--nearest-k {args.nearest_k} is more than --total-k {args.total_k}, out of which it is "
                         "drawn; lower the first or raise the second")
 
 
 def build_sampler(args: argparse.Namespace, process: Process, source: ImageSource, teacher_sha256: str,
                   ) -> tuple[RandomSampler, list[str]]:
-    """The sampler that --sampler names, and what is to be said about its neighbour file."""
+    """The sampler that --sampler names, and what is to be said about its files."""
+    needs, far, data = SAMPLERS[args.sampler], None, (source.fingerprint(), len(source))
+    notes = [f"--{name.replace('_', '-')} is not used by --sampler {args.sampler}"
+             for name in sorted(FILES - {"distill"} - needs) if vars(args)[name]]
     where = {"batch_size": args.batch_size, "rank": process.rank, "world_size": process.world_size, "seed": args.seed}
-    if args.sampler == "random":
-        return RandomSampler(len(source), **where), []
-    neighbours, notes = load_neighbours(args.closek_info, source.fingerprint(), len(source), args.total_k,
-                                        teacher_sha256)
-    return NeighbourSampler(neighbours, nearest_k=args.nearest_k, total_k=args.total_k, **where), notes
+    if "closek_info" in needs:
+        neighbours, more = load_neighbours(args.closek_info, *data, args.total_k, teacher_sha256)
+        notes += more
+        if args.fark_info:
+            far, more = load_neighbours(args.fark_info, *data, args.total_k, teacher_sha256, flag="--fark-info")
+            notes += more
+        where |= {"nearest_k": args.nearest_k, "total_k": args.total_k, "far": far}
+    if "cluster_info" in needs:
+        labels, more = load_clusters(args.cluster_info, *data, teacher_sha256)
+        notes += more
+    if args.sampler == "cluster+cf":
+        return ClusterNeighbourSampler(neighbours, labels, coverage=args.coverage, **where), notes
+    if args.sampler == "cluster":
+        return ClusterSampler(labels, **where), notes
+    if args.sampler == "cf":
+        return NeighbourSampler(neighbours, **where), notes
+    return RandomSampler(len(source), **where), notes
 
 
 def main() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,82 +57,118 @@ def load_neighbours(
     num_images: int,
     total_k: int,
     teacher_sha256: str | None = None,
+    flag: str = "--closek-info",
 ) -> tuple[np.ndarray, list[str]]:
     """Memory-map a neighbour file, integer [N, k], after checking that it belongs to the data.
 
     Returns it with warnings, one sentence each: no JSON twin, as beside the original's files, or another
-    teacher's neighbours (teacher_sha256 None: any teacher's will do). Raises UserError, naming --closek-info
-    and the file, where it is missing, is no integer [N, k] array, has another number of images or fewer than
-    total_k columns, points outside [0, num_images), or was made from other images.
+    teacher's neighbours (teacher_sha256 None: any teacher's will do). Raises UserError, naming the flag that gave
+    the file ('' for none) and the file, where it is missing, is no integer [N, k] array, has another number of
+    images or fewer than total_k columns, points outside [0, num_images), or was made from other images.
     """
     path = Path(path)
-    ids = _map_integers(path)
+    name = f"{flag} {path}".strip()
+    ids = _map_integers(path, name)
     if len(ids) != num_images:
         raise UserError(
-            f"--closek-info {path} holds neighbours of {len(ids):,} images and --data has {num_images:,}; "
+            f"{name} holds neighbours of {len(ids):,} images and --data has {num_images:,}; "
             f"give the data it was made from, or {MINE}"
         )
     if ids.shape[1] < total_k:
         raise UserError(
-            f"--closek-info {path} holds {ids.shape[1]} neighbours an image and --total-k asks for "
+            f"{name} holds {ids.shape[1]} neighbours an image and --total-k asks for "
             f"{total_k}; lower --total-k, or {MINE} and a larger k"
         )
     # The twin first: that it is another data set says more than that some index is out of range.
-    warnings = _compare_with_twin(path, source_fingerprint, teacher_sha256)
-    _check_range(path, ids)
+    warnings = compare_with_twin(path, name, source_fingerprint, teacher_sha256, MINE)
+    _check_range(name, ids)
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # what was looked at need not stay mapped
+        ids._mmap.madvise(mmap.MADV_DONTNEED)
     return ids, warnings
 
 
-def _map_integers(path: Path) -> np.ndarray:
+def row_reader(table: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """read(rows [b], columns [b, n]) -> table[rows[:, None], columns], int64 [b, n].
+
+    Of a memory map the rows are read from its file, which stays open: touching one row of a map can map 2 MB of it
+    into the process, and in an epoch all of it.
+    """
+    is_whole_map = isinstance(table, np.memmap) and isinstance(table.base, mmap.mmap) and table.flags.c_contiguous
+    if not (is_whole_map and hasattr(os, "pread")):
+        return lambda rows, columns: table[rows[:, None], columns].astype(np.int64)
+    file = Path(table.filename).open("rb", buffering=0)  # noqa: SIM115  (closed with the reader)
+    width, dtype, offset = table.shape[1] * table.dtype.itemsize, table.dtype, table.offset
+
+    def read(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        lines = b"".join(os.pread(file.fileno(), width, offset + row * width) for row in rows.tolist())
+        return np.take_along_axis(np.frombuffer(lines, dtype).reshape(len(rows), -1), columns, axis=1).astype(np.int64)
+
+    return read
+
+
+def _map_integers(path: Path, name: str) -> np.ndarray:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"--closek-info {path} {found}; give the closek_info.npy that compute_knn.py writes")
+        raise UserError(f"{name} {found}; give the closek_info.npy that compute_knn.py writes")
     try:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError):
         raise UserError(
-            f"--closek-info {path} is not a whole .npy file of numbers; "
-            "give the closek_info.npy that compute_knn.py writes"
+            f"{name} is not a whole .npy file of numbers; give the closek_info.npy that compute_knn.py writes"
         ) from None
     if not isinstance(ids, np.ndarray) or ids.ndim != 2 or ids.dtype.kind not in "iu":
         found = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else "an .npz archive"
         raise UserError(
-            f"--closek-info {path} holds {found} where integers [images, k] belong; "
+            f"{name} holds {found} where integers [images, k] belong; "
             "give the closek_info.npy that compute_knn.py writes"
         )
     return ids
 
 
-def _check_range(path: Path, ids: np.ndarray) -> None:
+def _check_range(name: str, ids: np.ndarray) -> None:
     for start in range(0, len(ids), ROWS_PER_CHUNK):  # ImageNet's file is 4 GB; it need not be in memory at once
         chunk = ids[start : start + ROWS_PER_CHUNK]
         wrong = (chunk < 0) | (chunk >= len(ids))
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
             raise UserError(
-                f"--closek-info {path} gives image {start + row} the neighbour {chunk[row, column]}, outside "
+                f"{name} gives image {start + row} the neighbour {chunk[row, column]}, outside "
                 f"the {len(ids):,} images of --data; the file is damaged or not a neighbour file, so {MINE}"
             )
 
 
-def _compare_with_twin(path: Path, source_fingerprint: str, teacher_sha256: str | None) -> list[str]:
+def read_twin(path: Path) -> dict | None:
+    """The JSON beside a neighbour or cluster file; None where there is none or it cannot be read."""
+    try:
+        info = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return None
+    return info if isinstance(info, dict) else None
+
+
+def compare_with_twin(path: Path, name: str, source_fingerprint: str, teacher_sha256: str | None,
+                      remedy: str) -> list[str]:
+    """Warnings about a file that has no JSON twin or comes from another teacher; see load_neighbours.
+
+    Raises UserError, which calls the file `name` and ends with `remedy`, where the twin is not readable or the file
+    was made from other images.
+    """
     twin = path.with_suffix(".json")
     if not twin.is_file():
         return [f"{path} has no {twin.name} beside it, so that it belongs to --data cannot be checked"]
-    try:
-        info = json.loads(twin.read_text())
-        fingerprint, teacher = info["fingerprint"], info.get("teacher_sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    info = read_twin(path)
+    if info is None or "fingerprint" not in info:
         raise UserError(
-            f"--closek-info {path}: {twin} beside it cannot be read or has no fingerprint; {MINE}, or "
+            f"{name}: {twin} beside it cannot be read or has no fingerprint; {remedy}, or "
             "take the .json away to go on unchecked"
-        ) from None
-    if fingerprint != source_fingerprint:
-        raise UserError(
-            f"--closek-info {path} was made from other images ({info.get('source', 'unknown')}) than those "
-            f"of --data; give the data it was made from, or {MINE}"
         )
+    if info["fingerprint"] != source_fingerprint:
+        raise UserError(
+            f"{name} was made from other images ({info.get('source', 'unknown')}) than those "
+            f"of --data; give the data it was made from, or {remedy}"
+        )
+    teacher = info.get("teacher_sha256")
     if teacher_sha256 and teacher and teacher != teacher_sha256:
         arch = info.get("teacher_arch", "unknown")
-        return [f"{path} was mined with another teacher ({arch}, SHA-256 {teacher[:12]}) than the one in use"]
+        return [f"{path} was made with another teacher ({arch}, SHA-256 {teacher[:12]}) than the one in use"]
     return []

@@ -121,6 +121,15 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     return total / dist.get_world_size()
 
 
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of every rank's ``tensor``; the input is left alone. No gradient."""
+    if not distributed():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
 def broadcast(tensor: torch.Tensor) -> torch.Tensor:
     """Rank 0's ``tensor``, written into every other rank's (in place, and returned)."""
     if distributed():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import data.neighbours
-from data.neighbours import load_neighbours, save_neighbours
+from data.neighbours import load_neighbours, row_reader, save_neighbours
 from runtime.errors import UserError
 
 N, K = 50, 6
@@ -101,6 +101,30 @@ def test_any_integer_type_is_read(tmp_path, dtype):
     ids, warnings = load(tmp_path / "closek_info.npy")
     assert (ids == IDS).all()
     assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("dtype", ["<i4", ">i8", "<u2"])
+def test_rows_of_a_file_and_of_an_array(tmp_path, dtype):
+    generator = np.random.default_rng(0)
+    ids = generator.integers(60_000, size=(N, K)).astype(dtype)
+    rows, columns = generator.integers(N, size=20), generator.integers(K, size=(20, 3))
+    expected = [[int(ids[row, column]) for column in line] for row, line in zip(rows, columns, strict=True)]
+    np.save(tmp_path / "rows.npy", ids)
+    np.save(tmp_path / "columns.npy", np.asfortranarray(ids))
+    np.save(tmp_path / "more.npy", np.concatenate([ids[:7], ids]))
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    tables = [ids, mapped, np.load(tmp_path / "columns.npy", mmap_mode="r"), np.load(tmp_path / "more.npy", "r")[7:]]
+    for table in tables:
+        found = row_reader(table)(rows, columns)
+        assert found.dtype == np.int64
+        assert found.tolist() == expected
+
+
+def test_a_file_written_anew_does_not_change_what_is_read(saved):
+    """Mining again into the folder of a training that is under way."""
+    read = row_reader(load(saved)[0])
+    save_neighbours(saved.parent, "closek_info", IDS[::-1].copy(), INFO)
+    assert (read(np.arange(N), np.tile(np.arange(K), (N, 1))) == IDS).all()
 
 
 def test_the_originals_file_has_no_twin_and_warns(tmp_path):

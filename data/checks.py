@@ -1,0 +1,152 @@
+"""Whether a neighbour or cluster file belongs to a data set, in plain sentences, and pictures to see that it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from data.clusters import load_clusters
+from data.images import BadImage
+from data.neighbours import MINE, load_neighbours, read_twin
+from data.sources import ImageSource
+from runtime.errors import UserError
+from runtime.state import write_atomic
+
+ROWS_PER_CHUNK = 8192
+AGREEMENT_K = 10  # nearest neighbours whose classes are compared
+
+# A row of a contact sheet: (heading of a column group, indices of its images).
+Row = list[tuple[str, list[int]]]
+
+
+def check_neighbours(path: Path, source: ImageSource) -> list[str]:
+    """What is well with a neighbour file, a sentence each.
+
+    Raises UserError where it does not load (see load_neighbours), or holds an image as its own neighbour or twice
+    in a row.
+    """
+    ids, warnings = load_neighbours(path, source.fingerprint(), len(source), 1, flag="")
+    own, double, same_class = [], [], 0
+    for start in range(0, len(ids), ROWS_PER_CHUNK):
+        chunk = np.asarray(ids[start : start + ROWS_PER_CHUNK])
+        image = np.arange(start, start + len(chunk))[:, None]
+        own.append(image[(chunk == image).any(axis=1), 0])
+        ranked = np.sort(chunk, axis=1)
+        double.append(image[(ranked[:, 1:] == ranked[:, :-1]).any(axis=1), 0])
+        if source.labels is not None:
+            same_class += int((source.labels[chunk[:, :AGREEMENT_K]] == source.labels[image]).sum())
+    own, double = np.concatenate(own), np.concatenate(double)
+    problems = [f"{len(rows):,} images {what} (image {rows[0]} first)" for rows, what in
+                ((own, "are their own neighbour"), (double, "have a neighbour twice")) if len(rows)]
+    if problems:
+        raise UserError(f"{path} is no sound neighbour file: {' and '.join(problems)}; {MINE}")
+    sentences = [*_origin(path, source, warnings),
+                 f"Each image has {ids.shape[1]} neighbours, all of them among these images, none of them the image "
+                 "itself and none twice."]
+    if source.labels is not None:
+        k = min(AGREEMENT_K, ids.shape[1])
+        sizes = np.bincount(source.labels).astype(float)
+        chance = (sizes * (sizes - 1)).sum() / (len(ids) * (len(ids) - 1))
+        sentences.append(f"Of an image's first {k}, {100 * same_class / (k * len(ids)):.1f} % are of its own class "
+                         f"({100 * chance:.1f} % by chance).")
+    return sentences
+
+
+def check_clusters(path: Path, source: ImageSource) -> list[str]:
+    """What is well with a cluster file, a sentence each. Raises UserError where it does not load (load_clusters)."""
+    labels, warnings = load_clusters(path, source.fingerprint(), len(source), flag="")
+    sizes = np.bincount(labels)
+    filled = sizes[sizes > 0]
+    sentences = [*_origin(path, source, warnings),
+                 f"Each image is in one of {len(filled):,} clusters of {filled.min():,} to {filled.max():,} images, "
+                 f"{np.median(filled):,.0f} in the middle one."]
+    if source.labels is not None:
+        table = np.zeros((len(sizes), len(source.classes)), dtype=np.int64)
+        np.add.at(table, (labels, source.labels), 1)
+        purity, chance = table.max(axis=1).sum() / len(labels), table.sum(axis=0).max() / len(labels)
+        sentences.append(f"{100 * purity:.1f} % of the images are of the commonest class of their cluster "
+                         f"({100 * chance:.1f} % with a single cluster).")
+    return sentences
+
+
+def _origin(path: Path, source: ImageSource, warnings: list[str]) -> list[str]:
+    twin = read_twin(path)
+    if twin is None:
+        return [f"{path} has as many images as {source.title}, {len(source):,}.", *(f"{line}." for line in warnings)]
+    how = ", ".join(f"{key} {twin[key]}" for key in ("metric", "init", "seed", "transform") if key in twin)
+    return [f"{path} belongs to {source.title}: {len(source):,} images of the same names in the same order.",
+            f"It was made in the space of {twin.get('teacher_arch', 'an unknown network')} (SHA-256 "
+            f"{str(twin.get('teacher_sha256', 'unknown'))[:16]}), {how}."]
+
+
+def neighbour_rows(path: Path, source: ImageSource, anchors: int, show: int, seed: int) -> tuple[list[Row], list[str]]:
+    """For drawn anchors: the anchor, its nearest, and its farthest where fark_info.npy lies beside closek_info.npy.
+
+    Returns the rows and what is to be said about a file beside it that could not be used.
+    """
+    is_far = path.stem == "fark_info"
+    tables, notes = [("farthest" if is_far else "nearest", path)], []
+    beside = path.with_name("closek_info.npy" if is_far else "fark_info.npy")
+    if path.stem in ("closek_info", "fark_info") and beside.is_file():
+        tables.append(("nearest" if is_far else "farthest", beside))
+    found = {}
+    for name, file in tables:
+        try:
+            found[name] = load_neighbours(file, source.fingerprint(), len(source), 1, flag="")[0]
+        except UserError as error:
+            notes.append(f"Not in the picture: {error}.")
+    chosen = np.sort(np.random.default_rng(seed).choice(len(source), min(anchors, len(source)), replace=False))
+    return [[("anchor", [int(i)]), *((name, found[name][i, :show].tolist()) for name in ("nearest", "farthest")
+                                     if name in found)] for i in chosen], notes
+
+
+def cluster_rows(path: Path, source: ImageSource, anchors: int, show: int, seed: int) -> list[Row]:
+    """For drawn clusters: a few of their images, drawn too."""
+    labels, _ = load_clusters(path, source.fingerprint(), len(source), flag="")
+    generator = np.random.default_rng(seed)
+    filled = np.unique(labels)
+    rows = []
+    for cluster in np.sort(generator.choice(filled, min(anchors, len(filled)), replace=False)):
+        members = generator.permutation(np.flatnonzero(labels == cluster))[: 1 + show]
+        rows.append([("one of a cluster", [int(members[0])]), ("others of the same", members[1:].tolist())])
+    return rows
+
+
+TILE, CAPTION, MARGIN, GAP = 96, 14, 12, 18  # pixels
+
+
+def contact_sheet(source: ImageSource, rows: list[Row], path: Path) -> Path:
+    """A PNG with a row for each of `rows`: the images of each group side by side, enlarged or reduced to tiles, each
+    with its index and, where known, its class. Appears whole or not at all."""
+    widths = [max(len(row[group][1]) for row in rows) * (TILE + 4) for group in range(len(rows[0]))]
+    lefts = [MARGIN + sum(widths[:group]) + GAP * group for group in range(len(widths))]
+    top, height = MARGIN + CAPTION + 4, TILE + CAPTION + 8
+    sheet = Image.new("RGB", (lefts[-1] + widths[-1] + MARGIN, top + height * len(rows) + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for left, (heading, _) in zip(lefts, rows[0], strict=True):
+        draw.text((left, MARGIN), heading, fill="black")
+    for number, row in enumerate(rows):
+        for left, (_, indices) in zip(lefts, row, strict=True):
+            for place, i in enumerate(indices):
+                corner = left + place * (TILE + 4), top + number * height
+                sheet.paste(_tile(source, i), corner)
+                name = "" if source.labels is None else source.classes[source.labels[i]]
+                text = f"{i} {name}".encode("ascii", "replace").decode()  # not every Pillow can draw more
+                draw.text((corner[0], corner[1] + TILE + 1), text[: TILE // 6], fill="black")
+    return write_atomic(path, lambda file: sheet.save(file, format="PNG"))
+
+
+def _tile(source: ImageSource, i: int) -> Image.Image:
+    """Image i in the middle of a grey square."""
+    tile = Image.new("RGB", (TILE, TILE), (225, 225, 225))
+    try:
+        image = source.open(i)
+    except BadImage as error:
+        ImageDraw.Draw(tile).text((4, TILE // 2), str(error)[:15], fill="black")
+        return tile
+    scale = TILE / max(image.size)
+    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    tile.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
+    return tile

@@ -1,0 +1,126 @@
+"""What the root scripts share beside flags: a network opened from --weights, and its features of a source of images."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cli
+from data.augment import eval_transform_name
+from data.loader import BadImageLog, evaluation_loader
+from data.sources import ImageSource
+from models.teachers import FrozenEncoder, load_frozen, untrained
+from runtime.device import Process, agree, gather_objects, seed_everything
+from runtime.errors import UserError
+from runtime.features import STORED, Keep, extract
+
+UNTRAINED = "untrained"
+ROWS_AT_ONCE = 65_536
+
+
+def add_weights_flags(parser: argparse.ArgumentParser) -> None:
+    """--weights, --arch, and how the file is read."""
+    group = parser.add_argument_group("network")
+    group.add_argument("--weights", "--pretrained_weights", required=True, metavar="PATH",
+                       help=f"checkpoint of the network; '{UNTRAINED}' takes fresh weights of --arch and --seed, the "
+                            "yardstick below which nothing was learnt")
+    group.add_argument("-a", "--arch", default=None, metavar="ARCH",
+                       help="a torchvision classifier by name, or timm:NAME; default: found from the checkpoint")
+    cli.add_network_flags(group)
+
+
+def add_features_flags(group: cli.Group) -> None:
+    """Where features are kept, and in which numbers."""
+    group.add_argument("--features", metavar="DIR", default=None,
+                       help="folder in which features are kept, written as they are made and found again; shared by "
+                            "all processes; default: features/ beside the weights (nothing for untrained ones); 'none' "
+                            "keeps nothing, and every process then holds all features in memory")
+    group.add_argument("--dtype", choices=sorted(STORED), default="float32",
+                       help="numbers in which features are kept: float32 (default), or half the disk and memory: "
+                            "float16 (3 digits, up to 65,504) or bfloat16 (2 digits, any size)")
+
+
+def open_network(args: argparse.Namespace, process: Process) -> tuple[FrozenEncoder, dict[str, Any]]:
+    """The encoder on this process's device, and what identifies it."""
+    seed_everything(args.seed)
+    quiet = getattr(args, "json", False) or not process.is_main
+    if args.weights == UNTRAINED:
+        if not args.arch:
+            raise UserError(f"--weights {UNTRAINED} needs --arch; add, for example, --arch resnet18")
+        encoder = untrained(args.arch, args.image_size or 224, args.stem or "imagenet")
+        identity = {"sha256": f"{UNTRAINED}-{args.seed}"}
+    else:
+        encoder, report = load_frozen(args.weights, args.arch, args.stem, args.image_size,
+                                      **cli.checkpoint_options(args))
+        identity = {"sha256": report.sha256, "branch": report.branch, "mean": report.mean, "std": report.std}
+        if not quiet:
+            print(report)
+    note = cli.ignored_flags_note(args)
+    if note and not quiet:
+        print(note)
+    return encoder.to(process.device), {**identity, **encoder.backbone.spec.record()}
+
+
+def features_identity(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace,
+                      identity: dict[str, Any]) -> dict[str, Any]:
+    """What features are made from and by."""
+    return {**identity, "data": source.fingerprint(), "first": str(Path(source.location(0)).absolute()),
+            "bad_images": args.on_bad_image, "transform": eval_transform_name(encoder.backbone.spec.image_size)}
+
+
+def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace, process: Process,
+                bad_images: BadImageLog, label: str, identity: dict[str, Any] | None = None) -> torch.Tensor:
+    """Features [N, d] of a source, in its order; with an ``identity`` they are kept in --features and found again."""
+    def loader_of(indices: range) -> Any:
+        return evaluation_loader(source, encoder.backbone.spec.image_size, args.batch_size, args.workers, indices,
+                                 process.device.type)
+
+    folder = features_folder(args) if identity is not None else None
+    folder = folder if all(gather_objects(folder is not None)) else None
+    keep = None if folder is None else Keep(folder, features_identity(encoder, source, args, identity),
+                                            encoder.backbone.spec.feature_dim, args.dtype)
+    return extract(encoder, loader_of, len(source), process, label, bad_images.check, keep)
+
+
+def features_folder(args: argparse.Namespace) -> Path | None:
+    """Where features are kept; None for nowhere, which is also what an unwritable default place comes to."""
+    if args.features == "none" or (args.weights == UNTRAINED and not args.features):
+        return None
+    folder = Path(args.features or Path(args.weights).parent / "features")
+    try:
+        check_writable(folder, "--features")
+    except UserError:
+        if args.features:
+            raise
+        return None
+    return folder
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Refuse, before the work that is to be written there, a ``folder`` that cannot be made; makes nothing yet."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        found = "is not a folder" if not there.is_dir() else "cannot be written"
+        raise UserError(f"{flag} {folder} cannot be made, since {there} {found}; choose another folder")
+
+
+def refuse_zero_rows(features: torch.Tensor, rows: range, source: ImageSource) -> None:
+    """A zero row has no neighbours and is refused by name; each rank looks through its own ``rows``."""
+    problem = None
+    for first in range(rows.start, rows.stop, ROWS_AT_ONCE):
+        part = features[first:min(first + ROWS_AT_ONCE, rows.stop)]
+        zero = torch.nonzero((part == 0).all(dim=1)).flatten()
+        if len(zero):
+            problem = (f"the features of {source.location(first + int(zero[0]))} are all zero, so it has no "
+                       "neighbours; look at the image, or at the checkpoint")
+            break
+    agree(problem)
+
+
+def share_of(count: int, process: Process) -> range:
+    """This rank's part of ``count`` things; the parts differ by one at most."""
+    return range(count * process.rank // process.world_size, count * (process.rank + 1) // process.world_size)

@@ -1,0 +1,287 @@
+"""compute_knn.py cluster and check, and training over clusters: the real scripts on a tiny rendered tree."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+TEACHER, STUDENT = "squeezenet1_1", "squeezenet1_1"
+ON_CPU = ["--device", "cpu", "--workers", "0"]
+Done = namedtuple("Done", "rc out err")
+
+
+def script(name, *arguments, processes=0):
+    """Run a script of the repository as a person does; ``processes``: under torchrun."""
+    launcher = [sys.executable]
+    if processes:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    done = subprocess.run([*launcher, str(ROOT / name), *map(str, arguments)], capture_output=True, text=True,
+                          env=environment, timeout=240)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def in_this_process(name, *arguments):
+    """Run the same file as ``__main__`` here."""
+    out, err = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, [name, *map(str, arguments)]
+    code = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = before
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def well(done):
+    assert done.rc == 0, done.out + done.err
+    return done
+
+
+def assert_refused(done, *words):
+    assert done.rc == 2, done.out + done.err
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.startswith("error: ")
+    for word in words:
+        assert word in done.err
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    """40 images of 32 pixels in 4 classes, told apart by colour."""
+    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
+    colours = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (210, 50, 40), "grey": (128, 128, 128)}
+    for name, colour in colours.items():
+        (root / name).mkdir()
+        for i in range(10):
+            pixels = rng.normal(colour, 12, (32, 32, 3)) + rng.normal(0, 10, 3)
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="session")
+def teacher(work):
+    torch.manual_seed(0)
+    torch.save({"arch": TEACHER, "image_size": 32, "state_dict": torchvision.models.get_model(TEACHER).state_dict()},
+               work / "teacher.pth")
+    return work / "teacher.pth"
+
+
+@pytest.fixture(scope="session")
+def neighbours(tree, work, teacher):
+    well(in_this_process("compute_knn.py", "mine", "--data", tree, "--weights", teacher, "--output", work / "nn", "--k",
+                         12, "--far", "--image-size", 32, *ON_CPU))
+    return work / "nn" / "closek_info.npy"
+
+
+@pytest.fixture(scope="session")
+def clusters(tree, work, teacher):
+    done = well(script("compute_knn.py", "cluster", "--data", tree, "--weights", teacher, "--output", work / "nn",
+                       "--num-clusters", 5, "--image-size", 32, *ON_CPU))
+    assert "40 images in 5 clusters" in done.out
+    return work / "nn" / "clusters_5.pth"
+
+
+@pytest.fixture(scope="session")
+def distil_flags(tree, teacher, neighbours, clusters):
+    return ["--data", tree, "-a", STUDENT, "--distill", teacher, "--sampler", "cluster+cf", "--closek-info", neighbours,
+            "--cluster-info", clusters, "--nearest-k", 3, "--total-k", 6, "-b", 4, "--epochs", 2, "-p", 100, "--lr",
+            0.01, "--image-size", 32, *ON_CPU]
+
+
+def load(path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def metrics(folder, group):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["group"] == group]
+
+
+def labels_in(path):
+    labels = np.full(40, -1)
+    for cluster, images in load(path)["batches"].items():
+        labels[images] = cluster
+    return labels
+
+
+def test_the_cluster_file(clusters, teacher):
+    labels = labels_in(clusters)
+    assert set(labels) == set(range(5))
+    twin = json.loads(clusters.with_suffix(".json").read_text())
+    assert twin["teacher_sha256"] == hashlib.sha256(teacher.read_bytes()).hexdigest()
+    assert (twin["images"], twin["num_clusters"], twin["metric"], twin["init"]) == (40, 5, "euclidean", "k-means++")
+    # At Lloyd's end each image is nearest to the mean of its own cluster, and the means say what the objective is.
+    features = unit_features(teacher, clusters)
+    means = torch.stack([features[labels == c].mean(dim=0) for c in range(5)])
+    squared = torch.cdist(features, means).square()
+    own = squared[torch.arange(40), torch.from_numpy(labels)]
+    assert (own <= squared.min(dim=1).values + 1e-7).all()
+    assert twin["objective"] == pytest.approx(float(own.mean()), rel=1e-3)
+
+
+def unit_features(teacher, clusters):
+    """Features of the tree in ImageFolder's order by torchvision alone, float64."""
+    from torchvision import transforms as T
+
+    model = torchvision.models.get_model(TEACHER)
+    model.load_state_dict(load(teacher)["state_dict"])
+    source = json.loads(clusters.with_suffix(".json").read_text())["source"]
+    folder = torchvision.datasets.ImageFolder(source, T.Compose([
+        T.Resize(33, interpolation=T.InterpolationMode.BICUBIC), T.CenterCrop(32), T.ToTensor(),
+        T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]))
+    with torch.no_grad():
+        features = model.eval().features(torch.stack([image for image, _ in folder])).mean(dim=(2, 3)).double()
+    return torch.nn.functional.normalize(features, dim=1)
+
+
+def test_two_processes_cluster_as_one_does(tree, teacher, clusters, tmp_path):
+    well(script("compute_knn.py", "cluster", "--data", tree, "--weights", teacher, "--output", tmp_path,
+                "--num-clusters", 5, "--image-size", 32, *ON_CPU, processes=2))
+    assert (labels_in(tmp_path / "clusters_5.pth") == labels_in(clusters)).all()
+
+
+def test_check_says_that_it_belongs_and_draws_it(tree, neighbours, clusters, tmp_path):
+    done = well(script("compute_knn.py", "check", neighbours, "--data", tree, "--anchors", 3, "--show", 4, "--sheet",
+                       tmp_path / "sheet.png", "--device", "cpu"))
+    assert f"{neighbours} belongs to {tree}: 40 images" in done.out
+    assert "are of its own class" in done.out
+    assert done.err == ""
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.width > 9 * 96  # the anchor, its four nearest and, from fark_info.npy beside it, its four farthest
+        assert image.height > 3 * 96
+    done = well(in_this_process("compute_knn.py", "check", clusters, "--data", tree, "--device", "cpu"))
+    assert "Each image is in one of 5 clusters" in done.out
+    assert clusters.with_suffix(".png").is_file()
+    done = well(in_this_process("compute_knn.py", "check", clusters, "--data", tree, "--sheet", "none", "--device",
+                                "cpu"))
+    assert "Picture" not in done.out
+
+
+def test_check_refuses(tree, neighbours, clusters, tmp_path):
+    (tmp_path / "few").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "few" / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "few" / "b.png")
+    ids = np.load(neighbours)
+    ids[4, 0] = 4
+    np.save(tmp_path / "own.npy", ids)
+    for file, data, words in (
+            (neighbours, tmp_path / "few", ["holds neighbours of 40 images and --data has 2"]),
+            (clusters, tmp_path / "few", ["was made from other images"]),
+            (tmp_path / "own.npy", tree, ["1 images are their own neighbour (image 4 first)"]),
+            (tmp_path / "nowhere.npy", tree, ["nowhere.npy does not exist"]),
+            (clusters, tmp_path / "nowhere", ["--data", "nowhere"])):
+        done = in_this_process("compute_knn.py", "check", file, "--data", data, "--sheet", tmp_path / "x" / "s.png",
+                               "--device", "cpu")
+        assert_refused(done, *words)
+        assert not (tmp_path / "x").exists()
+
+
+def test_cluster_refuses(tree, teacher, tmp_path):
+    done = in_this_process("compute_knn.py", "cluster", "--data", tree, "--weights", teacher, "--output",
+                           tmp_path / "out", "--num-clusters", 41, *ON_CPU)
+    assert_refused(done, "--num-clusters 41", "40 images")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- training
+
+
+@pytest.fixture(scope="session")
+def run(work, distil_flags):
+    well(script("train_distill.py", *distil_flags, "--output", work / "run"))
+    return work / "run"
+
+
+def test_training_over_clusters_logs_what_each_epoch_has_shown(run):
+    lines = metrics(run, "sampler")
+    assert [line["epoch"] for line in lines] == [0, 1]
+    steps = np.diff([0] + [line["step"] for line in lines])
+    for line, count in zip(lines, steps, strict=True):
+        assert line["images"] == count * 4 * 4
+        assert 38 <= line["unique"] <= 40  # 95 % of 40
+        assert line["share_seen"] == line["unique"] / 40
+        assert line["repeats"] == line["images"] - line["unique"]
+    assert "different ones" in (run / "log.txt").read_text()
+    assert (run / "student.pth").is_file()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_student(run, distil_flags, tmp_path, monkeypatch):
+    from runtime.loop import Run
+
+    save = Run.save
+
+    def stop_after_the_first_epoch(self, epoch, *rest):
+        save(self, epoch, *rest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", stop_after_the_first_epoch)
+        assert in_this_process("train_distill.py", *distil_flags, "--output", tmp_path / "cut").rc == 130
+    well(in_this_process("train_distill.py", *distil_flags, "--output", tmp_path / "cut"))
+    one, two = load(run / "student.pth")["state_dict"], load(tmp_path / "cut" / "student.pth")["state_dict"]
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+    assert metrics(run, "sampler") == metrics(tmp_path / "cut", "sampler")
+
+
+@pytest.mark.parametrize(("sampler", "processes"), [("cluster+cf", 2), ("cluster", 2), ("cf", 0), ("random", 0)])
+def test_the_other_samplers_and_two_processes(distil_flags, neighbours, tmp_path, sampler, processes):
+    """With the farthest images where neighbours are used; one epoch."""
+    launch = script if processes else lambda name, *flags, processes: in_this_process(name, *flags)
+    flags = [*distil_flags, "--sampler", sampler, "--epochs", 1, "--output", tmp_path / "out", "--fark-info",
+             neighbours.with_name("fark_info.npy")]
+    done = well(launch("train_distill.py", *flags, processes=processes))
+    (line,) = metrics(tmp_path / "out", "sampler")
+    with_neighbours = "cf" in sampler
+    assert line["images"] == line["step"] * 4 * (4 if with_neighbours else 1)
+    assert line["unique"] >= 38
+    assert ("--fark-info is not used" in done.out) is not with_neighbours
+    assert ("--cluster-info is not used" in done.out) is ("cluster" not in sampler)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["far_k"] == (1 if with_neighbours else 0)
+    assert config["num_clusters"] == (5 if "cluster" in sampler else 0)
+
+
+def test_other_clusters_are_another_run(run, distil_flags, tree, teacher, tmp_path):
+    well(in_this_process("compute_knn.py", "cluster", "--data", tree, "--weights", teacher, "--output", tmp_path,
+                         "--num-clusters", 4, "--image-size", 32, *ON_CPU))
+    done = in_this_process("train_distill.py", *distil_flags, "--cluster-info", tmp_path / "clusters_4.pth", "--output",
+                           run)
+    assert_refused(done, "num_clusters was 5, now 4")
+
+
+@pytest.mark.parametrize(("changed", "words"), [
+    (["--cluster-info", ""], ["--sampler cluster+cf needs --cluster-info", "compute_knn.py cluster"]),
+    (["--closek-info", ""], ["--sampler cluster+cf needs --closek-info", "compute_knn.py mine"]),
+    (["--cluster-info", "{teacher}"], ["--cluster-info", "teacher.pth", "'batches'"]),
+    (["--fark-info", "{teacher}"], ["--fark-info", "teacher.pth"]),
+    (["--subset", "0.5"], ["--closek-info", "40 images", "has 20"]),
+    (["--sampler", "cluster", "--subset", "0.5"], ["--cluster-info", "other images"]),
+    (["--sampler", "cluster", "-b", "41"], ["--batch-size 41", "40 images"]),
+])
+def test_training_refuses(changed, words, distil_flags, teacher, tmp_path):
+    done = in_this_process("train_distill.py", *distil_flags, "--output", tmp_path / "out",
+                           *[word.format(teacher=teacher) for word in changed])
+    assert_refused(done, *words)
+    assert not (tmp_path / "out").exists()
