@@ -45,6 +45,10 @@ class ResidentLoader:
         """Nothing is opened during training."""
         return ""
 
+    def advice(self) -> str:
+        """Views are made by the device that waits for them."""
+        return ""
+
     def _views(self, indices: np.ndarray, stamps: np.ndarray) -> tuple[torch.Tensor, ...]:
         rows = torch.from_numpy(indices).to(self.images.device)
         images = self.images[rows].to(self.device, non_blocking=True)  # [b, 3, H, W]
