@@ -52,17 +52,18 @@ def main(argv: list[str] | None = None) -> None:
 
 def sheet(source: ImageSource, rows: list[int], views: int, augment: Augmentation, seed: int,
           paths: tuple[str, ...] = ("fast",)) -> Image.Image:
-    """One line for each image and path: the image as evaluation sees it, then views of stamps 0, 1, 2, ..."""
+    """One line for each image and path: the image as evaluation sees it, then its views."""
     size = augment.image_size
     step = size + GAP
     canvas = Image.new("RGB", (GAP + (1 + views) * step, len(rows) * (LABEL + len(paths) * step)), "white")
     draw, check = ImageDraw.Draw(canvas), BadImageLog(source, "error").check
     top = 0
-    for row in rows:
+    for number, row in enumerate(rows):
         draw.text((GAP, top + 1), f"{source.names[row]}   {' / '.join(paths)}", fill="black")
         top += LABEL
         for path in paths:
-            batch = ViewDataset(source, [augment], seed, path).__getitems__([(row, stamp) for stamp in range(views)])
+            stamps = range(number * views, (number + 1) * views)
+            batch = ViewDataset(source, [augment], seed, path).__getitems__([(row, stamp) for stamp in stamps])
             check(batch)
             plain = eval_transform(size)(source.open(row))[None]
             for column, view in enumerate(torch.cat([plain, batch.views[0]])):
