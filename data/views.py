@@ -55,15 +55,16 @@ def batched_crop(images: Tensor, boxes: np.ndarray, flip: np.ndarray, size: int)
     """The same for a batch of equally large images on their device: uint8 [b, 3, H, W] -> uint8 [b, 3, S, S].
 
     Antialiased resizing is a product with one matrix a side, so that each image may have its own crop:
-    out = rows @ image @ columns^T. Exact but for rounding: Pillow's own filter, and its rounding between the sides.
+    out = rows @ image @ columns^T. Pillow's own filter, with its rounding between the sides (Pillow 13 begins with
+    the side that is cheaper, this always with the columns: at most 2 of 255 apart, 0.1 on average).
     """
     height, width = images.shape[-2:]
     boxes, flip = (torch.from_numpy(x).to(images.device, non_blocking=True) for x in (boxes, flip))
     columns = _resampling(boxes[:, 1], boxes[:, 3], width, size)  # [b, S, W]
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     rows = _resampling(boxes[:, 0], boxes[:, 2], height, size)  # [b, S, H]
-    wide = (images.float() @ columns.mT[:, None]).round_()  # [b, 3, H, S]
-    return (rows[:, None] @ wide).round_().clamp_(0, 255).to(torch.uint8)
+    wide = (images.float() @ columns.mT[:, None]).add_(0.5).floor_()  # [b, 3, H, S]
+    return (rows[:, None] @ wide).add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
 
 
 def _resampling(start: Tensor, length: Tensor, whole: int, size: int) -> Tensor:
