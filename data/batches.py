@@ -119,12 +119,17 @@ _CAUSES = {
 
 @contextmanager
 def named_deaths(workers: Sequence[Any]) -> Iterator[None]:
-    """Turns torch's RuntimeError over workers that ended into a UserError that names one and the likely cause."""
+    """Turns what torch raises over workers that ended into a UserError that names one and the likely cause.
+
+    That is a RuntimeError, or a broken connection where the worker's last batch was on its way.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        for worker in workers:
+            worker.join(0.1)  # the connection may break before the system says that the process has ended
         dead = next(((i, w) for i, w in enumerate(workers) if w.exitcode), None)
         if dead is None:
             raise
