@@ -13,8 +13,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.functional import pil_to_tensor
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # announced since torchvision 0.29; Pillow takes a third longer
+    decode_jpeg = None
 
 IMAGE_EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, ".gif")
 
@@ -58,7 +62,7 @@ def decode_rgb(data: bytes) -> torch.Tensor:
     as Pillow without an Image in between. All else, and whatever it refuses, is Pillow's; PNGs too, because a
     damaged one ends torchvision's decoder with a segmentation fault (0.29).
     """
-    if data[:2] == b"\xff\xd8" and _is_plain_jpeg(data):
+    if decode_jpeg and data[:2] == b"\xff\xd8" and _is_plain_jpeg(data):
         with contextlib.suppress(RuntimeError):
             return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     return pil_to_tensor(open_rgb(io.BytesIO(data)))
