@@ -41,11 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     picture = sheet(source, rows, chosen.views, augmentation(chosen.aug, chosen.image_size), chosen.seed, paths)
     encoded = io.BytesIO()
     picture.save(encoded, "PNG")
-    try:
-        write_atomic(Path(chosen.preview), lambda file: file.write(encoded.getvalue()))
-    except OSError as error:
-        raise UserError(f"--preview {chosen.preview} could not be written ({error.strerror or error}); give a path "
-                        "in a folder that can be written") from None
+    write_atomic(Path(chosen.preview), lambda file: file.write(encoded.getvalue()))
     print(f"{chosen.preview}: {len(rows)} images, each as evaluation sees it and in {chosen.views} views of "
           f"{chosen.aug}, by {' and '.join(paths)}")
 
