@@ -43,10 +43,11 @@ def pil_colour(image: Image.Image, colour: np.ndarray) -> Image.Image:
 def fast_crop(pixels: Tensor, box: np.ndarray, flip: bool, out: Tensor) -> None:
     """Crop, antialiased bilinear resize and flip of uint8 [3, H, W], written into out, uint8 [3, S, S].
 
-    torch.nn.functional, because torchvision's resize spends half as long again before it calls the same kernel.
+    torch.nn.functional, because torchvision's resize spends half as long again before it calls the same kernel;
+    channels last, because that is the layout that the kernel is made for.
     """
     top, left, height, width = box.tolist()
-    crop = pixels[None, :, top : top + height, left : left + width]
+    crop = pixels[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
     view = F.interpolate(crop, out.shape[1:], mode="bilinear", antialias=True)[0]
     out.copy_(view.flip(-1) if flip else view)
 
