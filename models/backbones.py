@@ -77,7 +77,7 @@ def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, flag: str
     else:
         try:
             model = build_vit(arch, image_size) if arch in VITS else torchvision.models.get_model(
-                arch, weights=None, **_builder_options(arch, image_size))
+                arch, weights=None, **builder_options(arch, image_size))
         except (ValueError, AssertionError, RuntimeError) as error:
             raise UserError(f"{flag} {arch} cannot be built for --image-size {image_size}: "
                             f"{' '.join(str(error).split())}; give another size") from None
@@ -103,7 +103,8 @@ def _build_timm(arch: str, image_size: int, flag: str) -> tuple[nn.Module, str, 
     except TypeError:  # a convolutional network takes images of any size
         model = timm.create_model(name, num_classes=0)
     head_name = model.pretrained_cfg.get("classifier") or "head"
-    return model, head_name if isinstance(head_name, str) else head_name[0], model.num_features
+    return model, head_name if isinstance(head_name, str) else head_name[0], getattr(
+        model, "head_hidden_size", model.num_features)  # MobileNetV3 and its kin are wider behind the pooling
 
 
 @torch.no_grad()
@@ -139,7 +140,7 @@ def attach_head(backbone: nn.Module, head: nn.Module) -> nn.Module:
     return backbone
 
 
-def _builder_options(arch: str, image_size: int) -> dict[str, Any]:
+def builder_options(arch: str, image_size: int) -> dict[str, Any]:
     """Builder arguments that matter for feature extraction."""
     parameters = inspect.signature(torchvision.models.get_model_builder(arch)).parameters
     options: dict[str, Any] = {}

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.backbones import STEMS
+from models.inert import Inert
 from models.match import Checkpoint, Layout, has_convolution
 from models.report import few
 from models.safe_load import read_file
@@ -25,6 +26,7 @@ WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compil
 CONTAINERS = ("state_dict", "model_state_dict", "classy_state_dict.base_model.model", "model")
 TRAINING_STATE = ("optimizer", "scaler", "lr_scheduler", "scheduler", "loss", "fp16_scaler", "amp", "updater", "args")
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 MOCO_V3_ARCHS = {"vit_small": "vit_s_16_12h", "vit_base": "vit_b_16"}
 
 LAYOUTS = (
@@ -59,7 +61,8 @@ LAYOUTS = (
            dropped=("bn.",), signs=("backbone.", "projector.")),
     Layout("lightly", "backbone.", "lightly, its backbone named or positional", ("projection_head.",),
            ("backbone_momentum.", "student_backbone.", "teacher_backbone."),
-           ("projection_head_momentum.", "prediction_head.", "prototypes.", "criterion.", "memory_bank.", "queue"),
+           ("projection_head_momentum.", "prediction_head.", "student_projection_head.", "student_prediction_head.",
+            "prototypes.", "criterion.", "memory_bank.", "online_classifier.", "queue"),
            signs=("backbone.", "projection_head.")),
     Layout("lightly (positional)", "backbone.", "lightly's backbone alone, as nn.Sequential", signs=(
         "backbone.0.weight", "backbone.4.")),
@@ -71,6 +74,7 @@ LAYOUTS = (
     Layout("VISSL", "trunk._feature_blocks.", "VISSL training files", branches=("trunk.base_model._feature_blocks.",),
            dropped=("heads.",)),
     Layout("VISSL (wrapped)", "trunk.base_model._feature_blocks.", "VISSL evaluation files", dropped=("heads.",)),
+    Layout("VISSL (converted, wrapped)", "base_model._feature_blocks.", "VISSL after its conversion script"),
     Layout("VISSL (converted)", "_feature_blocks.", "VISSL after its conversion script", dropped=("heads.",)),
     Layout("SMD", "encoder.", "SMD students; any encoder.*", ("*fc.",)),
     Layout("SwAV, DeepCluster-v2", "", "SwAV and DeepCluster-v2, released and training files", ("projection_head.",),
@@ -78,9 +82,10 @@ LAYOUTS = (
     Layout("detectron2", "", "detectron2 pickles", ("stem.fc.",), signs=("stem.conv1.",)),
     Layout("model.*", "model.", "Lightning modules that call their network model", signs=("model.",)),
     Layout("SimCLR (converted)", "", "Google's SimCLR by simclr-converter", ("fc.",),
-           signs=("layer1.0.downsample. < layer1.0.conv1.",), **UNIT),
+           signs=("layer2.0.downsample. < layer2.0.conv1.",), **UNIT),
     Layout("torchvision", "", "torchvision, timm, DINO *_pretrain, Barlow Twins and VICReg resnet50.pth, BYOL "
-           "(converted), SEED's SimCLR teacher, linear-probe files, export.py", ("fc.", "head."), archs=MOCO_V3_ARCHS),
+           "(converted), SEED's SimCLR teacher, linear-probe files, export.py", ("fc.", "head."), archs=MOCO_V3_ARCHS,
+           own={"googlenet": HALF, "inception_v3": HALF, "efficientnet_v2_l": HALF}),
 )
 
 
@@ -95,8 +100,12 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     raw = read_file(path, flag, trust)
     if not isinstance(raw, dict):
         raise UserError(f"{flag} {path} holds a {type(raw).__name__}, expected a dictionary of tensors")
-    everything = _flatten(raw)
+    everything, raw = _flatten(raw), dict(dict.items(raw))
     if not everything:
+        if whole := [f"{k} ({type(v).__module__}.{type(v).__name__})" for k, v in raw.items() if isinstance(v, Inert)]:
+            raise UserError(f"{flag} {path} holds no tensors but pickled objects ({few(whole)}), expected a state "
+                            "dict; save its state_dict() and give that, or, if you trust where it comes from, add "
+                            "--trust-checkpoint")
         raise UserError(f"{flag} {path} holds no tensors, only {few(list(map(str, raw)))}; "
                         "give a checkpoint with a state_dict")
     container, tensors = _open_container(everything, raw, path, key)
@@ -118,17 +127,19 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     return Checkpoint(path, flag, layout, checkpoint.container, prefix, tensors, outside, _meta(raw))
 
 
-def _flatten(raw: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _flatten(raw: dict[Any, Any], above: tuple[int, ...] = ()) -> dict[str, Tensor]:
     """Every tensor and numeric array of nested dictionaries under its dotted path, without wrappers at any level."""
     tensors: dict[str, Tensor] = {}
-    for name, value in raw.items():
+    for name, value in dict.items(raw):  # dict's own method: a file can give its dictionaries attributes
         name = _strip_wrappers(str(name))
-        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
-            value = torch.from_numpy(np.ascontiguousarray(value))
-        if isinstance(value, Tensor):
-            tensors[name] = value
-        elif isinstance(value, Mapping):
-            tensors.update((f"{name}.{inner}", x) for inner, x in _flatten(value).items())
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.dtype.itemsize <= 8:
+            value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
+        if isinstance(value, nn.Module):  # of a file that is trusted
+            value = value.state_dict()
+        if isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu":
+            tensors[name] = Tensor.detach(value)  # without attributes and without gradients
+        elif isinstance(value, dict) and id(value) not in above:  # a pickle can hold a dictionary that holds itself
+            tensors.update((f"{name}.{inner}", x) for inner, x in _flatten(value, (*above, id(value))).items())
     return tensors
 
 
@@ -167,7 +178,8 @@ def _meta(raw: Mapping[str, Any]) -> dict[str, Any]:
     epoch = raw.get("epoch", inner.get("epoch") if isinstance(inner, Mapping) else None)
     colours = {name: raw[name] for name in ("mean", "std")
                if isinstance(raw.get(name), list | tuple) and len(raw[name]) == 3}
-    meta = {"arch": raw.get("arch"), "stem": raw.get("stem"), "image_size": raw.get("image_size"), "epoch": epoch}
+    arch = raw.get("arch", getattr(raw.get("args"), "arch", None))  # DINO's lies in its arguments
+    meta = {"arch": arch, "stem": raw.get("stem"), "image_size": raw.get("image_size"), "epoch": epoch}
     kinds = {"arch": str, "stem": str, "image_size": int, "epoch": int}
     meta = {name: value for name, value in meta.items() if isinstance(value, kinds[name])}
     if meta.get("stem") not in (None, *STEMS):
@@ -178,4 +190,4 @@ def _meta(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _strip_wrappers(name: str) -> str:
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]
-    return name
+    return name.replace("._orig_mod.", ".")  # a part alone was compiled

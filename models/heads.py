@@ -25,10 +25,11 @@ def head_from(tensors: Mapping[str, Tensor], whose: str) -> nn.Sequential:
         match = re.fullmatch(r"(?:(\d+)\.)?(weight|bias|running_mean|running_var|num_batches_tracked)", name)
         if match is None:
             raise UserError(f"{whose} holds {name}, expected linear layers and batch norm in a row; "
-                            "take a loss that needs no head of the teacher's")
+                            "take a loss, or an export, without it")
         layers.setdefault(int(match[1] or 0), {})[match[2]] = value
     if not layers:
-        raise UserError(f"{whose} has no head in it; take the file of the pre-training, or a loss that needs none")
+        raise UserError(f"{whose} has no head in it; take the file of the pre-training, or a loss, or an "
+                        "export, that needs none")
     head = nn.Sequential()
     for number in range(min(layers), max(layers) + 1):
         head.append(_layer(layers[number], whose) if number in layers else nn.ReLU(inplace=True))
@@ -51,5 +52,5 @@ def _layer(tensors: dict[str, Tensor], whose: str) -> nn.Module:
         return nn.BatchNorm1d(len(tensors["running_mean"]), affine=weight is not None)
     if weight is None or weight.ndim != 2:
         raise UserError(f"{whose} holds a layer of shape {list(weight.shape) if weight is not None else 'unknown'}, "
-                        "expected a linear layer or batch norm; take a loss that needs no head of the teacher's")
+                        "expected a linear layer or batch norm; take a loss, or an export, without it")
     return nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in tensors)

@@ -30,7 +30,9 @@ NEAR_MISSES = (  # name, and what has it
     (r"patch_embed\.proj\.\d+\.", "a transformer with a convolutional stem (MoCo v3's vit_conv), which torchvision's "
      "ViT has not"),
     (r"dist_token$", "a distilled transformer with two class tokens, which torchvision's ViT has not"),
-    (r"conv3\.weight$", "a ResNet with a stem of three convolutions (CLIP's), which torchvision has not"),
+    (r"(visual\.)?conv3\.weight$", "a ResNet with a stem of three convolutions (CLIP's), which torchvision has not"),
+    (r"visual\.", "the image half of CLIP or of a network like it, whose transformer torchvision has not; take "
+     "timm's own network with --arch timm:NAME"),
     (r"conv1\.0\.weight$", "a ResNet with a stem of three convolutions (ResNet-C and -D), which torchvision has not; "
      "take timm's own network with --arch timm:NAME"),
     (r"_conv_stem\.weight$", "an EfficientNet of the package efficientnet_pytorch (SEED's), whose padding differs from "

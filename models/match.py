@@ -44,6 +44,7 @@ class Layout:
     std: Colours = IMAGENET_STD
     cifar_stem: str = "cifar"
     archs: Mapping[str, str] = field(default_factory=dict)  # names that its files record -> ours
+    own: Mapping[str, tuple[Colours, Colours]] = field(default_factory=dict)  # mean and std of single architectures
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Checkpoint:
             place = next((p for p in self._dropped_prefixes() if raw.startswith(p)), None)
             place = place or self.prefix + name.partition(".")[0] + "."
             dropped.setdefault(place, [0, "head"])[0] += 1
+        mean, std = self.layout.own.get(spec.arch, (self.layout.mean, self.layout.std))
         report = Report(
             file=str(self.path), sha256=file_sha256(self.path), layout=self.layout.name, arch=spec.arch, stem=spec.stem,
             image_size=spec.image_size, container=self.container, branch=self.prefix.rstrip("."),
@@ -111,15 +113,15 @@ class Checkpoint:
             reshaped=[f"{n} {list(shapes[n])} for {list(backbone.state_dict()[n].shape)}" for n in how.reshaped],
             dropped={k: n for k, (n, _) in dropped.items()}, reasons={k: why for k, (_, why) in dropped.items()},
             epoch=self.meta.get("epoch"), recorded_arch=self.meta.get("arch"),
-            mean=list(self.meta.get("mean") or _timm_colours(backbone, "mean") or self.layout.mean),
-            std=list(self.meta.get("std") or _timm_colours(backbone, "std") or self.layout.std))
+            mean=list(self.meta.get("mean") or _timm_colours(backbone, "mean") or mean),
+            std=list(self.meta.get("std") or _timm_colours(backbone, "std") or std))
         report.notes = self._notes(spec.arch)
         if report.missing or report.unexpected or report.reshaped:
             report.error = self._mismatch(report, shapes)
         return report, {name: inside[name][1] for name in how.found}
 
     def _notes(self, arch: str) -> list[str]:
-        notes = [f"it records {x}, but {arch} was taken" for x in self._hints() if known_arch(x) and x != arch]
+        notes = [f"it records {x}, but {arch} was taken" for x in self._recorded() if known_arch(x) and x != arch]
         twins = [x for x in VITS if arch in VITS and x != arch and VITS[x][:2] == VITS[arch][:2]]
         return notes + [f"its tensors would fit {twin} too, which has another number of heads" for twin in twins]
 
@@ -176,10 +178,14 @@ class Checkpoint:
         heads = self._local_heads()
         return {name: value.shape for name, (_, value) in inside.items() if not name.startswith(heads or "\0")}
 
-    def _hints(self) -> list[str]:
-        """Architectures that the file names, its own name for them first translated."""
+    def _recorded(self) -> list[str]:
+        """The architecture that the file names, translated into ours."""
         arch = self.meta.get("arch")
         return [self.layout.archs.get(arch, arch)] if isinstance(arch, str) else []
+
+    def _hints(self) -> list[str]:
+        """Architectures to try first: the one recorded, or the layout's own."""
+        return self._recorded() or (list(self.layout.archs.values()) if self.layout.prefix else [])
 
     def _stem_of(self, shapes: Mapping[str, Size]) -> str:
         """``cifar`` for a ResNet whose first convolution is 3x3; for others the shapes do not tell."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from runtime.errors import printable
+
 
 @dataclass
 class Report:
@@ -47,9 +49,10 @@ class Report:
         branch = f" (branch {self.branch}" + (f", beside {', '.join(self.branches)}" if self.branches else "") + ")"
         dropped = ", ".join(f"{n} under {prefix} ({self.reasons[prefix]})" for prefix, n in self.dropped.items())
         notes = "".join(f"; {note}" for note in self.notes)
-        return (f"{self.file}: {self.layout} layout{branch if self.branch else ''}, {self.arch} (stem {self.stem}), "
-                f"{self.matched} trunk tensors matched, 0 missing, 0 left over, dropped {dropped or 'nothing'}; "
-                f"mean {colours(self.mean)}, std {colours(self.std)}; sha256 {self.sha256[:16]}…{notes}")
+        return printable(
+            f"{self.file}: {self.layout} layout{branch if self.branch else ''}, {self.arch} (stem {self.stem}), "
+            f"{self.matched} trunk tensors matched, 0 missing, 0 left over, dropped {dropped or 'nothing'}; "
+            f"mean {colours(self.mean)}, std {colours(self.std)}; sha256 {self.sha256[:16]}…{notes}")
 
 
 def colours(values: Sequence[float] | None) -> str:
@@ -59,4 +62,5 @@ def colours(values: Sequence[float] | None) -> str:
 
 def few(items: Sequence[str], most: int = 3) -> str:
     """The first of a list, and how many more there are."""
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(item[:200] for item in items[:most]) + more

@@ -20,5 +20,11 @@ VITS = {  # patch, width, heads; each of 12 layers, the MLP four times as wide
 
 def build_vit(arch: str, image_size: int) -> VisionTransformer:
     """One of ``VITS`` with a classifier of 1,000 classes, freshly initialised."""
+    return VisionTransformer(**vit_options(arch, image_size))
+
+
+def vit_options(arch: str, image_size: int) -> dict[str, int]:
+    """The arguments of torchvision's VisionTransformer that make one of ``VITS``."""
     patch, width, heads = VITS[arch]
-    return VisionTransformer(image_size, patch, num_layers=12, num_heads=heads, hidden_dim=width, mlp_dim=4 * width)
+    return {"image_size": image_size, "patch_size": patch, "num_layers": 12, "num_heads": heads, "hidden_dim": width,
+            "mlp_dim": 4 * width}

@@ -19,8 +19,13 @@ class UserError(Exception):
     exit_code = EXIT_BAD_INPUT
 
     def __init__(self, message: str, every_process: bool = True) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.every_process = every_process
+
+
+def printable(text: str) -> str:
+    """``text`` on one line and without control codes, since parts of it come from files."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class RunStopped(UserError):

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 import compute_knn
+import networks
 from data.datasets import open_source
 from runtime.errors import UserError
 from runtime.rowfile import RowFile
@@ -471,9 +472,9 @@ def test_an_image_without_features_is_named(tree):
     features = torch.ones(6, 3)
     features[4] = 0
     with pytest.raises(UserError) as caught:
-        compute_knn.refuse_zero_rows(features, range(2, 6), source)
+        networks.refuse_zero_rows(features, range(2, 6), source)
     assert source.location(4) in str(caught.value)
-    compute_knn.refuse_zero_rows(features, range(4), source)
+    networks.refuse_zero_rows(features, range(4), source)
 
 
 @pytest.mark.parametrize(("lists", "wanted"), [

@@ -124,6 +124,7 @@ MINIMAL = {
     ("compute_knn", "check"): ["f.npy", "--data", "d"],
     ("compute_knn", "eval"): ["--data", "d", "--weights", "t.pth"],
     ("inspect_checkpoint",): ["t.pth"],
+    ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 
 
@@ -256,7 +257,7 @@ def test_defaults_are_the_papers():
     assert parse(("compute_knn", "mine")).k == 384
 
 
-@pytest.mark.parametrize("case", MINIMAL.keys() - {("compute_knn", "check")}, ids=" ".join)
+@pytest.mark.parametrize("case", sorted(MINIMAL.keys() - {("compute_knn", "check")}), ids=" ".join)
 def test_image_size_exists_wherever_images_are_read(case):
     assert parse(case, "--image-size", "48").image_size == 48
 

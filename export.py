@@ -1,0 +1,124 @@
+#!/usr/bin/env python
+"""A checkpoint's network in the format of another program, checked before it is there.
+
+    python export.py --weights run/student.pth --to torchvision --output resnet18.pth
+    python export.py --weights moco_v2.pth.tar --to detectron2 --output resnet50.pkl
+    python export.py --weights run/student.pth --to onnx --output student.onnx --with-projector
+
+Takes any file that the other scripts read. The result is loaded again in the target's own way and its features are
+compared with the source's, on random and on real images; on a difference nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import cli
+from data.augment import eval_transform
+from data.datasets import open_source
+from data.demo import CLASSES, render
+from data.images import BadImage
+from models.export import TARGETS, Exported, check_output, check_target, export
+from models.targets import Network
+from models.teachers import FrozenEncoder, load_frozen
+from runtime.errors import UserError, run_script
+
+TARGET_HELP = (
+    "torchvision: a state dict under torchvision's names; timm: one under timm's, for ViTs, ResNets and what else fits "
+    "a network of timm's exactly; safetensors: torchvision's names, and as text what the network is; onnx: the graph, "
+    "normalised images [batch, 3, S, S] to features [batch, d]; detectron2: the pickle that it reads, of ResNets; "
+    "moco: MoCo's layout, which linear-evaluation scripts like MoCo's read")
+
+STEM_NOTES = {"cifar": "the 3x3 stem with stride 1 and no max-pool behind it",
+              "cifar_pad2": "the 3x3 stem padded by 2, with stride 1 and no max-pool behind it"}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = cli.Parser(description=__doc__)
+    group = parser.add_argument_group("network")
+    group.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the network, a student's or a "
+                       "teacher's")
+    group.add_argument("-a", "--arch", default=None, metavar="ARCH",
+                       help="a torchvision classifier by name, or timm:NAME; default: found from the checkpoint")
+    group.add_argument("--image-size", "--image_size", type=cli.number(int, 8), default=None, metavar="S",
+                       help="side of the images, in pixels, which binds ViTs and ONNX graphs; default: what the "
+                            "checkpoint records or its tensors show, else 224 (32 with a cifar stem)")
+    cli.add_network_flags(group)
+    group = parser.add_argument_group("export")
+    group.add_argument("--to", required=True, choices=TARGETS, help=TARGET_HELP)
+    group.add_argument("--output", required=True, metavar="FILE",
+                       help="file to write, in a folder that exists; ends in .safetensors, .onnx or .pkl (detectron2) "
+                            "where the format has such a name")
+    group.add_argument("--with-projector", action="store_true",
+                       help="export the network's own head too (a student's projection head, a teacher's MLP): in a "
+                            "second file, FILE.projector, for torchvision and safetensors, as a second output for "
+                            "onnx, as fc for moco; default: the trunk alone")
+    group.add_argument("--force", action="store_true", help="replace FILE if it exists; default: refuse")
+    group = parser.add_argument_group("check")
+    group.add_argument("--data", default=None, metavar="DIR",
+                       help="real images to compare features on, in any form that train_distill.py takes; default: "
+                            "rendered ones, which are built in")
+    group.add_argument("--images", type=cli.number(int, 1), default=8, metavar="N",
+                       help="how many of them, the first; default 8, beside 4 of random noise")
+    group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return parser.parse_args(argv)
+
+
+def real_images(data: str | None, count: int, size: int) -> torch.Tensor:
+    """The first images of ``data``, or rendered ones: uint8 [count, 3, size, size]."""
+    if data is None:
+        pictures = [Image.fromarray(render(i % len(CLASSES), np.random.default_rng(i))) for i in range(count)]
+    else:
+        source, pictures = open_source(data), []
+        for i in range(min(count, len(source))):
+            try:
+                pictures.append(source.open(i))
+            except BadImage as error:
+                raise UserError(f"--data {data}: {source.location(i)} is no image ({error}); remove it") from None
+    return torch.stack([eval_transform(size)(picture) for picture in pictures])
+
+
+def images_for(encoder: FrozenEncoder, data: str | None, count: int) -> dict[str, torch.Tensor]:
+    """Normalised images [b, 3, S, S] to compare features on, by what they are."""
+    size = encoder.backbone.spec.image_size
+    noise = torch.randint(256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    real = real_images(data, count, size)
+    return {"random": encoder.normalise(noise), "real" if data else "rendered": encoder.normalise(real)}
+
+
+def summary(done: Exported, stem: str) -> str:
+    """What was written, and how it was checked; then the lines that load it."""
+    images = " and ".join(f"{count} {what}" for what, count in done.images.items())
+    beside = f", and the projector {done.projector}" if done.projector not in (None, done.path) else ""
+    needs = f"; the network needs {STEM_NOTES[stem]}" if stem in STEM_NOTES and done.target != "onnx" else ""
+    return "\n".join(filter(None, (
+        f"{done.path}{beside}: {TARGETS[done.target].what}, loaded again and compared on {images} images: largest "
+        f"difference {done.difference:.2g} of the largest feature (allowed {done.tolerance:g}); "
+        f"{done.bytes / 1e6:.1f} MB, sha256 {done.sha256}{needs}",
+        done.code, done.projector_code)))
+
+
+def main() -> None:
+    """Refuse early, read, write, check."""
+    args = parse_args()
+    output = Path(args.output)
+    check_target(args.to, args.with_projector)
+    check_output(args.to, output, args.force, args.with_projector, Path(args.weights))
+    encoder, report = load_frozen(args.weights, args.arch, args.stem, args.image_size, with_head=args.with_projector,
+                                  **cli.checkpoint_options(args))
+    if not args.json:
+        print(report)
+    done = export(Network.of(encoder, report), args.to, output, images_for(encoder, args.data, args.images))
+    print(json.dumps({**done.record(), "source": report.record()}) if args.json else
+          summary(done, encoder.backbone.spec.stem))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,90 @@
+"""Lines of Python that rebuild a trunk of ours with its library alone, for people who have the exported file only.
+
+What is printed is what was run: an export is checked by executing its own line.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from models.backbones import TIMM, Spec, builder_options
+from models.vit import VITS, vit_options
+
+
+def trunk_code(backbone: nn.Module) -> str:
+    """``import …; model = …`` and what makes the library's network the trunk: head off, and stem where it differs."""
+    spec: Spec = backbone.spec
+    library = "timm" if spec.arch.startswith(TIMM) else "torchvision"
+    if library == "timm":
+        call = timm_call(*timm_arguments(spec.arch.removeprefix(TIMM), {"img_size": spec.image_size}))
+    elif spec.arch in VITS:
+        call = f"torchvision.models.VisionTransformer({_written(vit_options(spec.arch, spec.image_size))})"
+    else:
+        options = _written(builder_options(spec.arch, spec.image_size))
+        call = f"torchvision.models.get_model({', '.join(filter(None, (repr(spec.arch), options)))})"
+    whole = run_code(f"import {library}; model = {call}", "model")
+    head = [] if library == "timm" else [_head_edit(whole, backbone)]
+    return "; ".join([f"import torch, {library}", f"model = {call}", *_stem_edits(whole, backbone), *head])
+
+
+def head_code(head: nn.Sequential) -> str:
+    """``projector = torch.nn.Sequential(…)``."""
+    return f"projector = {_module(head)}"
+
+
+def timm_call(name: str, options: dict[str, Any], **more: Any) -> str:
+    """``timm.create_model(…)`` without a classifier."""
+    return f"timm.create_model({name!r}, {_written({'num_classes': 0, **options, **more})})"
+
+
+def timm_arguments(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """``name`` and those of ``options`` that timm's builder takes; convolutional networks take no image size."""
+    import timm
+
+    try:
+        timm.create_model(name, num_classes=0, **options)
+    except TypeError:
+        return name, {}
+    return name, options
+
+
+def run_code(code: str, wanted: str) -> Any:
+    """What a line made here leaves under the name ``wanted``. Running it is the check that it works."""
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    return scope[wanted]
+
+
+def _stem_edits(whole: nn.Module, trunk: nn.Module) -> list[str]:
+    """Statements that turn the library's layers into the trunk's, told from those that differ, but the head."""
+    head_name, edits = trunk.spec.head_name, []
+    for name, module in trunk.named_modules():
+        if name == head_name or name.startswith(head_name + ".") or any(True for _ in module.children()):
+            continue
+        old = whole.get_submodule(name)
+        if repr(old) != repr(module) and not isinstance(old, nn.Dropout):  # dropout does nothing in evaluation
+            edits.append(f"model.set_submodule({name!r}, {_module(module)})" if "." in name
+                         else f"model.{name} = {_module(module)}")
+    return edits
+
+
+def _head_edit(whole: nn.Module, trunk: nn.Module) -> str:
+    """The statement that takes torchvision's classifier off."""
+    name = trunk.spec.head_name
+    head, old = trunk.get_submodule(name), whole.get_submodule(name)
+    kept = len(head) if isinstance(head, nn.Sequential) else 0
+    if kept and [repr(x) for x in head] == [repr(x) for x in old[:kept]]:
+        return f"model.{name} = model.{name}[:{kept}]"
+    return f"model.{name} = {_module(head)}"
+
+
+def _module(module: nn.Module) -> str:
+    if isinstance(module, nn.Sequential):
+        return f"torch.nn.Sequential({', '.join(map(_module, module))})"
+    return f"torch.nn.{module!r}"
+
+
+def _written(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
