@@ -1,5 +1,6 @@
 """What an epoch says of its data."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ class Loader(list):
 
 def said(loader, waited):
     lines = []
-    run = SimpleNamespace(log=SimpleNamespace(say=lines.append), output=None, process=SimpleNamespace(rank=1), epoch=0)
+    run = SimpleNamespace(log=SimpleNamespace(say=lines.append), output=Path(), process=SimpleNamespace(rank=1), epoch=0)
     Trainer(run, None, loader, 1, 1, None, 1, None)._say_of_data(4, waited)
     return lines
 
