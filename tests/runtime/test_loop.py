@@ -18,7 +18,8 @@ class Loader(list):
 
 def said(loader, waited):
     lines = []
-    run = SimpleNamespace(log=SimpleNamespace(say=lines.append), output=Path(), process=SimpleNamespace(rank=1), epoch=0)
+    log, process = SimpleNamespace(say=lines.append), SimpleNamespace(rank=1)
+    run = SimpleNamespace(log=log, output=Path(), process=process, epoch=0)
     Trainer(run, None, loader, 1, 1, None, 1, None)._say_of_data(4, waited)
     return lines
 
