@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import NoReturn
 
+from data.loader import CACHES, DATA_PATHS
 from models.backbones import STEMS
 from runtime.errors import UserError
 from runtime.optim import learning_rate
@@ -84,6 +85,20 @@ def add_image_flags(group: Group) -> None:
     group.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
                        help="a file that is no image stops the run (error, default) or is replaced by another and "
                             "counted (skip)")
+
+
+def add_view_flags(group: Group) -> None:
+    """How training's augmented views are made."""
+    group.add_argument("--data-path", choices=DATA_PATHS, default="fast",
+                       help="how views are made: fast (default), decoded, cropped and resized by torch and coloured in "
+                            "batches on the device, or pil, every step with Pillow as in the original; both draw the "
+                            "same crops and colours, and pixels differ by less than 1.5 of 255 on average")
+    group.add_argument("--cache", choices=CACHES, default="none",
+                       help="host or device: decode all images once, keep them there, and make views in batches on the "
+                            "device without workers; for small images of one size (CIFAR); default none")
+    group.add_argument("--image-cache", type=number(float, 0), default=0.0, metavar="GB",
+                       help="keep decoded images in shared memory of this size (10^9 bytes) a process, for all its "
+                            "workers, first come first kept; the log gives the hit rate; default 0, none")
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> Group:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import cli
-from data.augment import training_transform
+from data.augment import Augmentation, augmentation
 from data.datasets import open_source
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
@@ -100,12 +100,12 @@ def check_features(encoder: FrozenEncoder, source: ImageSource, args: argparse.N
     spec = encoder.backbone.spec
     seed_everything(args.seed)
     networks = encoder, FrozenEncoder(build_backbone(**spec.record()), encoder.mean, encoder.std)
-    augment = training_transform("moco_v2", spec.image_size)
+    augment = augmentation("moco_v2", spec.image_size)
 
-    def features(network: FrozenEncoder, transform: Any = None, view: int = 0) -> torch.Tensor:
+    def features(network: FrozenEncoder, augment: Augmentation | None = None, view: int = 0) -> torch.Tensor:
         def loader_of(indices: range) -> Any:
             return evaluation_loader(source, spec.image_size, args.batch_size, args.workers, indices,
-                                     process.device.type, transform, view)
+                                     process.device.type, augment, view)
         return extract(network.to(process.device), loader_of, len(source), process, "features",
                        BadImageLog(source, args.on_bad_image).check)
 

@@ -17,7 +17,8 @@ import argparse
 import torch
 
 import cli
-from data.augment import PRESETS, training_transform
+from data.augment import PRESETS, augmentation
+from data.cache import CachedSource
 from data.clusters import load_clusters
 from data.datasets import open_source
 from data.loader import BadImageLog, Batch, build_loader
@@ -42,7 +43,7 @@ FILES = {"distill", *SAMPLERS["cluster+cf"]}  # may lie elsewhere when a run goe
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
-    cli.add_data_flags(parser, what=cli.DATA_HELP)
+    cli.add_view_flags(cli.add_data_flags(parser, what=cli.DATA_HELP))
 
     group = parser.add_argument_group("networks")
     group.add_argument("-a", "--student_arch", "--student-arch", default="resnet18", metavar="ARCH",
@@ -113,13 +114,14 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     check_flags(args)
     seed_everything(args.seed)
     source = open_source(args.data).subset(args.subset)
+    source = CachedSource(source, args.image_cache) if args.image_cache else source
     teacher_arch = None if args.teacher_arch == "auto" else args.teacher_arch
     teacher, report = load_frozen(args.distill, teacher_arch, args.teacher_stem, args.image_size, flag="--distill",
                                   prefix="--teacher-", **cli.checkpoint_options(args))
     teacher_spec = teacher.backbone.spec
     sampler, notes = build_sampler(args, process, source, report.sha256)
-    transform = training_transform(args.aug, teacher_spec.image_size)
-    loader = build_loader(source, [transform], sampler, args.workers, args.seed, process.device.type)
+    views = [augmentation(args.aug, teacher_spec.image_size)]
+    loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)
     bad_images = BadImageLog(source, args.on_bad_image)
 
     # The student with its projection and loss, and nothing else, goes inside DistributedDataParallel.
@@ -151,7 +153,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     run.restore_random_state(args.seed)
 
     def step(batch: Batch) -> dict[str, torch.Tensor]:
-        images = batch.views[0].to(process.device, non_blocking=True)      # uint8 [b, 3, S, S]
+        images, = batch.views                                              # uint8 [b, 3, S, S], on the device
         target = teacher(images)                                           # [b, d]
         return {**model(images, target), "teacher": target}
 

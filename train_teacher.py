@@ -16,7 +16,8 @@ import argparse
 import torch
 
 import cli
-from data.augment import PRESETS, training_transform
+from data.augment import PRESETS, augmentation
+from data.cache import CachedSource
 from data.datasets import open_source
 from data.loader import BadImageLog, Batch, build_loader
 from data.samplers import RandomSampler
@@ -34,6 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = cli.Parser(description=__doc__)
     group = cli.add_data_flags(parser, what=cli.DATA_HELP)
+    cli.add_view_flags(group)
     group.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2",
                        help="augmentation of each of the two views; default moco_v2")
     group.add_argument("-b", "--batch-size", type=cli.number(int, 2), default=256, metavar="N",
@@ -76,9 +78,10 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     seed_everything(args.seed)
     image_size = args.image_size or 224
     source = open_source(args.data).subset(args.subset)
+    source = CachedSource(source, args.image_cache) if args.image_cache else source
     sampler = RandomSampler(len(source), args.batch_size, process.rank, process.world_size, args.seed)
-    transform = training_transform(args.aug, image_size)
-    loader = build_loader(source, [transform, transform], sampler, args.workers, args.seed, process.device.type)
+    views = [augmentation(args.aug, image_size)] * 2
+    loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)
     bad_images = BadImageLog(source, args.on_bad_image)
 
     backbone = build_backbone(args.arch, args.stem or "imagenet", image_size)
@@ -104,7 +107,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     run.restore_random_state(args.seed)
 
     def step(batch: Batch) -> dict[str, torch.Tensor]:
-        query, key = (view.to(process.device, non_blocking=True) for view in batch.views)  # uint8 [b, 3, S, S]
+        query, key = batch.views  # uint8 [b, 3, S, S], on the device
         return model(query, key)
 
     trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, cli.schedule(args),

@@ -1,16 +1,22 @@
-"""Named training augmentations and the evaluation transform: PIL RGB in, uint8 [3, S, S] out.
+"""Named augmentations: which random numbers a view takes, and what they decide. No pixel is touched here.
 
-All randomness comes from torch's default generator, so seeding that decides every pixel. Normalisation is not
-done here: it happens on the device, with the mean and deviation of the model that looks at the batch.
+A view's numbers come from (seed, stamp, view) alone, so they do not depend on workers, ranks, resumes, or on
+how the pixels are made: data.views and data.colour apply the same parameters with Pillow or with torch.
+
+    python -m data.augment --preview sheet.png --data DIR --aug moco_v2
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
@@ -21,7 +27,7 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 @dataclass(frozen=True)
 class Preset:
-    """One training augmentation: crop, then colour and grey in the order given, then blur, then a flip."""
+    """One training augmentation: crop, then colour and grey in the order given, then blur, solarise, a flip."""
 
     crop_scale: tuple[float, float]  # share of the picture's area
     jitter: tuple[float, float, float, float]  # brightness, contrast, saturation, hue
@@ -30,6 +36,8 @@ class Preset:
     grayscale_first: bool = False
     grayscale_probability: float = 0.2
     blur_radius: tuple[float, float] = (0.1, 2.0)  # pixels at image size 224
+    solarize_probability: float = 0.0
+    flip_probability: float = 0.5
 
 
 # As in the original's code. There moco_v1 and simclr are one and the same list of transforms (MoCo v1's, so
@@ -43,41 +51,117 @@ PRESETS: dict[str, Preset] = {
     "simclr": _MOCO_V1,
 }
 
+# ---- parameters
 
-class GaussianBlur:
-    """Pillow's blur with a uniformly drawn radius. A class, so that spawned workers can pickle it."""
+# Columns of a view's colour parameters, float32. Factors as in torchvision, 1 for none; hue in turns, 0 for
+# none; order: row of JITTER_ORDERS, -1 for no jitter; grey: 0 no, 1 before the jitter, 2 after it; sigma of the
+# blur in pixels, 0 for none; values from solarize on are inverted, 256 for none.
+COLOUR = ("brightness", "contrast", "saturation", "hue", "order", "grey", "sigma", "solarize")
+BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREY, SIGMA, SOLARIZE = range(len(COLOUR))
+JITTER_ORDERS = tuple(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
+NO_COLOUR = (1.0, 1.0, 1.0, 0.0, -1.0, 0.0, 0.0, 256.0)
 
-    def __init__(self, low: float, high: float):
-        self.low, self.high = low, high
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        radius = torch.empty(1).uniform_(self.low, self.high).item()
-        return image.filter(ImageFilter.GaussianBlur(radius))
-
-    def __repr__(self) -> str:
-        return f"GaussianBlur({self.low:g}, {self.high:g})"
+CROP_ATTEMPTS, CROP_RATIO = 10, (3 / 4, 4 / 3)  # torchvision's RandomResizedCrop
 
 
-def training_transform(name: str, image_size: int) -> Transform:
-    """PIL RGB of any size -> uint8 [3, image_size, image_size], augmented as PRESETS[name] says.
+class Views(NamedTuple):
+    """The random parameters of n views, whatever the images' sizes.
 
-    The blur radius is stated at 224 pixels and scales with image_size, so that it hides the same share of the
-    picture: 2 pixels would leave nothing of a 32-pixel image. Raises UserError for an unknown name.
+    sides: float64 [n, 10, 2], attempts at a crop's (height, width), in units of the square root of the image's
+    area. place: float64 [n, 2] in [0, 1), where the crop lies. flip: bool [n]. colour: float32 [n, 8], COLOUR.
     """
+
+    sides: np.ndarray
+    place: np.ndarray
+    flip: np.ndarray
+    colour: np.ndarray
+
+    def boxes(self, height: int, width: int, rows: slice | list[int] = slice(None)) -> np.ndarray:
+        """Crops of images of height x width: int64 [n, 4], (top, left, height, width), for some rows or all.
+
+        As in torchvision's RandomResizedCrop: the first attempt that fits, else the largest centred crop of an
+        admissible shape.
+        """
+        sides = np.rint(self.sides[rows] * math.sqrt(height * width)).astype(np.int64)  # [n, 10, 2]
+        size = np.array((height, width))
+        fits = ((sides > 0) & (sides <= size)).all(axis=2)
+        chosen = sides[np.arange(len(sides)), fits.argmax(axis=1)]  # [n, 2]
+        corner = (self.place[rows] * (size - chosen + 1)).astype(np.int64)
+        failed = ~fits.any(axis=1)
+        if failed.any():
+            whole = np.array((min(height, round(width / CROP_RATIO[0])), min(width, round(height * CROP_RATIO[1]))))
+            chosen[failed], corner[failed] = whole, (size - whole) // 2
+        return np.concatenate([corner, chosen], axis=1)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A preset at an image size. The blur radius is stated at 224 pixels and scales with image_size, so that it
+    hides the same share of the picture: 2 pixels would leave nothing of a 32-pixel image."""
+
+    preset: Preset
+    image_size: int
+
+    def draw(self, keys: np.ndarray) -> Views:
+        """Keys uint64 [n] of view_keys -> the parameters of n views; equal keys give equal parameters."""
+        preset = self.preset
+        u = _uniform(keys, 13 + 2 * CROP_ATTEMPTS)
+        area, ratio = u[:, 13 : 13 + CROP_ATTEMPTS], u[:, 13 + CROP_ATTEMPTS :]
+        area = _between(area, *preset.crop_scale)
+        ratio = np.exp(_between(ratio, *np.log(CROP_RATIO)))
+        sides = np.sqrt(np.stack([area / ratio, area * ratio], axis=2))
+        colour = np.tile(np.array(NO_COLOUR, np.float32), (len(keys), 1))
+        jitter = u[:, 1] < preset.jitter_probability
+        for column, strength in zip((BRIGHTNESS, CONTRAST, SATURATION), preset.jitter, strict=False):
+            factor = _between(u[:, 2 + column], max(0.0, 1 - strength), 1 + strength)
+            colour[jitter, column] = factor[jitter]
+        colour[jitter, HUE] = _between(u[jitter, 5], -preset.jitter[3], preset.jitter[3])
+        colour[jitter, ORDER] = np.floor(u[jitter, 6] * len(JITTER_ORDERS))
+        colour[u[:, 7] < preset.grayscale_probability, GREY] = 1 if preset.grayscale_first else 2
+        blur = u[:, 8] < preset.blur_probability
+        low, high = (radius * self.image_size / 224 for radius in preset.blur_radius)
+        colour[blur, SIGMA] = _between(u[blur, 9], low, high)
+        colour[u[:, 10] < preset.solarize_probability, SOLARIZE] = 128
+        return Views(sides, u[:, 11:13], u[:, 0] < preset.flip_probability, colour)
+
+
+def augmentation(name: str, image_size: int) -> Augmentation:
+    """PRESETS[name] at an image size. Raises UserError for an unknown name."""
     if name not in PRESETS:
         raise UserError(f"augmentation {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    jitter = transforms.ColorJitter(*preset.jitter)
-    if preset.jitter_probability < 1:
-        jitter = transforms.RandomApply([jitter], p=preset.jitter_probability)
-    colour = [jitter, transforms.RandomGrayscale(preset.grayscale_probability)]
-    steps = [transforms.RandomResizedCrop(image_size, scale=preset.crop_scale)]
-    steps += reversed(colour) if preset.grayscale_first else colour
-    if preset.blur_probability:
-        blur = GaussianBlur(*(radius * image_size / 224 for radius in preset.blur_radius))
-        steps.append(transforms.RandomApply([blur], p=preset.blur_probability))
-    steps += [transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
-    return transforms.Compose(steps)
+    return Augmentation(PRESETS[name], image_size)
+
+
+def view_keys(seed: int, stamps: np.ndarray, view: int) -> np.ndarray:
+    """uint64 [n]: one key for each of the stamps, int64 [n], of the view with this number."""
+    key = np.full(len(stamps), seed, np.uint64)
+    for part in (np.asarray(stamps).astype(np.uint64), np.uint64(view)):
+        key = _mix(key * _GOLDEN + _GOLDEN) ^ part
+    return _mix(key)
+
+
+# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a counter and a mixing function, so that a batch's numbers are a
+# few operations on whole arrays. Seeding a generator for each view takes longer than drawing all of its numbers.
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _uniform(keys: np.ndarray, count: int) -> np.ndarray:
+    """float64 [n, count] in [0, 1), 53 random bits each."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    return (_mix(keys[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+
+
+def _between(u: np.ndarray, low: float, high: float) -> np.ndarray:
+    return low + (high - low) * u
+
+
+# ---- evaluation
 
 
 def eval_transform(image_size: int) -> Transform:
@@ -97,3 +181,10 @@ def eval_transform(image_size: int) -> Transform:
 def eval_transform_name(image_size: int) -> str:
     """What eval_transform does, in a few words, to be recorded beside features made with it."""
     return f"resize {int(1.05 * image_size)} bicubic, centre crop {image_size}"
+
+
+if __name__ == "__main__":
+    from data.preview import main
+    from runtime.errors import run_script
+
+    run_script(main)

@@ -1,12 +1,9 @@
-"""Decoding less often: once for a batch, and once for as long as a pool in shared memory holds the image."""
+"""Decoding less often: once for as long as a pool in shared memory holds the image."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,26 +12,6 @@ from PIL import Image
 
 from data.sources import ImageSource
 from runtime.errors import UserError
-
-Key, Value = TypeVar("Key", bound=Hashable), TypeVar("Value")
-
-
-class Once(Generic[Key, Value]):
-    """`load`, called once for each of the keys of a batch, however often the batch holds it.
-
-    A result is kept until its last use in the batch and no longer; all uses get the same object, so nobody may
-    write into it. A key that is not of the batch is loaded as it is asked for; what `load` raises is passed on.
-    """
-
-    def __init__(self, keys: Iterable[Key], load: Callable[[Key], Value]):
-        self._left, self._load, self._kept = Counter(keys), load, {}
-
-    def __call__(self, key: Key) -> Value:
-        self._left[key] -= 1
-        value = self._kept.pop(key) if key in self._kept else self._load(key)
-        if self._left[key] > 0:
-            self._kept[key] = value
-        return value
 
 
 class CachedSource(ImageSource):

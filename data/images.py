@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import warnings
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.functional import pil_to_tensor
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # announced since torchvision 0.29; Pillow takes a third longer
+    decode_jpeg = None
 
 IMAGE_EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, ".gif")
 
@@ -36,6 +45,59 @@ def open_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
                 return _to_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
         raise BadImage(_reason(error)) from None
+
+
+def read_bytes(file: str | os.PathLike) -> bytes:
+    """A file's content. Raises BadImage with the reason that open_rgb would give."""
+    try:
+        return Path(file).read_bytes()
+    except Exception as error:
+        raise BadImage(_reason(error)) from None
+
+
+def decode_rgb(data: bytes) -> torch.Tensor:
+    """A file's content -> uint8 [3, H, W], the pixels of open_rgb. Raises BadImage as open_rgb does.
+
+    Upright 8-bit JPEGs of one or three channels go through torchvision's decoder, which uses the same library
+    as Pillow without an Image in between. All else, and whatever it refuses, is Pillow's; PNGs too, because a
+    damaged one ends torchvision's decoder with a segmentation fault (0.29).
+    """
+    if decode_jpeg and data[:2] == b"\xff\xd8" and _is_plain_jpeg(data):
+        with contextlib.suppress(RuntimeError):
+            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    return pil_to_tensor(open_rgb(io.BytesIO(data)))
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """8 bits, one or three channels, not turned by EXIF, no larger than Pillow allows."""
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xE1 and data[at + 4 : at + 8] == b"Exif" and not _is_upright(data[at + 10 : at + 2 + length]):
+            return False
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
+            return data[at + 4] == 8 and data[at + 9] in (1, 3) and _is_allowed(height, width)
+        at += 2 + length
+    return False
+
+
+def _is_upright(exif: bytes) -> bool:
+    """Whether a TIFF block says orientation 1, or nothing of it, in its first directory."""
+    order = {b"II": "little", b"MM": "big"}.get(exif[:2])
+    if order is None:
+        return False  # damaged; Pillow decides
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(exif[at : at + size], order)
+
+    start = number(4, 4)
+    entries = (start + 2 + 12 * i for i in range(number(start, 2)))
+    return all(number(at + 8, 2) == 1 for at in entries if number(at, 2) == 0x0112)
+
+
+def _is_allowed(height: int, width: int) -> bool:
+    return 0 < height * width <= (Image.MAX_IMAGE_PIXELS or 2**31)
 
 
 def _turn_upright(image: Image.Image) -> None:

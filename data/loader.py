@@ -2,107 +2,128 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
-from data.augment import eval_transform
-from data.datasets import ImageSource
-from data.images import BadImage
+from data.augment import Augmentation, Transform, eval_transform, view_keys
+from data.batches import BadImageLog, Batch, Key, as_key, named_deaths, open_or_replace
+from data.cache import CachedSource
+from data.colour import apply_colour
+from data.resident import ResidentLoader
 from data.samplers import RandomSampler
+from data.sources import ImageSource
+from data.views import fast_crop, pil_view
 from runtime.errors import UserError
 
-REPLACEMENT_ATTEMPTS = 8
+__all__ = ["BadImageLog", "Batch", "DATA_PATHS", "CACHES", "ViewDataset", "build_loader", "evaluation_loader"]
 
-
-class Batch(NamedTuple):
-    """One step's images.
-
-    views: for each view uint8 [B, 3, H, W]. indices: int64 [B], the images asked for. bad: (index, reason) of
-    each image that could not be opened; where such an index is in `indices`, its pixels are another image's.
-    views is () where even the replacements could not be opened, which BadImageLog.check refuses.
-    """
-
-    views: tuple[torch.Tensor, ...]
-    indices: torch.Tensor
-    bad: list[tuple[int, str]]
-
-
-Item = tuple[tuple[torch.Tensor, ...], int, list[tuple[int, str]]]
+DATA_PATHS = ("fast", "pil")
+CACHES = ("none", "host", "device")
 
 
 class ViewDataset(Dataset):
-    """Opens image `index` once and gives one view of it for each transform.
+    """Whole batches of views: an image is opened once, however often the batch holds it and for all its views.
 
-    The key is (index, stamp), or a plain index, which is its own stamp. A view's randomness comes from (seed,
-    stamp, number of the view) alone; the caller's random state is left as it was. An image that cannot be
-    opened is replaced by another, drawn from (seed, stamp, attempt), and reported: nothing is raised here,
-    because what a worker raises reaches the user as a traceback in a traceback.
+    A view's parameters depend on (seed, stamp, number of the view) and nothing else. path 'pil' makes views with
+    Pillow, 'fast' with torch. With colour_later the colour of fast views is left to the device: Batch.colour says
+    what is still to be done. An image that cannot be opened is replaced by another, drawn from (seed, stamp,
+    attempt), and reported: nothing is raised here, because what a worker raises reaches the user as a traceback
+    in a traceback.
     """
 
-    def __init__(self, source: ImageSource, transforms: Sequence[Callable[[Image.Image], torch.Tensor]], seed: int):
-        self.source, self.transforms, self.seed = source, tuple(transforms), seed
+    def __init__(self, source: ImageSource, augmentations: Sequence[Augmentation], seed: int, path: str = "pil",
+                 colour_later: bool = False):
+        if path not in DATA_PATHS:
+            raise UserError(f"--data-path {path} is unknown; choose one of {', '.join(DATA_PATHS)}")
+        self.source, self.augmentations, self.seed = source, tuple(augmentations), seed
+        self.path, self.colour_later = path, colour_later
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int] | int) -> Item:
-        index, stamp = key if isinstance(key, tuple) else (int(key), int(key))
-        image, bad = self._open(index, stamp)
-        if image is None:
-            return (), index, bad
-        with torch.random.fork_rng(devices=[]):
-            views = tuple(self._view(image, stamp, number) for number in range(len(self.transforms)))
-        return views, index, bad
+    def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
+        indices, stamps = np.array([as_key(key) for key in keys], np.int64).reshape(-1, 2).T
+        drawn = [augmentation.draw(view_keys(self.seed, stamps, number))
+                 for number, augmentation in enumerate(self.augmentations)]
+        views = [_shared(len(keys), augmentation.image_size) for augmentation in self.augmentations]
+        bad: list[tuple[int, str]] = []
+        decoded, whole = 0, True
+        for image, rows in self._opened(indices, stamps, bad):
+            decoded += 1
+            whole = whole and image is not None
+            for view, parameters in zip(views, drawn, strict=True) if image is not None else ():
+                shape = image.shape[1:] if isinstance(image, torch.Tensor) else (image.height, image.width)
+                for row, box in zip(rows, parameters.boxes(*shape, rows), strict=True):
+                    if self.path == "fast":
+                        fast_crop(image, box, parameters.flip[row], view[row])
+                    else:
+                        view[row] = pil_view(image, box, parameters.flip[row], parameters.colour[row], view.shape[-1])
+        colour = tuple(torch.from_numpy(parameters.colour) for parameters in drawn) if self.path == "fast" else ()
+        if not self.colour_later and whole:
+            for view, parameters in zip(views, colour, strict=False):
+                view.copy_(apply_colour(view, parameters))
+        return Batch(tuple(views) if whole else (), torch.from_numpy(indices.copy()), bad,
+                     colour if self.colour_later else (), decoded)
 
-    def _view(self, image: Image.Image, stamp: int, number: int) -> torch.Tensor:
-        # Not torch.manual_seed, which would also seed CUDA: in the main process it is the model's.
-        torch.default_generator.manual_seed(_hash(self.seed, stamp, "view", number))
-        return self.transforms[number](image)
-
-    def _open(self, index: int, stamp: int) -> tuple[Image.Image | None, list[tuple[int, str]]]:
-        bad = []
-        for attempt in range(1 + REPLACEMENT_ATTEMPTS):
-            try:
-                return self.source.open(index), bad
-            except BadImage as error:
-                bad.append((index, str(error)))
-                index = _hash(self.seed, stamp, "replacement", attempt) % len(self.source)
-        return None, bad
-
-
-def collate(items: list[Item]) -> Batch:
-    """Items of a ViewDataset -> Batch."""
-    views, indices, bad = zip(*items, strict=True)
-    whole = all(views)
-    return Batch(
-        views=tuple(default_collate(list(view)) for view in zip(*views, strict=True)) if whole else (),
-        indices=torch.tensor(indices, dtype=torch.int64),
-        bad=[entry for entries in bad for entry in entries],
-    )
+    def _opened(self, indices: np.ndarray, stamps: np.ndarray, bad: list) -> Iterator[tuple[object, list[int]]]:
+        """Each image of the batch and its rows; several times where replacements must differ."""
+        rows_of: dict[int, list[int]] = {}
+        for row, index in enumerate(indices.tolist()):
+            rows_of.setdefault(index, []).append(row)
+        open_image = self.source.pixels if self.path == "fast" else self.source.open
+        for index, rows in rows_of.items():
+            image, found = open_or_replace(open_image, index, int(stamps[rows[0]]), self.seed, len(self.source))
+            bad += found
+            yield image, rows[:1] if found else rows
+            for row in rows[1:] if found else ():
+                image, found = open_or_replace(open_image, index, int(stamps[row]), self.seed, len(self.source))
+                bad += found
+                yield image, [row]
 
 
-def build_loader(
-    source: ImageSource,
-    transforms: Sequence[Callable[[Image.Image], torch.Tensor]],
-    sampler: RandomSampler,
-    workers: int,
-    seed: int,
-    device_type: str,
-) -> DataLoader:
-    """Training batches: one Batch a step of the sampler, with one view for each transform.
+class EvaluationDataset(Dataset):
+    """Whole batches of one view of each image by a transform that draws nothing."""
 
-    Workers live on between epochs; call sampler.set_epoch before each. device_type 'cuda' pins the batches.
+    def __init__(self, source: ImageSource, transform: Transform):
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        views: list[torch.Tensor] = []
+        bad: list[tuple[int, str]] = []
+        for index in map(int, indices):
+            image, found = open_or_replace(self.source.open, index, index, 0, len(self.source))
+            bad += found
+            if image is not None:
+                views.append(self.transform(image))
+        whole = len(views) == len(indices)
+        return Batch((torch.stack(views),) if whole else (), torch.tensor(indices, dtype=torch.int64), bad, (),
+                     len(views))
+
+
+def build_loader(source: ImageSource, augmentations: Sequence[Augmentation], sampler: RandomSampler, workers: int,
+                 seed: int, device: torch.device | str, path: str = "fast", cache: str = "none",
+                 ) -> TrainingLoader | ResidentLoader:
+    """Training batches on the device: one Batch a step of the sampler, with one view for each augmentation.
+
+    path: 'fast' or 'pil', how views are made. cache: 'none', or 'host' or 'device' to keep all images there
+    (data.resident), which needs no workers. Workers live on between epochs; call sampler.set_epoch before each.
     """
-    dataset = ViewDataset(source, transforms, seed)
-    options = _loader_options(workers, device_type, persistent=True)
-    return DataLoader(dataset, batch_sampler=sampler, **options)
+    device = torch.device(device)
+    if cache != "none":
+        if path != "fast":
+            raise UserError(f"--cache {cache} makes whole batches of views at once, which --data-path {path} cannot; "
+                            "leave one of the two out")
+        return ResidentLoader(source, augmentations, sampler, seed, device, cache, workers)
+    dataset = ViewDataset(source, augmentations, seed, path, path == "fast" and device.type != "cpu")
+    loader = WorkerLoader(dataset, batch_sampler=sampler, **_loader_options(workers, device.type, persistent=True))
+    return TrainingLoader(loader, device)
 
 
 def evaluation_loader(
@@ -112,68 +133,106 @@ def evaluation_loader(
     workers: int,
     indices: Sequence[int] | None = None,
     device_type: str = "cpu",
-    transform: Callable[[Image.Image], torch.Tensor] | None = None,
+    augmentation: Augmentation | None = None,
     seed: int = 0,
 ) -> DataLoader:
     """Batches of one view in the order of indices; the last one may be smaller.
 
-    indices None: all images, in order. transform None: eval_transform; another's randomness is seed's.
+    indices None: all images, in order. augmentation None: eval_transform, by Pillow; else a random view, seed's.
     """
-    dataset = ViewDataset(source, [transform or eval_transform(image_size)], seed)
+    dataset = (EvaluationDataset(source, eval_transform(image_size)) if augmentation is None else
+               ViewDataset(source, [augmentation], seed))
     order = range(len(source)) if indices is None else indices
     options = _loader_options(workers, device_type, persistent=False)
-    return DataLoader(dataset, batch_size=batch_size, sampler=order, **options)
+    return WorkerLoader(dataset, batch_size=batch_size, sampler=order, **options)
 
 
-class BadImageLog:
-    """What to do about images that cannot be opened.
+class WorkerLoader(DataLoader):
+    """A DataLoader that says in one sentence which worker died and why."""
 
-    policy 'error' stops at the first; 'skip' goes on with another image in its place, and counts.
-    """
+    def __iter__(self) -> Iterator[Batch]:
+        # torch raises from a signal handler, in the middle of whatever runs, when a worker dies. The loader also
+        # looks for itself, every few seconds while it waits; that is early enough, and can be answered here.
+        before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        iterator = super().__iter__()
+        if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before)
+        while True:
+            with named_deaths(getattr(iterator, "_workers", ())):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
 
-    def __init__(self, source: ImageSource, policy: str):
-        if policy not in ("error", "skip"):
-            raise UserError(f"--on-bad-image {policy} is unknown; choose error or skip")
-        self.source, self.policy = source, policy
-        self.counts: Counter[int] = Counter()
-        self.reasons: dict[int, str] = {}
 
-    def check(self, batch: Batch) -> None:
-        """Look at a batch before using it. Raises UserError that names the file and the reason."""
-        for index, reason in batch.bad:
-            self.counts[index] += 1
-            self.reasons[index] = reason
-        if batch.bad and self.policy == "error":
-            raise UserError(
-                f"{self._describe(batch.bad[0][0])} could not be opened; replace or remove the file, "
-                "or use other images in place of such ones by --on-bad-image skip",
-                every_process=False,
-            )
-        if not batch.views:
-            raise UserError(
-                f"{self._describe(batch.bad[0][0])} and other images drawn in its place could not be opened, "
-                f"{len(self.counts):,} in all; check that the disk of --data can be read",
-                every_process=False,
-            )
+class TrainingLoader:
+    """Batches whose views are on the device with their colour applied, copied and coloured while it computes."""
 
-    def summary(self) -> str:
-        """One line, with the first five by name."""
-        if not self.counts:
-            return "every image could be opened"
-        shown = ", ".join(self._describe(index) for index in list(self.counts)[:5])
-        more = ", ..." if len(self.counts) > 5 else ""
-        return (
-            f"images that could not be opened: {len(self.counts):,}, replaced by others "
-            f"{self.counts.total():,} times: {shown}{more}"
-        )
+    def __init__(self, loader: DataLoader, device: torch.device):
+        self.loader, self.device = loader, device
+        self.images = self.decoded = 0
 
-    def _describe(self, index: int) -> str:
-        return f"{self.source.location(index)} ({self.reasons[index]})"
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._on_card() if self.device.type == "cuda" else map(self._finished, self.loader):
+            self.images += len(batch.indices)
+            self.decoded += batch.decoded
+            yield batch
+
+    def repeats(self) -> str:
+        """What decoding an image once for a whole batch has saved since the last call, in words; '' for nothing."""
+        images, decoded = self.images, self.decoded
+        self.images = self.decoded = 0
+        source = self.loader.dataset.source
+        said = [f"{1 - decoded / images:.1%} of the images stood twice in a process's batch and were opened once"
+                ] if decoded < images else []
+        return "; ".join(said + ([source.summary()] if isinstance(source, CachedSource) else []))
+
+    def advice(self) -> str:
+        """What to do when the step waits for data."""
+        faster = " or take --data-path fast" if self.loader.dataset.path == "pil" else ""
+        return (f"raise --workers (now {self.loader.num_workers}){faster}, or keep small images in memory by "
+                "--cache device")
+
+    def _finished(self, batch: Batch) -> Batch:
+        views = tuple(view.to(self.device, non_blocking=True) for view in batch.views)
+        if batch.colour:
+            views = tuple(apply_colour(*pair) for pair in zip(views, batch.colour, strict=bool(views)))
+        return batch._replace(views=views, colour=())
+
+    def _on_card(self) -> Iterator[Batch]:
+        """One batch ahead, on a stream of its own."""
+        stream, waiting = torch.cuda.Stream(self.device), None
+        for batch in self.loader:
+            with torch.cuda.stream(stream):
+                ready = self._finished(batch), stream.record_event(), batch  # the pinned batch lives until it is copied
+            if waiting:
+                yield self._handed_over(*waiting[:2])
+            waiting = ready
+        if waiting:
+            yield self._handed_over(*waiting[:2])
+
+    def _handed_over(self, batch: Batch, event: torch.cuda.Event) -> Batch:
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(event)
+        for view in batch.views:
+            view.record_stream(current)  # else its memory may be given away while the model still reads it
+        return batch
+
+
+def _shared(count: int, size: int) -> torch.Tensor:
+    """uint8 [count, 3, size, size]; in a worker in shared memory, so that sending it copies nothing."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(count, 3, size, size, dtype=torch.uint8)
+    shared = torch.UntypedStorage._new_shared(count * 3 * size * size)  # as torch's own default_collate
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(count, 3, size, size)
 
 
 def _loader_options(workers: int, device_type: str, persistent: bool) -> dict:
     options = {
-        "collate_fn": collate,
+        "collate_fn": _whole,
         "num_workers": workers,
         "pin_memory": device_type == "cuda",
         "generator": torch.Generator(),  # else each epoch's start takes a number from the global random state
@@ -183,12 +242,10 @@ def _loader_options(workers: int, device_type: str, persistent: bool) -> dict:
     return options
 
 
+def _whole(batch: Batch) -> Batch:  # the data sets give whole batches
+    return batch
+
+
 def _start_worker(worker: int) -> None:
     # Ctrl-C is the main process's to answer: it ends the workers. (Their one thread each is torch's doing.)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _hash(*parts: object) -> int:
-    """63 bits that depend on every part."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

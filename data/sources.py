@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
-from data.images import BadImage, open_rgb
+from data.images import decode_rgb, open_rgb, read_bytes
 from runtime.errors import UserError
 
 
@@ -68,7 +69,8 @@ class ImageSource:
 
     names: N strings, relative posix paths where the images are files. labels: int64 [N] with values in
     [0, len(classes)), or None. classes: their names, [] without labels. title: where it comes from.
-    A subclass says how to open image i, and overrides `take` if it holds more than these per image.
+    A subclass says how to open image i, gives its file's content if it has one, and overrides `take` if it
+    holds more than these per image.
     """
 
     def __init__(self, names: Iterable[str], labels: np.ndarray | None, classes: list[str], title: str):
@@ -91,12 +93,13 @@ class ImageSource:
         raise NotImplementedError
 
     def encoded(self, i: int) -> bytes | None:
-        """The file's content; None for images in memory. Raises data.images.BadImage."""
+        """The content of image i's file; None where images are not kept as files. Raises BadImage."""
         return None
 
     def pixels(self, i: int) -> torch.Tensor:
-        """Image i as uint8 [3, H, W]. Raises data.images.BadImage."""
-        return torch.from_numpy(np.array(self.open(i))).permute(2, 0, 1)
+        """Image i as uint8 [3, H, W], the pixels of `open`, sooner where they can be had. Raises BadImage."""
+        data = self.encoded(i)
+        return pil_to_tensor(self.open(i)) if data is None else decode_rgb(data)
 
     def location(self, i: int) -> str:
         """Where a person finds image i."""
@@ -147,10 +150,7 @@ class FileSource(ImageSource):
         return open_rgb(self.location(i))
 
     def encoded(self, i: int) -> bytes:
-        try:
-            return Path(self.location(i)).read_bytes()
-        except OSError as error:
-            raise BadImage(error.strerror or str(error)) from None
+        return read_bytes(self.location(i))
 
     def location(self, i: int) -> str:
         return str(self.root / self.names[i])
@@ -165,6 +165,9 @@ class ArraySource(ImageSource):
 
     def open(self, i: int) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(self.images[i]))
+
+    def pixels(self, i: int) -> torch.Tensor:
+        return torch.tensor(self.images[i]).permute(2, 0, 1)  # a copy: memory maps and downloads may be read-only
 
     def take(self, indices: np.ndarray) -> ImageSource:
         taken = super().take(indices)

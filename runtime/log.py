@@ -96,17 +96,24 @@ class Meter:
     def __init__(self, loader: Iterable[Any], steps: int, images_per_step: int, label: str, is_main: bool) -> None:
         self.loader, self.images = loader, images_per_step
         self.bar = tqdm(total=steps, desc=label, unit="step", leave=False, disable=None if is_main else True)
+        self.steady_waited = self.steady = 0.0
         self._restart()
 
     def __iter__(self) -> Iterator[Any]:
-        iterator = iter(self.loader)
+        iterator, first = iter(self.loader), None
         with self.bar:
             while True:
                 asked = time.perf_counter()
                 batch = next(iterator, None)
-                self.waited += time.perf_counter() - asked
+                now = time.perf_counter()
+                self.waited += now - asked
                 if batch is None:
                     return
+                if first is None:
+                    first = now
+                else:
+                    self.steady_waited += now - asked
+                    self.steady = now - first
                 self.given += 1
                 yield batch
                 self.bar.update()
@@ -117,6 +124,10 @@ class Meter:
         rates = {"images_per_second": self.given * self.images / seconds, "data_wait": self.waited / seconds}
         self._restart()
         return rates
+
+    def wait_share(self) -> float:
+        """Share of the epoch spent waiting for data, from the first batch on: the start of workers is left out."""
+        return self.steady_waited / self.steady if self.steady else 0.0
 
     def show(self, values: dict[str, float]) -> None:
         """Put a few numbers behind the bar."""

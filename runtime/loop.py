@@ -19,6 +19,8 @@ from runtime.state import CHECKPOINT, find_resume, load_checkpoint, random_state
 
 Parts = dict[str, Tensor]
 
+WAIT_SHARE = 0.2  # of an epoch, from which on there is advice
+
 
 @dataclass
 class Run:
@@ -137,6 +139,15 @@ class Trainer:
             if (step + 1) % self.print_freq == 0 or step + 1 == steps:
                 self._report(epoch, step + 1, steps, parts, rate, meter)
         self.alarm.check()
+        self._say_of_data(epoch, meter.wait_share())
+
+    def _say_of_data(self, epoch: int, waited: float) -> None:
+        """Once an epoch, what the loader saved, and its advice if the step waits for it."""
+        repeats, advice = (getattr(self.loader, name, str)() for name in ("repeats", "advice"))
+        if repeats:
+            self.run.log.say(f"epoch {epoch + 1}: {repeats}")
+        if advice and waited > WAIT_SHARE:
+            self.run.log.say(f"epoch {epoch + 1}: {waited:.0%} of the time went into waiting for data; {advice}")
 
     @torch.no_grad()
     def _report(self, epoch: int, done: int, steps: int, parts: Parts, rate: float, meter: Meter) -> None:

@@ -20,7 +20,8 @@ CHECKPOINT, CONFIG = "checkpoint.pth", "config.json"
 # Flags that may differ between a run and its continuation without making it another run: where things lie (what
 # they are is known by fingerprint) and how the work is done.
 VOLATILE = {"data", "output", "resume", "workers", "print_freq", "device", "knn_every", "knn_data", "start_epoch",
-            "distributed", "local_rank", "on_bad_image", "amp", "processes", "teacher"}
+            "distributed", "local_rank", "on_bad_image", "amp", "processes", "teacher", "data_path", "cache",
+            "image_cache"}
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> Path:

@@ -1,4 +1,4 @@
-"""Once a batch, and the pool in shared memory: the same pixels with it and without, in any kind of worker."""
+"""The pool in shared memory: the same pixels with it and without, in any kind of worker."""
 
 import pickle
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from data import cache
-from data.cache import CachedSource, Once
+from data.cache import CachedSource
 from data.images import BadImage
 from data.sources import ArraySource
 from runtime.errors import UserError
@@ -38,26 +38,6 @@ class Counted(ArraySource):
 
 def pixels(i):
     return torch.from_numpy(IMAGES[i]).permute(2, 0, 1)
-
-
-def test_a_batch_decodes_each_image_once():
-    loaded = []
-    once = Once([3, 1, 3, 3, 2, 1], lambda i: loaded.append(i) or [i])
-    found = [once(i) for i in (3, 1, 3, 3, 2, 1)]
-    assert loaded == [3, 1, 2]
-    assert found == [[3], [1], [3], [3], [2], [1]]
-    assert found[0] is found[2] is found[3]
-    assert not once._kept  # nothing outlives its last use
-    assert once(3) == [3]
-    assert loaded == [3, 1, 2, 3]
-
-
-def test_what_loading_raises_is_passed_on():
-    once = Once([5, 5, 6], Counted().pixels)
-    for _ in range(2):
-        with pytest.raises(BadImage):
-            once(5)
-    assert torch.equal(once(6), pixels(6))
 
 
 def test_the_second_time_comes_from_the_pool():

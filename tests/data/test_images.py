@@ -7,8 +7,10 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.io import decode_jpeg
 
-from data.images import IMAGE_EXTENSIONS, BadImage, open_rgb
+from data.images import IMAGE_EXTENSIONS, BadImage, decode_rgb, open_rgb
+from data.sources import ArraySource, FileSource, ImageSource
 
 
 def saved(image, kind, **options):
@@ -211,3 +213,148 @@ def test_file_paths_and_open_files_both_work(tmp_path):
     with (tmp_path / "a.png").open("rb") as file:
         assert (pixels(file) == COLOURS).all()
         assert not file.closed
+
+
+# ---- decode_rgb gives what open_rgb gives
+
+
+def outcome(decode):
+    """The pixels, or the reason."""
+    try:
+        return np.asarray(decode())
+    except BadImage as error:
+        return str(error)
+
+
+def check_same(data):
+    expected = outcome(lambda: open_rgb(io.BytesIO(data)))
+    got = outcome(lambda: decode_rgb(data).permute(1, 2, 0).numpy())
+    assert type(got) is type(expected), (got, expected)
+    assert np.array_equal(got, expected)
+    return expected
+
+
+SCENE = Image.fromarray(np.stack([np.add.outer(np.arange(40) * a, np.arange(53) * b) % 256 for a, b in
+                                  ((2, 3), (5, 1), (1, 4))], -1).astype(np.uint8))
+
+
+@pytest.fixture
+def torchvisions(monkeypatch):
+    """How often torchvision's decoder was asked."""
+    asked = []
+
+    def decode(*arguments, **options):
+        asked.append(1)
+        return decode_jpeg(*arguments, **options)
+
+    monkeypatch.setattr("data.images.decode_jpeg", decode)
+    return asked
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 20, "subsampling": 2},
+                                     {"quality": 95, "subsampling": 0}, {"optimize": True, "dpi": (300, 300)},
+                                     {"comment": b"hello"}, {"icc_profile": b"x" * 5000}], ids=str)
+def test_plain_jpegs_are_decoded_without_pillow_to_the_same_pixels(mode, options, torchvisions):
+    check_same(saved(SCENE.convert(mode), "JPEG", **options).getvalue())
+    assert torchvisions
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif(orientation, order, torchvisions):
+    exif = Image.Exif()
+    exif.endian = order
+    exif[0x010F] = "camera"
+    if orientation != 9:
+        exif[0x0112] = orientation
+    shown = check_same(saved(SCENE, "JPEG", exif=exif).getvalue())
+    assert shown.shape == ((53, 40, 3) if 5 <= orientation <= 8 else (40, 53, 3))
+    assert bool(torchvisions) is (orientation in (1, 9))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0nonsense"])
+def test_damaged_exif(exif):
+    check_same(saved(SCENE, "JPEG", exif=exif).getvalue())
+
+
+def test_four_channels_are_pillows(torchvisions):
+    check_same(saved(SCENE.convert("CMYK"), "JPEG").getvalue())
+    assert not torchvisions
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1"])
+def test_other_formats(kind, mode):
+    check_same(saved(SCENE.convert(mode), kind).getvalue())
+
+
+def test_other_pngs():
+    deep = Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30))
+    for image in (SCENE.convert("RGBA"), SCENE.convert("LA"), deep):
+        check_same(saved(image, "PNG").getvalue())
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8" + b"\xff" * 50, b"words" * 9,
+                                  b"\xff\xd8\xff\xe0\0\0" * 5, b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image(data):
+    assert isinstance(check_same(data), str)
+
+
+def test_without_torchvisions_decoder(monkeypatch):
+    data = saved(SCENE, "JPEG").getvalue()
+    expected = check_same(data)
+    monkeypatch.setattr("data.images.decode_jpeg", None)
+    assert np.array_equal(check_same(data), expected)
+
+
+def test_damaged_jpegs_end_alike():
+    generator, reasons = np.random.default_rng(0), set()
+    for options in ({}, {"progressive": True}):
+        whole = saved(SCENE, "JPEG", **options).getvalue()
+        for _ in range(120):
+            data = bytearray(whole)
+            if generator.random() < 0.5:
+                del data[generator.integers(2, len(data)) :]
+            else:
+                for place in generator.integers(2, len(data), 4):
+                    data[place] = generator.integers(0, 256)
+            reasons.add(type(check_same(bytes(data))))
+    assert reasons == {str, np.ndarray}
+
+
+def test_images_beyond_pillows_limit_are_pillows(monkeypatch, torchvisions):
+    data = saved(SCENE, "JPEG").getvalue()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 53 * 40 // 2 - 1)
+    assert "exceeds limit" in check_same(data)
+    assert not torchvisions
+
+
+# ---- what a source gives
+
+
+def test_files_give_their_content_and_pixels(tmp_path):
+    data = saved(SCENE, "JPEG").getvalue()
+    (tmp_path / "a.jpg").write_bytes(data)
+    (tmp_path / "b.jpg").write_bytes(data[:200])
+    (tmp_path / "d.jpg").mkdir()
+    source = FileSource(tmp_path, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], None, [], "some")
+    assert source.encoded(0) == data
+    assert np.array_equal(source.pixels(0).permute(1, 2, 0), source.open(0))
+    for i in range(1, 4):
+        assert outcome(lambda i=i: source.pixels(i)) == outcome(lambda i=i: source.open(i))
+    for i in (2, 3):
+        with pytest.raises(BadImage):
+            source.encoded(i)
+
+
+def test_images_in_memory_have_no_file():
+    images = np.stack([np.asarray(SCENE), np.asarray(SCENE)[::-1]])
+    images.flags.writeable = False
+    source = ArraySource(images, None, [], "array")
+    assert source.encoded(1) is None
+    pixels = source.pixels(1)
+    assert np.array_equal(pixels.permute(1, 2, 0), source.open(1))
+    pixels.zero_()
+    assert images[1].any()
+    assert np.array_equal(ImageSource.pixels(source, 0).permute(1, 2, 0), source.open(0))

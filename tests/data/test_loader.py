@@ -1,17 +1,23 @@
 """Batches: shapes, the same views whatever the workers, ranks and resumes, images that cannot be opened."""
 
+import os
 import pickle
 import random
+import re
 import signal
+from collections import namedtuple
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data.augment import eval_transform, training_transform
+import data.loader
+from data.augment import augmentation, eval_transform, view_keys
+from data.batches import named_deaths
+from data.colour import apply_colour
 from data.images import BadImage
-from data.loader import BadImageLog, Batch, ViewDataset, build_loader, collate, evaluation_loader
+from data.loader import BadImageLog, Batch, ViewDataset, WorkerLoader, build_loader, evaluation_loader
 from data.samplers import NeighbourSampler, RandomSampler
 from data.sources import ArraySource
 from runtime.errors import UserError
@@ -32,14 +38,52 @@ class Source(ArraySource):
             raise BadImage(f"broken {i}")
         return super().open(i)
 
+    def pixels(self, i):
+        if i in self.broken:
+            raise BadImage(f"broken {i}")
+        return super().pixels(i)
 
-def augment():
-    return training_transform("moco_v2", SIZE)
+
+class Counting(Source):
+    """Counts how often an image is opened."""
+
+    opened = 0
+
+    def open(self, i):
+        self.opened += 1
+        return super().open(i)
+
+    def pixels(self, i):
+        self.opened += 1
+        return super().pixels(i)
 
 
-def report_state(image):
-    """A transform that shows the state of the worker it runs in."""
-    return torch.tensor([torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN])
+class Reporting(Source):
+    """Shows the state of the worker it runs in."""
+
+    def open(self, i):
+        state = torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN, 0
+        return Image.fromarray(np.full((40, 40, 3), state, np.uint8))
+
+
+class Deadly(Source):
+    """Its worker ends when image 13 is asked for."""
+
+    end = None
+
+    def pixels(self, i):
+        if i == 13:
+            os.kill(os.getpid(), self.end) if self.end else os._exit(7)
+        return super().pixels(i)
+
+
+def augment(size=SIZE):
+    return augmentation("moco_v2", size)
+
+
+def whole(keys, **options):
+    """A batch made here, of two views."""
+    return ViewDataset(Source(), [augment()] * 2, **{"seed": 0, "path": "fast", **options}).__getitems__(keys)
 
 
 def same(a, b):
@@ -48,13 +92,14 @@ def same(a, b):
         and all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
         and torch.equal(a.indices, b.indices)
         and a.bad == b.bad
+        and a.decoded == b.decoded
     )
 
 
-def epoch_of(workers=0, epoch=0, first_step=0, seed=0, views=2, batch_size=4, broken=(), **ranks):
+def epoch_of(workers=0, epoch=0, first_step=0, seed=0, views=2, batch_size=4, broken=(), path="fast", **ranks):
     sampler = RandomSampler(N, batch_size, seed=seed, **ranks)
     sampler.set_epoch(epoch, first_step)
-    return list(build_loader(Source(broken), [augment()] * views, sampler, workers, seed, "cpu"))
+    return list(build_loader(Source(broken), [augment()] * views, sampler, workers, seed, "cpu", path))
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])
@@ -68,14 +113,14 @@ def test_batches(views):
         assert all(view.dtype == torch.uint8 and view.shape == (4, 3, SIZE, SIZE) for view in batch.views)
         assert batch.indices.dtype == torch.int64
         assert batch.bad == []
-        unpacked, indices, bad = batch
-        assert unpacked is batch.views
+        assert batch.colour == ()
+        assert batch.decoded == 4
     assert sorted(torch.cat([batch.indices for batch in batches]).tolist()) == list(range(N))
 
 
 def test_views_may_differ_in_size():
     sampler = RandomSampler(N, 4)
-    batch = next(iter(build_loader(Source(), [augment(), eval_transform(8)], sampler, 0, 0, "cpu")))
+    batch = next(iter(build_loader(Source(), [augment(), augment(8)], sampler, 0, 0, "cpu")))
     assert [view.shape[-1] for view in batch.views] == [SIZE, 8]
 
 
@@ -91,20 +136,65 @@ def test_views_of_an_image_differ_from_one_another_and_over_epochs_and_seeds():
     assert all(len(keys) == 1 for keys in key_of.values())
 
 
-def test_workers_do_not_change_a_pixel():
-    alone = epoch_of(0, seed=7, broken=[3, 4])
-    helped = epoch_of(2, seed=7, broken=[3, 4])
+@pytest.mark.parametrize("path", ["fast", "pil"])
+def test_workers_do_not_change_a_pixel(path):
+    alone = epoch_of(0, seed=7, broken=[3, 4], path=path)
+    helped = epoch_of(2, seed=7, broken=[3, 4], path=path)
     assert len(alone) == len(helped) == 5
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
-def test_spawned_workers_do_not_change_a_pixel():
-    dataset = ViewDataset(Source([2]), [augment()], seed=3)
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_how_workers_are_started_does_not_change_a_pixel(start):
+    dataset = ViewDataset(Source([2]), [augment()], seed=3, path="fast")
     keys = [(i, 100 + i) for i in range(4)]
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_sampler=[keys], collate_fn=collate, num_workers=1, multiprocessing_context="spawn"
-    )
-    assert same(next(iter(loader)), collate([dataset[key] for key in keys]))
+    loader = WorkerLoader(dataset, batch_sampler=[keys], collate_fn=data.loader._whole, num_workers=1,
+                          multiprocessing_context=start)
+    assert same(next(iter(loader)), dataset.__getitems__(keys))
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_both_paths_show_the_same(views):
+    for fast, pil in zip(epoch_of(views=views), epoch_of(views=views, path="pil"), strict=True):
+        assert torch.equal(fast.indices, pil.indices)
+        for a, b in zip(fast.views, pil.views, strict=True):
+            assert (a.float() - b.float()).abs().mean((1, 2, 3)).max() < 1.5
+            assert a.float().std() > 20
+
+
+@pytest.mark.parametrize("path", ["fast", "pil"])
+def test_an_image_is_opened_once_for_all_its_views_in_a_batch(path):
+    source = Counting()
+    dataset = ViewDataset(source, [augment()] * 2, 0, path)
+    keys = [(3, 10), (5, 11), (3, 12), (3, 13), (7, 14)]
+    batch = dataset.__getitems__(keys)
+    assert source.opened == batch.decoded == 3
+    for row, key in enumerate(keys):
+        alone = dataset.__getitems__([key])
+        assert all(torch.equal(view[row], one[0]) for view, one in zip(batch.views, alone.views, strict=True))
+
+
+def test_repeats_are_reported():
+    neighbours = np.zeros((N, 1), np.int64)  # everybody's neighbour is image 0
+    loader = build_loader(Source(), [augment()], NeighbourSampler(neighbours, 4, 1, 1), 0, 0, "cpu")
+    decoded = sum(batch.decoded for batch in loader)
+    assert f"{1 - decoded / 40:.1%}" in loader.repeats()
+    assert loader.repeats() == ""
+    assert decoded <= 25
+    list(random_loader := build_loader(Source(), [augment()], RandomSampler(N, 4), 0, 0, "cpu"))
+    assert random_loader.repeats() == ""
+
+
+def test_colour_can_be_left_to_the_device():
+    keys = [(i, 50 + i) for i in range(6)]
+    later, now = whole(keys, colour_later=True), whole(keys)
+    assert now.colour == ()
+    assert len(later.colour) == 2
+    for number, (view, colour) in enumerate(zip(later.views, later.colour, strict=True)):
+        drawn = augment().draw(view_keys(0, np.arange(50, 56), number))
+        assert np.array_equal(colour, drawn.colour)
+        assert torch.equal(apply_colour(view, colour), now.views[number])
+        assert not torch.equal(view, now.views[number])
 
 
 def test_persistent_workers_follow_the_sampler():
@@ -165,24 +255,25 @@ def test_views_do_not_depend_on_the_callers_random_state():
 
 
 def test_stamp_decides_the_view_and_index_the_image():
-    dataset = ViewDataset(Source(), [augment()], seed=0)
-    assert torch.equal(dataset[(3, 8)][0][0], dataset[(3, 8)][0][0])
-    assert not torch.equal(dataset[(3, 8)][0][0], dataset[(3, 9)][0][0])
-    assert not torch.equal(dataset[(3, 8)][0][0], dataset[(4, 8)][0][0])
-    assert torch.equal(dataset[3][0][0], dataset[(3, 3)][0][0])
-    assert torch.equal(dataset[np.int64(3)][0][0], dataset[3][0][0])
-    assert len(dataset) == N
+    view = [whole([key]).views[0] for key in [(3, 8), (3, 8), (3, 9), (4, 8), 3, (3, 3), np.int64(3)]]
+    assert torch.equal(view[0], view[1])
+    assert not torch.equal(view[0], view[2])
+    assert not torch.equal(view[0], view[3])
+    assert torch.equal(view[4], view[5])
+    assert torch.equal(view[4], view[6])
+    assert len(ViewDataset(Source(), [augment()], seed=0)) == N
 
 
 def test_workers_use_one_thread_each_and_leave_ctrl_c_to_the_main_process():
-    loader = build_loader(Source(), [report_state], RandomSampler(N, 10), 1, 0, "cpu")
-    assert all((batch.views[0] == 1).all() for batch in loader)
+    for batch in evaluation_loader(Reporting(), SIZE, 10, 1):
+        assert (batch.views[0][:, 0] == 1).all()
+        assert (batch.views[0][:, 1] == 1).all()
 
 
 def test_data_set_and_batch_pickle():
-    dataset = pickle.loads(pickle.dumps(ViewDataset(Source(), [augment(), eval_transform(8)], seed=2)))
-    assert torch.equal(dataset[1][0][0], ViewDataset(Source(), [augment()], seed=2)[1][0][0])
-    batch = epoch_of()[0]
+    dataset = ViewDataset(Source(), [augment(), augment(8)], seed=2)
+    batch = dataset.__getitems__([1, 4])
+    assert same(pickle.loads(pickle.dumps(dataset)).__getitems__([1, 4]), batch)
     assert same(pickle.loads(pickle.dumps(batch)), batch)
 
 
@@ -190,19 +281,90 @@ def test_pinning_keeps_the_batch_a_batch(monkeypatch):
     from torch.utils.data._utils.pin_memory import pin_memory
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # the real one needs a GPU
-    batch = epoch_of(broken=[7])[0]
+    batch = whole([(i, i) for i in range(4)], colour_later=True)._replace(bad=[(1, "reason")])
     pinned = pin_memory(batch)
     assert isinstance(pinned, Batch)
     assert len(pinned.views) == 2
     assert torch.equal(pinned.views[1], batch.views[1])
+    assert torch.equal(pinned.colour[1], batch.colour[1])
     assert [tuple(entry) for entry in pinned.bad] == batch.bad
 
 
 def test_pinning_is_for_cuda_only():
-    for device_type, pinned in [("cuda", True), ("cpu", False), ("mps", False)]:
+    for device_type, pinned in [("cuda", True), ("cpu", False)]:
         training = build_loader(Source(), [augment()], RandomSampler(N, 4), 0, 0, device_type)
-        assert training.pin_memory is pinned
+        assert training.loader.pin_memory is pinned
+        assert training.loader.dataset.colour_later is pinned
         assert evaluation_loader(Source(), SIZE, 4, 0, device_type=device_type).pin_memory is pinned
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_on_a_card():
+    sampler = RandomSampler(N, 4, seed=0)
+    there = list(build_loader(Source([7]), [augment()] * 2, sampler, 1, 0, "cuda"))
+    for a, b in zip(there, epoch_of(broken=[7]), strict=True):
+        assert torch.equal(a.indices, b.indices)
+        for x, y in zip(a.views, b.views, strict=True):
+            assert x.is_cuda
+            assert (x.cpu().float() - y.float()).abs().mean((1, 2, 3)).max() < 0.5
+
+
+def test_advice_names_the_ways_out():
+    for path in ("fast", "pil"):
+        advice = build_loader(Source(), [augment()], RandomSampler(N, 4), 2, 0, "cpu", path).advice()
+        assert "--workers (now 2)" in advice
+        assert "--cache device" in advice
+        assert ("--data-path fast" in advice) is (path == "pil")
+
+
+def test_unknown_path():
+    with pytest.raises(UserError, match="--data-path quick.*fast, pil"):
+        build_loader(Source(), [augment()], RandomSampler(N, 4), 0, 0, "cpu", "quick")
+
+
+# ---- workers that die
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, None])
+def test_a_dead_worker_ends_the_epoch_in_one_sentence(end):
+    source, handler = Deadly(), signal.getsignal(signal.SIGCHLD)
+    source.end = end
+    loader = build_loader(source, [augment()], RandomSampler(N, 4), 2, 0, "cpu")
+    with pytest.raises(UserError, match="data worker [01] .*(ended by SIGKILL|ended with exit code 7)"):
+        list(loader)
+    assert signal.getsignal(signal.SIGCHLD) is handler
+
+
+Worker = namedtuple("Worker", "pid exitcode join", defaults=(lambda seconds: None,))
+TORCH = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
+
+
+@pytest.mark.parametrize(("code", "said"), [(-9, "SIGKILL.*out of memory.*--workers"),
+                                            (-7, "SIGBUS.*shared memory.*--shm-size"),
+                                            (-11, "SIGSEGV.*crashed its decoder.*--data-path pil"),
+                                            (-15, "SIGTERM.*outside"), (7, "exit code 7.*--workers 0")])
+@pytest.mark.parametrize("error", [TORCH, ConnectionResetError(), EOFError()])
+def test_a_dead_worker_is_named_with_the_likely_cause(code, said, error):
+    with pytest.raises(UserError, match=f"data worker 1 .process 12. .*{said}") as caught, \
+            named_deaths([Worker(11, None), Worker(12, code), Worker(13, 0)]):
+        raise error
+    assert "\n" not in str(caught.value)
+    assert not caught.value.every_process
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a mistake"), OSError("no disk"), TORCH])
+def test_what_is_no_death_is_left_alone(error):
+    with pytest.raises(type(error), match=re.escape(str(error))), named_deaths([Worker(11, None), Worker(12, 0)]):
+        raise error
+
+
+def test_other_errors_of_a_worker_are_left_alone():
+    class Wrong(Source):
+        def pixels(self, i):
+            raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        list(build_loader(Wrong(), [augment()], RandomSampler(N, 4), 1, 0, "cpu"))
 
 
 # ---- evaluation
@@ -232,25 +394,49 @@ def test_evaluation_with_workers():
 # ---- images that cannot be opened
 
 
+def original_of():
+    """Image bytes as evaluation sees them -> index."""
+    return {evaluated([i], Source()).views[0].numpy().tobytes(): i for i in range(N)}
+
+
+def evaluated(keys, source):
+    return data.loader.EvaluationDataset(source, eval_transform(SIZE)).__getitems__(keys)
+
+
 @pytest.mark.parametrize("broken", [[0], [5, 6], list(range(1, N))])
-def test_bad_images_are_replaced_and_reported(broken):
-    dataset = ViewDataset(Source(broken), [eval_transform(SIZE)], seed=0)
-    whole = {ViewDataset(Source(), [eval_transform(SIZE)], 0)[i][0][0].numpy().tobytes(): i for i in range(N)}
+@pytest.mark.parametrize("path", ["fast", "pil"])
+def test_bad_images_are_replaced_and_reported(broken, path):
+    dataset = ViewDataset(Source(broken), [augment()], 0, path)
+    good = [i for i in range(N) if i not in broken]
     for stamp in range(30):
-        views, index, bad = dataset[(broken[0], stamp)]
-        assert index == broken[0]
-        assert bad[0] == (broken[0], f"broken {broken[0]}")
-        assert all(i in broken for i, _ in bad)
-        if views:
-            assert whole[views[0].numpy().tobytes()] not in broken
+        batch = dataset.__getitems__([(broken[0], stamp)])
+        assert batch.indices.tolist() == [broken[0]]
+        assert batch.bad[0] == (broken[0], f"broken {broken[0]}")
+        assert all(i in broken for i, _ in batch.bad)
+        if batch.views:
+            candidates = [ViewDataset(Source(), [augment()], 0, path).__getitems__([(i, stamp)]) for i in good]
+            assert any(torch.equal(batch.views[0], x.views[0]) for x in candidates)
         else:
-            assert len(bad) == 9
-        assert pickle.dumps(dataset[(broken[0], stamp)][2]) == pickle.dumps(bad)
+            assert len(batch.bad) == 9
+        assert dataset.__getitems__([(broken[0], stamp)]).bad == batch.bad
 
 
 def test_replacements_vary():
-    dataset = ViewDataset(Source([0]), [eval_transform(SIZE)], seed=0)
-    assert len({dataset[(0, stamp)][0][0].numpy().tobytes() for stamp in range(60)}) > 10
+    keys = [(0, stamp) for stamp in range(60)]
+    batch = ViewDataset(Source([0]), [augment()], 0, "fast").__getitems__(keys)
+    assert [entry[0] for entry in batch.bad].count(0) >= 60  # each place of the batch has its own
+    alone = [ViewDataset(Source([0]), [augment()], 0, "fast").__getitems__([key]) for key in keys]
+    assert torch.equal(batch.views[0], torch.cat([x.views[0] for x in alone]))
+    assert batch.decoded == 60
+
+
+def test_evaluation_replaces_and_reports_too():
+    batch = evaluated(list(range(N)), Source([4, 11]))
+    of = original_of()
+    shown = [of[view.numpy().tobytes()] for view in batch.views[0]]
+    assert [i for i, s in enumerate(shown) if i != s] == [4, 11]
+    assert [i for i, _ in batch.bad if i in (4, 11)][0] == 4
+    assert not {4, 11} & set(shown)
 
 
 def test_good_images_of_the_batch_are_untouched():

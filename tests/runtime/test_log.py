@@ -98,6 +98,7 @@ def test_meter(monkeypatch):
             assert meter.rates() == {"images_per_second": pytest.approx(2 * 30 / 8), "data_wait": pytest.approx(0.25)}
     assert seen == [0, 1, 2, 3]
     assert meter.rates() == {"images_per_second": pytest.approx(2 * 30 / 8), "data_wait": pytest.approx(0.25)}
+    assert meter.wait_share() == pytest.approx(3 * 1 / (3 * 4))  # the first batch's wait is the workers' start
 
 
 def parts(loss, row=1.0):

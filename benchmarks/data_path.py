@@ -1,0 +1,237 @@
+#!/usr/bin/env python
+"""Augmented views a second: a reference pipeline beside the fast data path, on any images.
+
+    python benchmarks/data_path.py --data DIR                 # one thread, stage by stage
+    python benchmarks/data_path.py --data DIR -j 2            # also through loaders with two workers
+    python benchmarks/data_path.py --data DIR train.pack      # several sources beside the folder's reference
+
+The reference is a folder opened with Pillow and torchvision's transforms in the original's order (crop, jitter, grey,
+blur, flip, tensor, normalise), float32 out. Ours gives uint8; `host` is what workers do where a device applies colour,
+`host + colour` where there is none. Measured in turns, medians; the ratio is the reference's time over ours. One-thread
+figures are processor time, which other programs on the machine disturb less; those with workers are wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data.augment import PRESETS, augmentation, view_keys  # noqa: E402
+from data.colour import apply_colour  # noqa: E402
+from data.datasets import open_source  # noqa: E402
+from data.loader import build_loader  # noqa: E402
+from data.resident import decode_all  # noqa: E402
+from data.samplers import RandomSampler  # noqa: E402
+from data.sources import ImageSource  # noqa: E402
+from data.views import batched_crop, fast_crop  # noqa: E402
+from runtime.errors import UserError, run_script  # noqa: E402
+
+SIZE, BATCH = 224, 32
+
+
+# ---- the reference
+
+
+class Blur:
+    """Pillow's blur with a uniform radius."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+
+
+def reference_steps(name: str, size: int) -> dict[str, Callable]:
+    """Stage -> transform, in order."""
+    preset = PRESETS[name]
+    jitter = transforms.RandomApply([transforms.ColorJitter(*preset.jitter)], p=preset.jitter_probability)
+    colour = [("jitter", jitter), ("grey", transforms.RandomGrayscale(0.2))]
+    steps = [("crop + resize", transforms.RandomResizedCrop(size, scale=preset.crop_scale)),
+             *(reversed(colour) if preset.grayscale_first else colour)]
+    if preset.blur_probability:
+        steps.append(("blur", transforms.RandomApply([Blur()], p=preset.blur_probability)))
+    normalise = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    return dict([*steps, ("flip", transforms.RandomHorizontalFlip()), ("tensor", transforms.ToTensor()),
+                 ("normalise", normalise)])
+
+
+def pil_loader(path: str) -> Image.Image:
+    """torchvision's ImageFolder's."""
+    with open(path, "rb") as file:  # noqa: PTH123
+        return Image.open(file).convert("RGB")
+
+
+class Reference(Dataset):
+    """torchvision's ImageFolder without labels."""
+
+    def __init__(self, paths: Sequence[str], name: str, size: int):
+        self.paths, self.transform = paths, transforms.Compose(list(reference_steps(name, size).values()))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return self.transform(pil_loader(self.paths[i]))
+
+
+# ---- stage by stage, one image after the other
+
+
+class Stages(dict):
+    """Milliseconds of processor time by stage."""
+
+    def measure(self, label: str, work: Callable, *arguments: object) -> object:
+        """What work gives, its time added to the stage's."""
+        start = time.process_time()
+        result = work(*arguments)
+        self[label] = self.get(label, 0.0) + 1e3 * (time.process_time() - start)
+        return result
+
+    def per_image(self, count: int) -> dict[str, float]:
+        """The means."""
+        return {label: total / count for label, total in self.items()}
+
+
+def reference_stages(paths: list[str], name: str, size: int) -> dict[str, float]:
+    """Milliseconds an image of each stage."""
+    stages = Stages()
+    for item in paths:
+        for stage, step in {"decode": pil_loader, **reference_steps(name, size)}.items():
+            item = stages.measure(stage, step, item)
+    return stages.per_image(len(paths))
+
+
+def our_stages(source: ImageSource, name: str, size: int, seed: int) -> dict[str, float]:
+    """The same of the fast path on the host."""
+    drawing, stages = augmentation(name, size), Stages()
+    drawn = stages.measure("draw", lambda: drawing.draw(view_keys(seed, np.arange(len(source)), 0)))
+    views = torch.zeros(len(source), 3, size, size, dtype=torch.uint8)
+
+    def crop(image: torch.Tensor, i: int) -> None:
+        fast_crop(image, drawn.boxes(*image.shape[1:], [i])[0], drawn.flip[i], views[i])
+
+    for i in range(len(source)):
+        image = stages.measure("decode", source.pixels, i)
+        stages.measure("crop + resize", crop, image, i)
+    stages.measure("colour", apply_colour, views, torch.from_numpy(drawn.colour))  # as in a batch: behind the crops
+    return stages.per_image(len(source))
+
+
+# ---- whole pipelines
+
+
+def with_workers(loader: DataLoader) -> float:
+    """Milliseconds an image, by the wall, of a pass after the workers have started."""
+    for _ in loader:  # starts the workers, which live on
+        pass
+    images, start = 0, time.perf_counter()
+    for _ in range(2):
+        for batch in loader:
+            images += len(batch) if isinstance(batch, torch.Tensor) else len(batch.indices)
+    return 1e3 * (time.perf_counter() - start) / images
+
+
+def our_loader(source: ImageSource, name: str, size: int, workers: int, colour: bool) -> DataLoader:
+    """The training loader's workers, with colour left to a device or not."""
+    sampler = RandomSampler(len(source), BATCH)
+    loader = build_loader(source, [augmentation(name, size)], sampler, workers, 0, "cpu").loader
+    loader.dataset.colour_later = not colour
+    return loader
+
+
+def show(label: str, ours: float, reference: float) -> None:
+    print(f"  {label:<34} {ours:8.3f} ms {1e3 / ours:9.0f} images/s   {reference / ours:5.2f} x", flush=True)
+
+
+def resident(source: ImageSource, name: str, size: int, device: torch.device, rounds: int) -> list[float]:
+    """Milliseconds a view of batched crops and colour of images that lie on the device (one size)."""
+    images, _ = decode_all(source, "device", device, 2)
+    drawing, times = augmentation(name, size), []
+    for turn in range(rounds + 1):
+        start, done = time.perf_counter(), 0
+        for step in range(20):
+            rows = torch.randint(len(images), (512,))
+            drawn = drawing.draw(view_keys(turn, np.arange(512) + 512 * step, 0))
+            view = batched_crop(images[rows.to(device)], drawn.boxes(*images.shape[-2:]), drawn.flip, size)
+            apply_colour(view, torch.from_numpy(drawn.colour))
+            done += 512
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - start) / done)
+    return times[1:]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, help="image folder; behind it other sources of its images")
+    parser.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2")
+    parser.add_argument("--image-size", type=int, default=SIZE)
+    parser.add_argument("--images", type=int, default=160, help="images used, evenly taken; default 160")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("-j", "--workers", type=int, default=0, help="also through loaders with so many workers")
+    parser.add_argument("--cache", action="store_true", help="also with all images on the device (images of one size)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    sources = {spec: open_source(spec) for spec in args.data}
+    first = next(iter(sources.values()))
+    if len(first) < BATCH or not Path(first.location(0)).is_file():
+        raise UserError(f"--data {args.data[0]} is not a folder of {BATCH} or more image files, as the reference needs")
+    for spec, source in sources.items():
+        sources[spec] = source.take(np.linspace(0, len(source) - 1, min(args.images, len(source))).astype(np.int64))
+    first = next(iter(sources.values()))
+    paths = [first.location(i) for i in range(len(first))]
+
+    reference, ours = [], {spec: [] for spec in sources}
+    for turn in range(args.rounds):
+        reference.append(reference_stages(paths, args.aug, args.image_size))
+        for spec, source in sources.items():
+            ours[spec].append(our_stages(source, args.aug, args.image_size, turn))
+
+    def median(rounds: list[dict[str, float]]) -> dict[str, float]:
+        return {stage: statistics.median(times[stage] for times in rounds) for stage in rounds[0]}
+
+    stages = median(reference)
+    total = sum(stages.values())
+    print(f"{len(first)} images of {args.data[0]}, {args.aug} at {args.image_size}; torch {torch.__version__}")
+    print(f"one thread, {args.rounds} rounds in turns\n  reference: "
+          + "  ".join(f"{k} {v:.2f}" for k, v in stages.items()))
+    show("reference", total, total)
+    for spec in sources:
+        stages = median(ours[spec])
+        print(f"  {spec}: " + "  ".join(f"{k} {v:.3f}" for k, v in stages.items()))
+        show("host", sum(stages.values()) - stages["colour"], total)
+        show("host + colour", sum(stages.values()), total)
+
+    if args.workers:
+        options = {"batch_size": BATCH, "num_workers": args.workers, "persistent_workers": True}
+        loaders = {"reference": DataLoader(Reference(paths, args.aug, args.image_size), **options)}
+        for spec, source in sources.items():
+            for label, colour in (("host", False), ("host + colour", True)):
+                loaders[f"{spec}: {label}"] = our_loader(source, args.aug, args.image_size, args.workers, colour)
+        rounds = [{label: with_workers(loader) for label, loader in loaders.items()} for _ in range(args.rounds)]
+        times = median(rounds)
+        print(f"{args.workers} workers, wall time")
+        for label, value in times.items():
+            show(label, value, times["reference"])
+
+    if args.cache:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        print(f"images on the device ({device.type}), wall time")
+        times = resident(first, args.aug, args.image_size, device, args.rounds)
+        show("batched crop + colour", statistics.median(times), total)
+
+
+if __name__ == "__main__":
+    run_script(main)
