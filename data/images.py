@@ -16,6 +16,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import pil_to_tensor
 
 try:
+    import simplejpeg  # optional, libjpeg-turbo alone: the same pixels an eighth sooner than torchvision's
+except ImportError:
+    simplejpeg = None
+try:
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # announced since torchvision 0.29; Pillow takes a third longer
     decode_jpeg = None
@@ -58,12 +62,14 @@ def read_bytes(file: str | os.PathLike) -> bytes:
 def decode_rgb(data: bytes) -> torch.Tensor:
     """A file's content -> uint8 [3, H, W], the pixels of open_rgb. Raises BadImage as open_rgb does.
 
-    Upright 8-bit JPEGs of one or three channels go through torchvision's decoder, which uses the same library
-    as Pillow without an Image in between. All else, and whatever it refuses, is Pillow's; PNGs too, because a
-    damaged one ends torchvision's decoder with a segmentation fault (0.29).
+    Upright 8-bit JPEGs of one or three channels go through simplejpeg's decoder, or torchvision's where that is not
+    installed, which use the same library as Pillow without an Image in between. All else, and whatever they
+    refuse, is Pillow's; PNGs too, because a damaged one ends torchvision's decoder with a segmentation fault (0.29).
     """
-    if decode_jpeg and data[:2] == b"\xff\xd8" and _is_plain_jpeg(data):
-        with contextlib.suppress(RuntimeError):
+    if (simplejpeg or decode_jpeg) and data[:2] == b"\xff\xd8" and _is_plain_jpeg(data):
+        with contextlib.suppress(RuntimeError, ValueError):
+            if simplejpeg:
+                return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
             return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     return pil_to_tensor(open_rgb(io.BytesIO(data)))
 

@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,16 +239,23 @@ SCENE = Image.fromarray(np.stack([np.add.outer(np.arange(40) * a, np.arange(53) 
                                   ((2, 3), (5, 1), (1, 4))], -1).astype(np.uint8))
 
 
-@pytest.fixture
-def torchvisions(monkeypatch):
-    """How often torchvision's decoder was asked."""
+@pytest.fixture(params=["simplejpeg", "torchvision"])
+def decoders(request, monkeypatch):
+    """How often the decoder beside Pillow's was asked."""
     asked = []
 
-    def decode(*arguments, **options):
-        asked.append(1)
-        return decode_jpeg(*arguments, **options)
+    def counting(decode):
+        def counted(*arguments, **options):
+            asked.append(1)
+            return decode(*arguments, **options)
+        return counted
 
-    monkeypatch.setattr("data.images.decode_jpeg", decode)
+    if request.param == "simplejpeg":
+        simplejpeg = pytest.importorskip("simplejpeg", reason="simplejpeg is not installed")
+        monkeypatch.setattr("data.images.simplejpeg", SimpleNamespace(decode_jpeg=counting(simplejpeg.decode_jpeg)))
+    else:
+        monkeypatch.setattr("data.images.simplejpeg", None)
+        monkeypatch.setattr("data.images.decode_jpeg", counting(decode_jpeg))
     return asked
 
 
@@ -255,14 +263,14 @@ def torchvisions(monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 20, "subsampling": 2},
                                      {"quality": 95, "subsampling": 0}, {"optimize": True, "dpi": (300, 300)},
                                      {"comment": b"hello"}, {"icc_profile": b"x" * 5000}], ids=str)
-def test_plain_jpegs_are_decoded_without_pillow_to_the_same_pixels(mode, options, torchvisions):
+def test_plain_jpegs_are_decoded_without_pillow_to_the_same_pixels(mode, options, decoders):
     check_same(saved(SCENE.convert(mode), "JPEG", **options).getvalue())
-    assert torchvisions
+    assert decoders
 
 
 @pytest.mark.parametrize("orientation", range(10))
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_exif(orientation, order, torchvisions):
+def test_exif(orientation, order, decoders):
     exif = Image.Exif()
     exif.endian = order
     exif[0x010F] = "camera"
@@ -270,7 +278,7 @@ def test_exif(orientation, order, torchvisions):
         exif[0x0112] = orientation
     shown = check_same(saved(SCENE, "JPEG", exif=exif).getvalue())
     assert shown.shape == ((53, 40, 3) if 5 <= orientation <= 8 else (40, 53, 3))
-    assert bool(torchvisions) is (orientation in (1, 9))
+    assert bool(decoders) is (orientation in (1, 9))
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0nonsense"])
@@ -278,9 +286,9 @@ def test_damaged_exif(exif):
     check_same(saved(SCENE, "JPEG", exif=exif).getvalue())
 
 
-def test_four_channels_are_pillows(torchvisions):
+def test_four_channels_are_pillows(decoders):
     check_same(saved(SCENE.convert("CMYK"), "JPEG").getvalue())
-    assert not torchvisions
+    assert not decoders
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
@@ -301,14 +309,15 @@ def test_what_is_no_image(data):
     assert isinstance(check_same(data), str)
 
 
-def test_without_torchvisions_decoder(monkeypatch):
+def test_without_either_decoder(monkeypatch):
     data = saved(SCENE, "JPEG").getvalue()
     expected = check_same(data)
+    monkeypatch.setattr("data.images.simplejpeg", None)
     monkeypatch.setattr("data.images.decode_jpeg", None)
     assert np.array_equal(check_same(data), expected)
 
 
-def test_damaged_jpegs_end_alike():
+def test_damaged_jpegs_end_alike(decoders):
     generator, reasons = np.random.default_rng(0), set()
     for options in ({}, {"progressive": True}):
         whole = saved(SCENE, "JPEG", **options).getvalue()
@@ -323,11 +332,11 @@ def test_damaged_jpegs_end_alike():
     assert reasons == {str, np.ndarray}
 
 
-def test_images_beyond_pillows_limit_are_pillows(monkeypatch, torchvisions):
+def test_images_beyond_pillows_limit_are_pillows(monkeypatch, decoders):
     data = saved(SCENE, "JPEG").getvalue()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 53 * 40 // 2 - 1)
     assert "exceeds limit" in check_same(data)
-    assert not torchvisions
+    assert not decoders
 
 
 # ---- what a source gives
