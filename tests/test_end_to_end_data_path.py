@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from test_end_to_end import in_this_process, metrics, render, well
 
-WAYS = {"fast": [], "pil": ["--data-path", "pil"], "host": ["--cache", "host"], "device": ["--cache", "device"]}
+WAYS = {"fast": [], "pil": ["--data-path", "pil"], "host": ["--cache", "host"], "device": ["--cache", "device"],
+        "pool": ["--image-cache", "0.01"]}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,15 @@ def test_a_student_learns_by_every_way_and_goes_on_by_another(way, tree, teacher
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "pil"), rel=0.2)
     again = well(in_this_process("train_distill.py", *flags, "--data-path", "pil", "--output", tmp_path / "run"))
     assert "going on from" in again.out
+
+
+def test_the_pool_of_images_is_shared_by_workers_and_its_hit_rate_is_logged(tree, tmp_path):
+    flags = [*teacher_flags(tree), "--epochs", 2, "--workers", 2, "--image-cache", "0.01"]
+    done = well(in_this_process("train_teacher.py", *flags, "--output", tmp_path / "run"))
+    said = [line for line in done.out.splitlines() if "hit rate" in line]
+    assert len(said) == 2
+    assert "24 of 24 images" in said[-1]
+    assert "hit rate 50.0 %" in said[-1]  # the second epoch finds all 24
 
 
 @pytest.mark.parametrize("script", ["train_teacher.py", "train_distill.py"])
