@@ -58,7 +58,8 @@ def read_file(path: str | Path, flag: str = "--weights", trust: bool = False) ->
     if trust:
         return _unpickle_trusted(path, flag)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of old formats
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # noqa: BLE001 - whatever it was, the inert reader says what is wrong with the file
         return _unpickle_inert(path, flag)
@@ -148,7 +149,8 @@ def _unpickle_inert(path: Path, flag: str) -> Any:
     reader = inert_pickle(seen)
     raw = problem = None
     try:
-        with warnings.catch_warnings(action="ignore"):  # of old formats
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats
             if zipfile.is_zipfile(path) or _is_old_torch(path):
                 raw = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
             else:

@@ -193,8 +193,9 @@ def _silence() -> Iterator[None]:
     logging.disable(logging.ERROR)
     torch.backends.mha.set_fastpath_enabled(False)  # attention in one operator, which ONNX does not have
     try:
-        with (warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()),
+        with (warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()),
               contextlib.redirect_stderr(io.StringIO())):
+            warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
