@@ -113,7 +113,7 @@ def _is_torchscript(path: Path) -> bool:
     """By PyTorch's own reader of archives, since torch.load hands such a file to its compiler, which runs it."""
     try:
         names = torch._C.PyTorchFileReader(str(path)).get_all_records()
-    except RuntimeError:
+    except (RuntimeError, UnicodeDecodeError):  # damaged; names that are no text too
         return False
     return any(name == "constants.pkl" or name.startswith("code/") for name in names)
 

@@ -280,7 +280,7 @@ def test_data_set_and_batch_pickle():
 def test_pinning_keeps_the_batch_a_batch(monkeypatch):
     from torch.utils.data._utils.pin_memory import pin_memory
 
-    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # the real one needs a GPU
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self.clone())  # the real one needs a GPU
     batch = whole([(i, i) for i in range(4)], colour_later=True)._replace(bad=[(1, "reason")])
     pinned = pin_memory(batch)
     assert isinstance(pinned, Batch)
