@@ -64,10 +64,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def examine(path: str, args: argparse.Namespace) -> tuple[Report, FrozenEncoder | None]:
     """What can be said of one file, and its trunk if that is whole."""
     report, encoder = Report(file=path), None
-    if Path(path).is_file():
-        report.sha256 = file_sha256(path)
     try:
         checkpoint = read_checkpoint(path, args.checkpoint_key, "", branch=args.branch, trust=args.trust_checkpoint)
+        report.sha256 = checkpoint.sha256
         report.layout, report.container = checkpoint.layout.name, checkpoint.container
         report.branch, report.epoch = checkpoint.prefix.rstrip("."), checkpoint.meta.get("epoch")
         report.branches = [p.rstrip(".") for p in checkpoint.branches() if p != checkpoint.prefix]
@@ -81,6 +80,8 @@ def examine(path: str, args: argparse.Namespace) -> tuple[Report, FrozenEncoder 
             encoder = FrozenEncoder(backbone, report.mean, report.std)
     except UserError as error:
         report.error = str(error).strip()
+        if Path(path).is_file():
+            report.sha256 = report.sha256 or file_sha256(path)
     return report, encoder
 
 

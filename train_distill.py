@@ -138,8 +138,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     config = {**vars(args), "stem": backbone.spec.stem, "teacher_arch": teacher_spec.arch,
               "teacher_stem": teacher_spec.stem, "image_size": teacher_spec.image_size, "teacher": report.record(),
               "teacher_sha256": report.sha256, "data_fingerprint": source.fingerprint(),
-              "far_k": sampler.far_k,
-              "num_clusters": sampler.num_clusters, "processes": process.world_size}
+              "far_k": sampler.far_k, "num_clusters": sampler.num_clusters, "processes": process.world_size}
     record = {**student.record(), "config": config, "teacher": report.record()}
     modules = {"state_dict": student, "updater": updater}
     run = Run.open(args.output, args.resume, config, record, VOLATILE | FILES, process, modules,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from data.images import BadImage
 from data.samplers import RandomSampler
 from data.sources import ImageSource
 from data.views import batched_crop
+from runtime.device import free_memory
 from runtime.errors import UserError
 
 
@@ -115,18 +115,9 @@ def decode_all(source: ImageSource, cache: str, device: torch.device, threads: i
 
 def _check_room(count: int, shape: tuple[int, ...], cache: str, device: torch.device) -> None:
     needed = count * int(np.prod(shape))
-    room, where = _free_memory(), "the host's memory"
+    room, where = free_memory(torch.device("cpu")), "the host's memory"
     if cache == "device" and device.type == "cuda":
-        room, where = min(room, torch.cuda.mem_get_info(device)[0] // 2), "the card's memory beside a model"
+        room, where = min(room, free_memory(device) // 2), "the card's memory beside a model"
     if needed > room:
         raise UserError(f"--cache {cache} needs {needed / 2**30:.1f} GiB for {count:,} images, more than the "
                         f"{room / 2**30:.1f} GiB free in {where}; leave --cache out")
-
-
-def _free_memory() -> float:
-    """Bytes that the host can still give, infinite where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return float("inf")

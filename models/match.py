@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,11 @@ class Checkpoint:
         backbone.load_state_dict(wanted)
         return report
 
+    @functools.cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file, read once."""
+        return file_sha256(self.path)
+
     def match(self, backbone: nn.Module) -> tuple[Report, dict[str, Tensor]]:
         """The report of laying this file over ``backbone``, with ``error`` set if it does not fit, and the tensors
         that do, under the trunk's names. Nothing is loaded."""
@@ -106,7 +112,7 @@ class Checkpoint:
             dropped.setdefault(place, [0, "head"])[0] += 1
         mean, std = self.layout.own.get(spec.arch, (self.layout.mean, self.layout.std))
         report = Report(
-            file=str(self.path), sha256=file_sha256(self.path), layout=self.layout.name, arch=spec.arch, stem=spec.stem,
+            file=str(self.path), sha256=self.sha256, layout=self.layout.name, arch=spec.arch, stem=spec.stem,
             image_size=spec.image_size, container=self.container, branch=self.prefix.rstrip("."),
             branches=[p.rstrip(".") for p in self.branches() if p != self.prefix], matched=len(how.found),
             missing=how.missing, unexpected=[inside[n][0] for n in how.unexpected] + strays,
@@ -117,7 +123,7 @@ class Checkpoint:
             std=list(self.meta.get("std") or _timm_colours(backbone, "std") or std))
         report.notes = self._notes(spec.arch)
         if report.missing or report.unexpected or report.reshaped:
-            report.error = self._mismatch(report, shapes)
+            report.error = self._mismatch(report)
         return report, {name: inside[name][1] for name in how.found}
 
     def _notes(self, arch: str) -> list[str]:
@@ -176,7 +182,7 @@ class Checkpoint:
     def _trunk_shapes(self, arch: str | None) -> dict[str, Size]:
         inside, _, _ = self._sorted(arch)
         heads = self._local_heads()
-        return {name: value.shape for name, (_, value) in inside.items() if not name.startswith(heads or "\0")}
+        return {name: value.shape for name, (_, value) in inside.items() if not name.startswith(heads)}
 
     def _recorded(self) -> list[str]:
         """The architecture that the file names, translated into ours."""
@@ -193,13 +199,13 @@ class Checkpoint:
         return "cifar" if "layer1.0.conv1.weight" in shapes and first[-1:] == (3,) and "conv3.weight" not in shapes \
             else "imagenet"
 
-    def _mismatch(self, report: Report, shapes: Mapping[str, Size]) -> str:
+    def _mismatch(self, report: Report) -> str:
         arch = report.recorded_arch
         says = f"; the file says it holds {arch}" if arch and arch != report.arch else ""
         findings = [f"{len(keys)} {what} ({few(keys)})" for what, keys in (
             ("missing", report.missing), ("left over", report.unexpected),
             ("of another shape", report.reshaped)) if keys]
-        trunk = {name: shape for name, shape in shapes.items() if not name.startswith(self._local_heads() or "\0")}
+        trunk = self._trunk_shapes(report.arch)
         fits = identify(trunk, self._hints(), report.image_size)
         advice = f"it fits {fits[0].arch} with stem '{fits[0].stem}', so give that" if fits else near_miss(trunk)
         return (f"{self.path} ({report.layout} layout) does not fit {report.arch} with stem '{report.stem}'"

@@ -1,14 +1,7 @@
 """compute_knn.py cluster and check, and training over clusters: the real scripts on a tiny rendered tree."""
 
-import contextlib
 import hashlib
-import io
 import json
-import os
-import runpy
-import subprocess
-import sys
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -16,42 +9,11 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from test_end_to_end import in_this_process, script, well
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER, STUDENT = "squeezenet1_1", "squeezenet1_1"
 ON_CPU = ["--device", "cpu", "--workers", "0"]
-Done = namedtuple("Done", "rc out err")
-
-
-def script(name, *arguments, processes=0):
-    """Run a script of the repository as a person does; ``processes``: under torchrun."""
-    launcher = [sys.executable]
-    if processes:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    done = subprocess.run([*launcher, str(ROOT / name), *map(str, arguments)], capture_output=True, text=True,
-                          env=environment, timeout=240)
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-def in_this_process(name, *arguments):
-    """Run the same file as ``__main__`` here."""
-    out, err = io.StringIO(), io.StringIO()
-    before, sys.argv = sys.argv, [name, *map(str, arguments)]
-    code = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(ROOT / name), run_name="__main__")
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv = before
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-def well(done):
-    assert done.rc == 0, done.out + done.err
-    return done
 
 
 def assert_refused(done, *words):

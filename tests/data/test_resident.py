@@ -93,10 +93,10 @@ def test_several_sizes_are_refused():
 
 
 def test_more_than_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(data.resident, "_free_memory", lambda: N * 3 * 36 * 40 - 1)
+    monkeypatch.setattr(data.resident, "free_memory", lambda device: N * 3 * 36 * 40 - 1)
     with pytest.raises(UserError, match=f"--cache device needs .* GiB for {N} images"):
         batches("device")
-    monkeypatch.setattr(data.resident, "_free_memory", lambda: N * 3 * 36 * 40)
+    monkeypatch.setattr(data.resident, "free_memory", lambda device: N * 3 * 36 * 40)
     assert batches("device")
 
 
