@@ -6,6 +6,8 @@ import contextlib
 import inspect
 import os
 import random
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +17,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from runtime.errors import PeerLost, UserError
 
 T = TypeVar("T")
+
+JOIN_SECONDS = 600  # that processes which start at the same time may lie apart
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,34 @@ def start_process(device: str = "auto") -> Iterator[Process]:
         if world_size == 1:
             yield Process(0, 1, chosen, closing=closing)
             return
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        store, rank, world_size = own_store()
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank,
+                                world_size=world_size)
         closing.callback(dist.destroy_process_group)
         yield Process(dist.get_rank(), dist.get_world_size(), chosen, dist.new_group(backend="gloo"), closing)
+
+
+def own_store() -> tuple[dist.Store, int, int]:
+    """The launcher's store under a name that this start of the processes has alone; rank and world size.
+
+    torchrun keeps one store for all the starts of ``--max-restarts``, in which gloo and NCCL would find addresses of
+    processes that are gone (pytorch issue 135712). So the first rank draws a name, and answers each of the others
+    under the name that it drew for itself: what earlier processes left never answers.
+    """
+    store, rank, world_size = next(rendezvous("env://"))
+    mine, until = uuid.uuid4().hex, time.monotonic() + JOIN_SECONDS
+    if rank == 0:
+        store.set("start", mine)
+        for other in range(1, world_size):
+            store.set(f"{mine}/{other}/{store.get(f'{mine}/{other}').decode()}", "")
+        return dist.PrefixStore(mine, store), rank, world_size
+    while time.monotonic() < until:
+        name = store.get("start").decode()
+        store.set(f"{name}/{rank}", mine)
+        if store.check([f"{name}/{rank}/{mine}"]):
+            return dist.PrefixStore(name, store), rank, world_size
+        time.sleep(0.02)
+    raise PeerLost
 
 
 def _pick_device(name: str, local_rank: int) -> torch.device:

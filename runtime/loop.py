@@ -41,7 +41,7 @@ class Trainer:
     monitor: Callable[[Parts], Parts] | None = None
 
     def __post_init__(self) -> None:
-        self.alarm = FiniteAlarm(self.run.output, self.run.process.rank)
+        self.alarm = FiniteAlarm(self.run.output, self.run.process.rank, self.run.modules)
         self.done, self.began = 0, time.monotonic()
 
     def epoch(self, epoch: int, step_of: Callable[[Any], Parts]) -> None:
@@ -58,9 +58,10 @@ class Trainer:
             batch, error = self._next(batches)
             run.between_steps(error)
             rate = self.rate(epoch, step, steps)
+            self.alarm.begin(batch, epoch, step)
             with self.updater.autocast():
                 parts = step_of(batch)
-            self.alarm.watch(parts, batch.indices, epoch, step)
+            self.alarm.watch(parts)
             self.updater.step(parts["loss"], rate)
             run.step, run.steps, self.done = step + 1, run.steps + 1, self.done + 1
             run.averages.add(parts)
