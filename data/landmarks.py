@@ -85,8 +85,8 @@ def open_landmarks(root: str | Path, name: str, size: int, flag: str = "--root")
     if not path.is_file() or not images.is_dir():
         raise UserError(
             f"{flag} {root} holds no {name}: {path if images.is_dir() else images} was not found, expected "
-            f"{name}/gnd_{name}.pkl and {name}/jpg/*.jpg; get the images from {IMAGES_FROM[name]} (their photographers' "
-            f"licences let one use them for research) and the ground truth from {TRUTH_FROM}")
+            f"{name}/gnd_{name}.pkl and {name}/jpg/*.jpg; get the images from {IMAGES_FROM[name]}, under their own "
+            f"terms, and the ground truth from {TRUTH_FROM}")
     database, queries, truth, boxes = _read_truth(path)
     found = _places(images, {*database, *queries})
     missing = [x for x in (*database, *queries) if x not in found]
@@ -111,14 +111,14 @@ def _read_truth(path: Path) -> tuple[list[str], list[str], list[dict[str, np.nda
         boxes = np.array([[float(x) for x in row["bbx"]] for row in rows], dtype=np.float64).reshape(-1, 4)
         truth = [{group: np.asarray(row[group], dtype=np.int64).reshape(-1) for group in GROUPS} for row in rows]
         numbers = np.concatenate([row[group] for row in truth for group in GROUPS])
-        sound = (len(rows) == len(queries) == len(boxes) and len(numbers) and 0 <= numbers.min()
+        sound = (len(rows) == len(queries) == len(boxes) and len(numbers) and numbers.min() >= 0
                  and numbers.max() < len(database) and (boxes[:, 2:] > boxes[:, :2]).all()
                  and not any(Path(x).name != x for x in (*database, *queries)))
     except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
     if not sound:
-        raise UserError(f"{path} is not the ground truth of the revisited benchmarks: expected imlist, qimlist and gnd, "
-                        f"for each query bbx, easy, hard and junk; get it from {TRUTH_FROM}")
+        raise UserError(f"{path} is not the ground truth of the revisited benchmarks: expected imlist, qimlist and "
+                        f"gnd, for each query bbx, easy, hard and junk; get it from {TRUTH_FROM}")
     return database, queries, truth, boxes
 
 

@@ -15,7 +15,8 @@ WHOLE = {"cka": "linear CKA", "cka_unbiased": "CKA,\nunbiased", "row_cosine": "c
          "space_cosine": "cosine\nof columns", "dimension_correlation": "correlation\nof columns"}
 
 
-def save_picture(path: Path, students: Mapping[str, Mapping[str, Any]], chance: Mapping[int, float], title: str) -> Path:
+def save_picture(path: Path, students: Mapping[str, Mapping[str, Any]], chance: Mapping[int, float], title: str,
+                 ) -> Path:
     """Bars of each student's measures, as evals.overlap gives them, a colour a student; ``chance``: percent by k.
 
     Raises :class:`UserError` without matplotlib.

@@ -129,6 +129,7 @@ MINIMAL = {
     ("inspect_checkpoint",): ["t.pth"],
     ("pack_dataset",): ["--data", "d", "--output", "o.pack"],
     ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
+    ("evaluate", "overlap"): ["--data", "d", "--teacher", "t.pth", "--weights", "s.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 
