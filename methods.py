@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 import cli
-from losses import LOSSES, needs_of
+from losses import LOSSES, needs_of, takes
+from runtime.collectives import SCOPES
 from runtime.errors import UserError
 
 
@@ -27,6 +28,11 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
                        help="student temperature; default the method's own: coss 0.1 (a pure scale)")
     group.add_argument("--t-temp", type=cli.number(float, above=0), default=None, metavar="T",
                        help="teacher temperature; default the method's own: coss 0.07 (a pure scale)")
+    group.add_argument("--space-batch", choices=SCOPES, default=None,
+                       help="the batch over which statistics of a dimension (coss's space term) are taken: local, each "
+                            "process's own, or global, that of all processes, exactly, so that the loss and its "
+                            "gradients are those of one process with the whole batch, however many there are; default "
+                            "local, as in the original and the paper's rows")
     group.add_argument("--moco-dim", type=cli.number(int, 1), default=128, metavar="D",
                        help="losses without a teacher: width of the contrasted features; default 128, MoCo's")
     group.add_argument("--moco-m", type=cli.number(float, 0, 1), default=0.999, metavar="M",
@@ -53,7 +59,8 @@ def weights(text: str) -> list[float]:
 
 def options(args: argparse.Namespace) -> dict[str, object]:
     """The flags that are constructor arguments of losses; None is the method's own."""
-    return {"l_0": args.l_0, "l_1": args.l_1, "s_temp": args.s_temp, "t_temp": args.t_temp}
+    return {"l_0": args.l_0, "l_1": args.l_1, "s_temp": args.s_temp, "t_temp": args.t_temp,
+            "space_batch": args.space_batch}
 
 
 def check_loss(args: argparse.Namespace) -> None:
@@ -65,6 +72,10 @@ def check_loss(args: argparse.Namespace) -> None:
     if needs.teacher and not args.distill:
         raise UserError(f"--loss {args.loss} needs --distill PATH, the teacher's checkpoint; train one with "
                         "train_teacher.py if you have none")
+    if args.space_batch == "global" and not takes(args.loss, "space_batch"):
+        able = ", ".join(name for name in sorted(LOSSES) if takes(name, "space_batch"))
+        raise UserError(f"--space-batch global has no meaning for --loss {args.loss}, which takes no statistics of a "
+                        f"dimension; leave it out, or take one of {able}")
     if needs.bag and (args.sampler != "cf" or args.nearest_k != 1 or args.fark_info):
         found = f"--sampler {args.sampler} --nearest-k {args.nearest_k}{' --fark-info' * bool(args.fark_info)}"
         raise UserError(f"--loss {args.loss} needs batches of pairs, each image with one of its nearest, and found "
