@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from losses.base import Loss, full_precision
+from runtime.collectives import BatchStatistics
 
 
 class DINO(Loss):
@@ -30,24 +31,36 @@ class DINO(Loss):
         """
         with torch.autocast(student.device.type, enabled=False):
             s, t = full_precision(student) / self.s_temp, full_precision(teacher) / self.t_temp
-            return {"loss": cross_entropy(t, s), "entropy": cross_entropy(t, t).detach()}
+            return {"loss": by_row(t, s).mean(), "entropy": by_row(t, t).mean()}
 
 
-class DINOSS(DINO):
-    """With the same over the transposes: each dimension as a distribution over the images of this process's batch."""
+class DINOSS(Loss):
+    """With the same over the columns: each dimension as a distribution over the images.
 
-    def __init__(self, l_0: float = 1.0, l_1: float = 0.5, s_temp: float = 0.1, t_temp: float = 0.07) -> None:
-        super().__init__(s_temp, t_temp)
-        self.l_0, self.l_1 = l_0, l_1
+    ``space_batch``: over those of this process's batch (``local``, as the original) or of all processes' (``global``).
+    """
+
+    def __init__(self, l_0: float = 1.0, l_1: float = 0.5, s_temp: float = 0.1, t_temp: float = 0.07,
+                 space_batch: str = "local") -> None:
+        super().__init__()
+        self.l_0, self.l_1, self.s_temp, self.t_temp = l_0, l_1, s_temp, t_temp
+        self.batch = BatchStatistics(space_batch)
 
     def forward(self, *, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """As :class:`DINO`'s. Returns scalars: ``loss``, and before weighting ``row`` and ``space``."""
         with torch.autocast(student.device.type, enabled=False):
             s, t = full_precision(student) / self.s_temp, full_precision(teacher) / self.t_temp
-            row, space = cross_entropy(t, s), cross_entropy(t.T, s.T)
+            row, space = self.batch.means(by_row(t, s))[0], by_column(t, s, self.batch).mean()
             return {"loss": self.l_0 * row + self.l_1 * space, "row": row, "space": space}
 
 
-def cross_entropy(t: Tensor, s: Tensor) -> Tensor:
-    """Mean over rows of the cross-entropy of softmax(t) against softmax(s), logits [n, m]: a scalar."""
-    return -(t.softmax(1) * s.log_softmax(1)).sum(1).mean()
+def by_row(t: Tensor, s: Tensor) -> Tensor:
+    """Cross-entropy of softmax(t) against softmax(s), logits [b, d]: [b]."""
+    return -(t.softmax(1) * s.log_softmax(1)).sum(1)
+
+
+def by_column(t: Tensor, s: Tensor, batch: BatchStatistics) -> Tensor:
+    """The same of the transposes, [d], out of sums over the batch's rows: log sum exp(s) - sum q s."""
+    s, weights = s - batch.max(s), (t - batch.max(t)).exp()
+    total_s, total_t, product = batch.sums(s.exp(), weights, weights * s)
+    return total_s.log() - product / total_t

@@ -1,7 +1,7 @@
 """DIST: Pearson correlation of the student's and the teacher's features read as distributions, by row and by column.
 
-Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, on pooled features as in
-the CoSS paper's code (which takes the column term over softmaxes of the transposes):
+Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, on pooled features as in the CoSS
+paper's code (which takes the column term over softmaxes of the transposes):
 
     L = l_0 mean_i (1 - rho(p_i, q_i)) + l_1 mean_j (1 - rho(p'_j, q'_j))
     p = softmax(s / T_s), q = softmax(t / T_t), p' = softmax(s^T / T_s), q' = softmax(t^T / T_t)
@@ -17,14 +17,19 @@ import torch
 from torch import Tensor
 
 from losses.base import Loss, full_precision
+from runtime.collectives import BatchStatistics
 
 
 class DIST(Loss):
-    """The DIST loss. Its column term's batch is this process's batch, as in the original."""
+    """The DIST loss. ``space_batch``: the column term is over this process's batch (``local``, as the original) or over
+    that of all processes (``global``).
+    """
 
-    def __init__(self, l_0: float = 1.0, l_1: float = 1.0, s_temp: float = 0.1, t_temp: float = 0.07) -> None:
+    def __init__(self, l_0: float = 1.0, l_1: float = 1.0, s_temp: float = 0.1, t_temp: float = 0.07,
+                 space_batch: str = "local") -> None:
         super().__init__()
         self.l_0, self.l_1, self.s_temp, self.t_temp = l_0, l_1, s_temp, t_temp
+        self.batch, self.alone = BatchStatistics(space_batch), BatchStatistics("local")
 
     def forward(self, *, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """``student``, ``teacher``: features [b, d], of one width. Half precision is computed in float32.
@@ -33,19 +38,21 @@ class DIST(Loss):
         """
         with torch.autocast(student.device.type, enabled=False):
             s, t = full_precision(student) / self.s_temp, full_precision(teacher) / self.t_temp
-            row = 1 - pearson(s.softmax(1), t.softmax(1)).mean()            # [b, d] -> [b] -> []
-            space = 1 - pearson(s.T.softmax(1), t.T.softmax(1)).mean()      # [d, b] -> [d] -> []
+            row, = self.batch.means(1 - correlation(s.T, t.T, self.alone))      # [b, d] -> [b] -> []
+            space = 1 - correlation(s, t, self.batch).mean()                    # [b, d] -> [d] -> []
             return {"loss": self.l_0 * row + self.l_1 * space, "row": row, "space": space}
 
 
-def pearson(x: Tensor, y: Tensor) -> Tensor:
-    """Correlation of each row of ``x`` with that of ``y``, [n, m] -> [n]; 0, without slope, where one is constant."""
-    return (standardised(x) * standardised(y)).sum(1)
+def correlation(s: Tensor, t: Tensor, batch: BatchStatistics) -> Tensor:
+    """Of each column's softmax of ``s`` with that of ``t``, logits [n, m]: [m]. A softmax's divisor does not matter."""
+    return pearson((s - batch.max(s)).exp(), (t - batch.max(t)).exp(), batch)
 
 
-def standardised(x: Tensor) -> Tensor:
-    """Rows of ``x`` centred and of length 1; of length 0 and without gradient where nothing but rounding is left."""
-    centred = x - x.mean(1, keepdim=True)
-    length = centred.norm(dim=1, keepdim=True)
-    varies = length > 16 * torch.finfo(x.dtype).eps * x.norm(dim=1, keepdim=True)
-    return torch.where(varies, centred, 0) / torch.where(varies, length, 1)
+def pearson(x: Tensor, y: Tensor, batch: BatchStatistics) -> Tensor:
+    """Correlation of each column of ``x`` with that of ``y``, [n, m] -> [m]; 0, without slope, where one is constant."""
+    mean_x, mean_y, square_x, square_y = batch.means(x, y, x.detach().square(), y.detach().square())
+    x, y = x - mean_x, y - mean_y
+    product, power_x, power_y = batch.means(x * y, x.square(), y.square())
+    rounding = (16 * torch.finfo(x.dtype).eps) ** 2
+    varies = (power_x > rounding * square_x) & (power_y > rounding * square_y)
+    return torch.where(varies, product, 0) * torch.where(varies, power_x * power_y, 1).rsqrt()

@@ -1,18 +1,14 @@
 """SMD against loops written from the formula in Python's own floats; one process against two."""
 
 import math
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 
 from losses.smd import SMD
+from runtime.device import all_reduce_mean
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(1, 3), (2, 2), (3, 5), (5, 3), (16, 8), (24, 33)]
 
 
@@ -158,52 +154,34 @@ def test_half_precision_with_dead_features(dead):
     assert all(torch.isfinite(s.grad).all() for s in students)
 
 
-TWO = """
-import sys, torch
-from losses.smd import SMD
-from runtime.device import all_gather, all_reduce_mean, start_process
-with start_process("cpu") as process:
-    generator = torch.Generator().manual_seed(0)
-    teachers, noises, inputs = torch.randn(3, 2, 12, 5, dtype=torch.float64, generator=generator).unbind()
-    mine = slice(6 * process.rank, 6 * process.rank + 6)
+def batch():
+    """Two views of 12 images: the teacher's features, and the student's before its weights."""
+    teachers, noises = views(12, 5)[0], views(12, 5, near=0, seed=1)[1]
+    return teachers, [0.6 * t + 0.4 * n for t, n in zip(teachers, noises, strict=True)]
+
+
+def with_gradient(local, part):
+    """The loss of some of the images, and its gradient with respect to weights of the student."""
     weight = torch.eye(5, dtype=torch.float64).requires_grad_()
-    students = [(0.6 * t + 0.4 * n) @ weight for t, n in zip(teachers[:, mine], noises[:, mine])]
-    found = {}
-    for local in (False, True):
-        loss = SMD(smd_tau=0.5, local_batch=local)
-        loss.set_epoch(2)
-        value = loss(student=students, teacher=teachers[:, mine])["loss"]
-        gradient, = torch.autograd.grad(value, weight, retain_graph=True)
-        found[local] = all_reduce_mean(value.detach()), all_reduce_mean(gradient)  # as DistributedDataParallel does
-    if process.is_main:
-        torch.save(found, sys.argv[1])
-"""
+    teachers, students = ([x[part] for x in xs] for xs in batch())
+    loss = SMD(smd_tau=0.5, local_batch=local)
+    loss.set_epoch(2)
+    value = loss(student=[s @ weight for s in students], teacher=teachers)["loss"]
+    return value.detach(), torch.autograd.grad(value, weight)[0]
+
+
+def on_a_rank(rank):
+    """Averaged as DistributedDataParallel averages: global and local."""
+    mine = slice(6 * rank, 6 * rank + 6)
+    return [[all_reduce_mean(x).numpy() for x in with_gradient(local, mine)] for local in (False, True)]
 
 
 def test_two_processes_are_one_unless_each_keeps_to_its_own(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = [subprocess.Popen([sys.executable, "-c", TWO, tmp_path / "found.pth"], cwd=ROOT, env={
-        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank),
-        "LOCAL_RANK": str(rank)}) for rank in range(2)]
-    assert [rank.wait(60) for rank in ranks] == [0, 0]
-    found = torch.load(tmp_path / "found.pth", weights_only=True)
-
-    teachers, noises, _ = torch.randn(3, 2, 12, 5, dtype=torch.float64,
-                                      generator=torch.Generator().manual_seed(0)).unbind()
-    weight = torch.eye(5, dtype=torch.float64).requires_grad_()
-    students = [(0.6 * t + 0.4 * n) @ weight for t, n in zip(teachers, noises, strict=True)]
-    loss = SMD(smd_tau=0.5)
-    loss.set_epoch(2)
-    value = loss(student=students, teacher=teachers)["loss"]
-    gradient, = torch.autograd.grad(value, weight, retain_graph=True)
-    torch.testing.assert_close(found[False][0], value.detach(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(found[False][1], gradient, rtol=1e-10, atol=1e-14)
-
-    halves = [loss(student=[s[part] for s in students], teacher=[t[part] for t in teachers])["loss"]
-              for part in (slice(6), slice(6, 12))]
-    torch.testing.assert_close(found[True][0], (sum(halves) / 2).detach(), rtol=1e-12, atol=0)
-    local, = torch.autograd.grad(sum(halves) / 2, weight)
-    torch.testing.assert_close(found[True][1], local, rtol=1e-10, atol=1e-14)
-    assert (found[True][0] - found[False][0]).abs() > 1e-3
+    whole = with_gradient(False, slice(None))
+    halves = [with_gradient(False, part) for part in (slice(6), slice(6, None))]
+    apart = [sum(x) / 2 for x in zip(*halves, strict=True)]
+    for together, each_its_own in on_ranks(2, on_a_rank, tmp_path):
+        for found, expected in ((together, whole), (each_its_own, apart)):
+            for x, y in zip(found, expected, strict=True):
+                torch.testing.assert_close(torch.as_tensor(x), y, rtol=1e-10, atol=1e-14)
+    assert (whole[0] - apart[0]).abs() > 1e-3
