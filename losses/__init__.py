@@ -1,21 +1,58 @@
-"""The objectives by name. A loss is a module that is called with keyword arguments and returns a dict."""
+"""The objectives by name, and sums of them.
+
+A loss is a :class:`losses.base.Loss`: it says in ``needs`` what it wants of the loop (views, a teacher's features or
+head, a momentum student, pairs of neighbours), in ``inputs`` which images each network sees, and is then called with
+keyword arguments, ``student=`` and where it asked for them ``teacher=`` and ``momentum=``: a tensor [b, d] where the
+network saw one batch of images, a tuple of tensors where it saw several (two views). It returns a dict of scalars:
+``loss`` and its parts. The loop calls the :class:`losses.combine.Objective` that holds it.
+
+To add one: a file with the citation and the formula, and a line in ``LOSSES``. Constructor arguments are found among
+the loss flags by name; those left out on the command line keep the method's own default.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
+from losses.base import Loss, Needs
+from losses.combine import Objective, combined
 from losses.coss import CoSS
 from runtime.errors import UserError
 
-LOSSES: dict[str, type[nn.Module]] = {"coss": CoSS}
+LOSSES: dict[str, type[Loss]] = {"coss": CoSS}
 
 
-def build_loss(name: str, **options: Any) -> nn.Module:
-    """The loss called ``name``; of ``options`` it takes those that its constructor names."""
+def build_loss(name: str, **options: Any) -> Loss:
+    """The loss called ``name``; of ``options`` it takes those that its constructor names and that are not None."""
+    _known(name)
+    wanted = inspect.signature(LOSSES[name])
+    settings = wanted.bind(**{k: v for k, v in options.items() if k in wanted.parameters and v is not None})
+    settings.apply_defaults()
+    loss = LOSSES[name](**settings.arguments)
+    loss.settings = dict(settings.arguments)
+    return loss
+
+
+def build_objective(names: str, weights: Sequence[float] | None = None, beta: float = 1.0, **options: Any,
+                    ) -> Objective:
+    """``beta`` times the sum of the losses in ``names`` (``coss`` or ``coss+seed``), each with its weight (or 1)."""
+    split = names.split("+")
+    needs_of(names)
+    return Objective({name: build_loss(name, **options) for name in split}, weights, beta)
+
+
+def needs_of(names: str) -> Needs:
+    """What the losses in ``names`` need together; raises :class:`UserError` where they do not go together."""
+    split = names.split("+")
+    for name in split:
+        _known(name)
+        if split.count(name) > 1:
+            raise UserError(f"--loss {names} names {name} twice; name it once, with a weight in --loss-weights")
+    return combined({name: LOSSES[name].needs for name in split})
+
+
+def _known(name: str) -> None:
     if name not in LOSSES:
-        raise UserError(f"--loss {name} is unknown; choose from {', '.join(sorted(LOSSES))}")
-    wanted = inspect.signature(LOSSES[name]).parameters
-    return LOSSES[name](**{key: value for key, value in options.items() if key in wanted})
+        raise UserError(f"--loss {name} is unknown; choose from {', '.join(sorted(LOSSES))}, or a sum of them with +")

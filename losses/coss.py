@@ -10,12 +10,12 @@ arXiv 2409.13939, section 3:
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-EPS = 1e-12  # F.normalize's, and so the original's
+from losses.base import Loss, full_precision, unit
 
 
-class CoSS(nn.Module):
+class CoSS(Loss):
     """The CoSS loss. The temperatures are a pure scale: 1 / (0.1 * 0.07) is about 143.
 
     The space term's batch is this process's batch, as in the original.
@@ -35,19 +35,3 @@ class CoSS(nn.Module):
             row = -self.scale * (unit(t, 1) * unit(s, 1)).sum(1).mean()      # [b, d] -> [b] -> []
             space = -self.scale * (unit(t, 0) * unit(s, 0)).sum(0).mean()    # [b, d] -> [d] -> []
             return {"loss": self.l_0 * row + self.l_1 * space, "row": row, "space": space}
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """``x`` in float32, or in float64 if it already is."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def unit(x: Tensor, dim: int) -> Tensor:
-    """``x / max(|x|, 1e-12)`` along ``dim``, with gradient zero where the vector is shorter than that.
-
-    F.normalize's gradient there is 1e12 times the incoming one: a feature that is dead in the whole batch
-    would overflow half precision, although a cosine with nothing has no slope to follow.
-    """
-    norm = x.norm(dim=dim, keepdim=True)
-    direction = x / norm.clamp_min(EPS)
-    return torch.where(norm > EPS, direction, direction.detach())

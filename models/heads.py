@@ -1,17 +1,40 @@
-"""A pre-trained network's own head, rebuilt from its tensors: MoCo's MLP, SimSiam's projector, a classifier.
+"""The student's head, by name; and a pre-trained network's own head, rebuilt from its tensors.
 
-Names are those of an ``nn.Sequential`` (``0.weight``, ``2.weight`` ...) or of one layer (``weight``, ``bias``). What
-has no tensors is not in the file; in every public head of this kind it is a ReLU.
+The second is MoCo's MLP, SimSiam's projector, a classifier. Its names are those of an ``nn.Sequential``
+(``0.weight``, ``2.weight`` ...) or of one layer (``weight``, ``bias``). What has no tensors is not in the file; in
+every public head of this kind it is a ReLU.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
 from runtime.errors import UserError
+
+WIDE = 2048  # of the hidden layer, in the code of CoSS, BINGO and DisCo
+
+
+def mlp(width: int, hidden: int, out: int, batch_norm: bool = False) -> nn.Sequential:
+    """Linear(width, hidden), ReLU, Linear(hidden, out); with ``batch_norm`` one behind each linear layer."""
+    layers = [nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out),
+              nn.BatchNorm1d(out, affine=False)]
+    return nn.Sequential(*(x for x in layers if batch_norm or not isinstance(x, nn.BatchNorm1d)))
+
+
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {  # (width of the trunk, of what it is compared with) -> head
+    "projection": lambda d, out: nn.Identity() if d == out else mlp(d, WIDE, out),  # CoSS, section 4
+    "linear": nn.Linear,                                                            # SMD
+    "mlp": lambda d, out: mlp(d, d, out),                                           # MoCo v2, SEED
+    "wide": lambda d, out: mlp(d, WIDE, out),                                       # BINGO, DisCo
+}
+
+
+def build_head(name: str, width: int, out: int) -> nn.Module:
+    """The student's head [b, width] -> [b, out], by a name of ``HEADS``."""
+    return HEADS[name](width, out)
 
 
 def head_from(tensors: Mapping[str, Tensor], whose: str) -> nn.Sequential:
@@ -38,6 +61,11 @@ def head_from(tensors: Mapping[str, Tensor], whose: str) -> nn.Sequential:
     wanted = head.state_dict()
     head.load_state_dict({**{k: v for k, v in wanted.items() if k.endswith(".num_batches_tracked")}, **state})
     return head
+
+
+def width_of(head: nn.Sequential) -> int:
+    """The width of a head's output."""
+    return next(layer.out_features for layer in reversed(head) if isinstance(layer, nn.Linear))
 
 
 def describe(head: nn.Sequential) -> str:

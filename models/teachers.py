@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.backbones import build_backbone
 from models.checkpoints import read_checkpoint
-from models.heads import describe
+from models.heads import describe, width_of
 from models.match import IMAGENET_MEAN, IMAGENET_STD
 from models.report import Report
 from runtime.errors import UserError
@@ -65,6 +65,17 @@ class FrozenEncoder(Encoder):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images)
+
+    @torch.no_grad()
+    def answer(self, images: Tensor) -> Tensor:
+        """What a student is held against: the head's output [b, d_head] where there is a head, else the features."""
+        features = self(images)
+        return features if self.head is None else self.head(features)
+
+    @property
+    def answer_dim(self) -> int:
+        """The width of :meth:`answer`."""
+        return self.backbone.spec.feature_dim if self.head is None else width_of(self.head)
 
 
 def load_frozen(weights: str | Path, arch: str | None = None, stem: str | None = None,

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 import cli
+import methods
+from losses import build_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = {".venv", ".git", "tests", "runs", "datasets", "shared"}
 PACKAGES = ("data", "evals", "losses", "models", "runtime")
-SHARED = {"cli", "networks"}  # by the root scripts
+SHARED = {"cli", "methods", "networks"}  # by the root scripts
 ROOT_SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in SHARED)
 MAY_IMPORT = {
     "runtime": {"runtime"},
@@ -247,10 +249,12 @@ def test_the_originals_spellings_of_compute_knn():
 
 def test_defaults_are_the_papers():
     args = parse(("train_distill",))
-    paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "s_temp": 0.1, "t_temp": 0.07, "l_0": 1, "l_1": 1,
-             "nearest_k": 15, "total_k": 31, "coverage": 0.95, "batch_size": 64, "epochs": 25, "cos": True,
-             "loss": "coss", "sampler": "cf", "aug": "moco_v2", "beta": 1, "subset": 1, "warmup_epochs": None}
+    paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "nearest_k": 15, "total_k": 31, "coverage": 0.95,
+             "batch_size": 64, "epochs": 25, "cos": True, "loss": "coss", "sampler": "cf", "aug": "moco_v2", "beta": 1,
+             "subset": 1, "warmup_epochs": None}
     assert {name: getattr(args, name) for name in paper} == paper
+    paper = {"l_0": 1, "l_1": 1, "s_temp": 0.1, "t_temp": 0.07}
+    assert build_loss(args.loss, **methods.options(args)).settings == paper
     args = parse(("train_teacher",))
     paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 256, "moco_dim": 128, "moco_k": 65536,
              "moco_m": 0.999, "moco_t": 0.2, "cos": True, "aug": "moco_v2", "warmup_epochs": 0}

@@ -1,0 +1,71 @@
+"""The methods on the command line: --loss and its numbers, and what goes with them."""
+
+from __future__ import annotations
+
+import argparse
+
+import cli
+from losses import LOSSES, needs_of
+from runtime.errors import UserError
+
+
+def add_loss_flags(parser: argparse.ArgumentParser) -> None:
+    """--loss and its numbers. Those left out are each method's own; a method takes those that it knows."""
+    group = parser.add_argument_group("loss")
+    group.add_argument("--loss", default="coss", metavar="NAME", type=loss_names,
+                       help=f"objective: {', '.join(sorted(LOSSES))}, or a sum of them (coss+seed); default coss")
+    group.add_argument("--loss-weights", type=weights, default=None, metavar="W,W",
+                       help="a weight for each loss of a sum, with commas; default 1 each")
+    group.add_argument("--l_0", type=cli.number(float), default=None, metavar="W",
+                       help="coss: weight of the row (cosine) term; default 1, the paper's")
+    group.add_argument("--l_1", type=cli.number(float), default=None, metavar="W",
+                       help="coss: weight of the column (space similarity) term; default 1 as in the paper's rows (the "
+                            "original flag's default was 0.5)")
+    group.add_argument("--beta", type=cli.number(float), default=1.0, metavar="W",
+                       help="factor of the whole loss; default 1")
+    group.add_argument("--s-temp", type=cli.number(float, above=0), default=None, metavar="T",
+                       help="student temperature; default the method's own: coss 0.1 (a pure scale)")
+    group.add_argument("--t-temp", type=cli.number(float, above=0), default=None, metavar="T",
+                       help="teacher temperature; default the method's own: coss 0.07 (a pure scale)")
+    group.add_argument("--moco-dim", type=cli.number(int, 1), default=128, metavar="D",
+                       help="losses without a teacher: width of the contrasted features; default 128, MoCo's")
+    group.add_argument("--moco-m", type=cli.number(float, 0, 1), default=0.999, metavar="M",
+                       help="losses with a momentum student: its momentum; default 0.999, MoCo's")
+    group.add_argument("--bn-parts", type=cli.number(int, 1), default=8, metavar="N",
+                       help="losses with a momentum student: parts over all processes into which its shuffled batch is "
+                            "cut for batch norm, so that its statistics do not betray the positive; default 8, as on "
+                            "MoCo's 8 GPUs")
+
+
+def loss_names(text: str) -> str:
+    """--loss, refused at once if it names what there is not."""
+    try:
+        needs_of(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--loss ")) from None
+    return text
+
+
+def weights(text: str) -> list[float]:
+    """``1,0.5`` as numbers."""
+    return [cli.number(float)(word) for word in text.split(",")]
+
+
+def options(args: argparse.Namespace) -> dict[str, object]:
+    """The flags that are constructor arguments of losses; None is the method's own."""
+    return {"l_0": args.l_0, "l_1": args.l_1, "s_temp": args.s_temp, "t_temp": args.t_temp}
+
+
+def check_loss(args: argparse.Namespace) -> None:
+    """What the command line must hold for --loss."""
+    needs, count = needs_of(args.loss), args.loss.count("+") + 1
+    if args.loss_weights and len(args.loss_weights) != count:
+        raise UserError(f"--loss-weights holds {len(args.loss_weights)} numbers and --loss {args.loss} names {count}; "
+                        "give one for each, with commas")
+    if needs.teacher and not args.distill:
+        raise UserError(f"--loss {args.loss} needs --distill PATH, the teacher's checkpoint; train one with "
+                        "train_teacher.py if you have none")
+    if needs.bag and (args.sampler != "cf" or args.nearest_k != 1 or args.fark_info):
+        found = f"--sampler {args.sampler} --nearest-k {args.nearest_k}{' --fark-info' * bool(args.fark_info)}"
+        raise UserError(f"--loss {args.loss} needs batches of pairs, each image with one of its nearest, and found "
+                        f"{found}; give --sampler cf --nearest-k 1 --total-k 5 (its paper's) and --closek-info")
