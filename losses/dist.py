@@ -49,7 +49,7 @@ def correlation(s: Tensor, t: Tensor, batch: BatchStatistics) -> Tensor:
 
 
 def pearson(x: Tensor, y: Tensor, batch: BatchStatistics) -> Tensor:
-    """Correlation of each column of ``x`` with that of ``y``, [n, m] -> [m]; 0, without slope, where one is constant."""
+    """Correlation of each column of ``x`` with that of ``y``, [n, m] -> [m]; 0, without slope, if one is constant."""
     mean_x, mean_y, square_x, square_y = batch.means(x, y, x.detach().square(), y.detach().square())
     x, y = x - mean_x, y - mean_y
     product, power_x, power_y = batch.means(x * y, x.square(), y.square())

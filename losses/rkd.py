@@ -12,6 +12,8 @@ pass: b^2 d numbers, as in the original, are 4 GB at 1,024 images of 1,024 featu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,9 +27,9 @@ CHUNK = 2**24  # numbers of one part's differences and cosines, 64 MiB in float3
 class RKD(Loss):
     """The distance-wise and the angle-wise loss together."""
 
-    def __init__(self, rkd_distance: float = 1.0, rkd_angle: float = 2.0) -> None:
+    def __init__(self, rkd_weights: Sequence[float] = (1.0, 2.0)) -> None:
         super().__init__()
-        self.distance_weight, self.angle_weight = rkd_distance, rkd_angle
+        self.distance_weight, self.angle_weight = rkd_weights
 
     def forward(self, *, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """``student``, ``teacher``: features [b, d]. Half precision is computed in float32.

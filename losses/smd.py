@@ -21,21 +21,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.base import Loss, Needs, full_precision, unit
-from runtime.device import all_gather, all_gather_with_gradient
+from runtime.collectives import gather_rows
+from runtime.device import all_gather
 
 WARM_EPOCHS = 2
 
 
 class SMD(Loss):
     """The SMD loss. j goes over the images of all processes, so that how hard the hardest is does not depend on their
-    number; with ``local_batch`` over each process's own, as in the original.
+    number; with ``smd_batch`` "local" over each process's own, as in the original.
     """
 
     needs = Needs(views=2, head="linear", passes=2.0)
 
-    def __init__(self, smd_tau: float = 0.04, local_batch: bool = False) -> None:
+    def __init__(self, smd_tau: float = 0.04, smd_batch: str = "global") -> None:
         super().__init__()
-        self.tau, self.local = smd_tau, local_batch
+        self.tau, self.local = smd_tau, smd_batch == "local"
 
     def forward(self, *, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, Tensor]:
         """Features [b, d] of each view. Half precision is computed in float32.
@@ -51,7 +52,7 @@ class SMD(Loss):
 
     def _metric(self, t: Tensor, s: Tensor) -> Tensor:
         """The cross-entropy of one view's unit rows [b, d]."""
-        every_t, every_s = (t, s) if self.local else (all_gather(t), all_gather_with_gradient(s))   # [B, d]
+        every_t, every_s = (t, s) if self.local else (all_gather(t), gather_rows(s))   # [B, d]
         an, ap, negative = hardest(t, s, every_t, every_s)
         d_an, d_ap = (distance(t, every_s[j]) for j in (an, ap))                                    # [b]
         w_an = (distance(t, every_t[an]) - d_an.detach()).relu() * negative

@@ -112,21 +112,6 @@ def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def all_gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """As :func:`all_gather`; each rank's ``tensor`` [n, …] gets the sum of the gradients that all ranks have for it."""
-    return _Gather.apply(tensor) if distributed() else tensor
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, tensor: torch.Tensor) -> torch.Tensor:
-        return all_gather(tensor)
-
-    @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return all_reduce_sum(gradient).chunk(dist.get_world_size())[dist.get_rank()]
-
-
 def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     """The mean of every rank's ``tensor``; the input is left alone. No gradient."""
     if not distributed():

@@ -57,7 +57,7 @@ def test_equals_the_loops_in_parts_of_any_size(shape, chunk, monkeypatch):
     teacher, student = pair(*shape)
     student[0] *= 5  # so that Huber's linear part is met too
     distance, angle = naive(teacher.tolist(), student.tolist())
-    parts = RKD(1.5, 0.7)(student=student, teacher=teacher)
+    parts = RKD((1.5, 0.7))(student=student, teacher=teacher)
     assert parts["distance"].item() == pytest.approx(distance, rel=1e-12)
     assert parts["angle"].item() == pytest.approx(angle, rel=1e-12, abs=1e-14)
     assert parts["loss"].item() == pytest.approx(1.5 * distance + 0.7 * angle, rel=1e-12)

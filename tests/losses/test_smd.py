@@ -48,8 +48,9 @@ def naive_view(teacher, student, tau, anchors=None):
 def naive(teachers, students, tau):
     """(metric, cosine), averaged over the views."""
     metric = [naive_view(t, s, tau) for t, s in zip(teachers, students, strict=True)]
-    cosine = [-math.fsum(a * b for t, s in zip(unit_rows(ts), unit_rows(ss), strict=True)
-                         for a, b in zip(t, s, strict=True)) / len(ts) for ts, ss in zip(teachers, students, strict=True)]
+    cosine = [-math.fsum(a * b for t, s in zip(unit_rows(of_t), unit_rows(of_s), strict=True)
+                         for a, b in zip(t, s, strict=True)) / len(of_t)
+              for of_t, of_s in zip(teachers, students, strict=True)]
     return math.fsum(metric) / len(metric), math.fsum(cosine) / len(cosine)
 
 
@@ -160,11 +161,11 @@ def batch():
     return teachers, [0.6 * t + 0.4 * n for t, n in zip(teachers, noises, strict=True)]
 
 
-def with_gradient(local, part):
+def with_gradient(scope, part):
     """The loss of some of the images, and its gradient with respect to weights of the student."""
     weight = torch.eye(5, dtype=torch.float64).requires_grad_()
     teachers, students = ([x[part] for x in xs] for xs in batch())
-    loss = SMD(smd_tau=0.5, local_batch=local)
+    loss = SMD(smd_tau=0.5, smd_batch=scope)
     loss.set_epoch(2)
     value = loss(student=[s @ weight for s in students], teacher=teachers)["loss"]
     return value.detach(), torch.autograd.grad(value, weight)[0]
@@ -173,12 +174,12 @@ def with_gradient(local, part):
 def on_a_rank(rank):
     """Averaged as DistributedDataParallel averages: global and local."""
     mine = slice(6 * rank, 6 * rank + 6)
-    return [[all_reduce_mean(x).numpy() for x in with_gradient(local, mine)] for local in (False, True)]
+    return [[all_reduce_mean(x).numpy() for x in with_gradient(scope, mine)] for scope in ("global", "local")]
 
 
 def test_two_processes_are_one_unless_each_keeps_to_its_own(tmp_path):
-    whole = with_gradient(False, slice(None))
-    halves = [with_gradient(False, part) for part in (slice(6), slice(6, None))]
+    whole = with_gradient("global", slice(None))
+    halves = [with_gradient("global", part) for part in (slice(6), slice(6, None))]
     apart = [sum(x) / 2 for x in zip(*halves, strict=True)]
     for together, each_its_own in on_ranks(2, on_a_rank, tmp_path):
         for found, expected in ((together, whole), (each_its_own, apart)):
