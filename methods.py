@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 import cli
-from losses import LOSSES, needs_of
+from losses import LOSSES, needs_of, takes
+from runtime.collectives import SCOPES
 from runtime.errors import UserError
 
 
@@ -30,6 +31,11 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--t-temp", type=cli.number(float, above=0), default=None, metavar="T",
                        help="teacher temperature; default the method's own: coss (a pure scale), dino, dinoss and dist "
                             "0.07")
+    group.add_argument("--space-batch", choices=SCOPES, default=None,
+                       help="the batch over which statistics of a dimension (the column terms of coss, dinoss and dist) "
+                            "are taken: local, each process's own, or global, that of all processes, exactly, so that "
+                            "the loss and its gradients are those of one process with the whole batch, however many "
+                            "there are; default local, as in the original and the paper's rows")
     group.add_argument("--smd-tau", type=cli.number(float, above=0), default=None, metavar="T",
                        help="smd: its temperature; default 0.04, the paper's for ResNets (0.004 for EfficientNets and "
                             "MobileNets)")
@@ -66,7 +72,8 @@ def weights(text: str) -> list[float]:
 def options(args: argparse.Namespace) -> dict[str, object]:
     """The flags that are constructor arguments of losses; None is the method's own."""
     return {"l_0": args.l_0, "l_1": args.l_1, "s_temp": args.s_temp, "t_temp": args.t_temp,
-            "smd_tau": args.smd_tau, "smd_batch": args.smd_batch, "rkd_weights": args.rkd_weights}
+            "space_batch": args.space_batch, "smd_tau": args.smd_tau, "smd_batch": args.smd_batch,
+            "rkd_weights": args.rkd_weights}
 
 
 def check_loss(args: argparse.Namespace) -> None:
@@ -81,6 +88,10 @@ def check_loss(args: argparse.Namespace) -> None:
     if needs.teacher and not args.distill:
         raise UserError(f"--loss {args.loss} needs --distill PATH, the teacher's checkpoint; train one with "
                         "train_teacher.py if you have none")
+    if args.space_batch == "global" and not takes(args.loss, "space_batch"):
+        able = ", ".join(name for name in sorted(LOSSES) if takes(name, "space_batch"))
+        raise UserError(f"--space-batch global has no meaning for --loss {args.loss}, which takes no statistics of a "
+                        f"dimension; leave it out, or take one of {able}")
     if needs.bag and (args.sampler != "cf" or args.nearest_k != 1 or args.fark_info):
         found = f"--sampler {args.sampler} --nearest-k {args.nearest_k}{' --fark-info' * bool(args.fark_info)}"
         raise UserError(f"--loss {args.loss} needs batches of pairs, each image with one of its nearest, and found "

@@ -60,6 +60,11 @@ def needs_of(names: str) -> Needs:
     return combined({name: LOSSES[name].needs for name in split})
 
 
+def takes(names: str, option: str) -> bool:
+    """Whether any of the losses in ``names`` has this constructor argument."""
+    return any(option in inspect.signature(LOSSES[name]).parameters for name in names.split("+"))
+
+
 def _known(name: str) -> None:
     if name not in LOSSES:
         raise UserError(f"--loss {name} is unknown; choose from {', '.join(sorted(LOSSES))}, or a sum of them with +")

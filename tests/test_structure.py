@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = {".venv", ".git", "tests", "runs", "datasets", "shared"}
 PACKAGES = ("data", "evals", "losses", "models", "runtime")
 SHARED = {"cli", "methods", "networks"}  # by the root scripts
+BESIDE = "commands"  # evaluate.py's sub-commands: a package on the root scripts' side
 ROOT_SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in SHARED)
 MAY_IMPORT = {
     "runtime": {"runtime"},
@@ -46,7 +47,7 @@ def modules():
     names = []
     for path in python_files():
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if len(parts) == 1 or parts[0] in PACKAGES:
+        if len(parts) == 1 or parts[0] in (*PACKAGES, BESIDE):
             names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     return names
 
@@ -59,7 +60,7 @@ def test_the_tree_is_found():
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_who_may_import_whom(package):
-    ours = {*PACKAGES, *SHARED, *ROOT_SCRIPTS}
+    ours = {*PACKAGES, *SHARED, *ROOT_SCRIPTS, BESIDE}
     wrong = [f"{path.relative_to(ROOT)}:{line} imports {name}" for path in sorted((ROOT / package).rglob("*.py"))
              for name, line in imported(path) if name in ours - MAY_IMPORT[package]]
     assert not wrong
@@ -68,8 +69,8 @@ def test_who_may_import_whom(package):
 def test_nothing_imports_a_root_script_and_only_they_import_what_they_share():
     wrong = []
     for path in python_files():
-        is_script = path.parent == ROOT
-        forbidden = {*ROOT_SCRIPTS} | (set() if is_script else SHARED)
+        is_script = path.parent in (ROOT, ROOT / BESIDE)
+        forbidden = {*ROOT_SCRIPTS} | (set() if is_script else {*SHARED, BESIDE})
         wrong += [f"{path.relative_to(ROOT)}:{line} imports {name}" for name, line in imported(path)
                   if name in forbidden]
     assert not wrong
@@ -127,6 +128,7 @@ MINIMAL = {
     ("compute_knn", "eval"): ["--data", "d", "--weights", "t.pth"],
     ("inspect_checkpoint",): ["t.pth"],
     ("pack_dataset",): ["--data", "d", "--output", "o.pack"],
+    ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 
@@ -179,7 +181,10 @@ def test_every_script_has_a_minimal_command_line():
 
 @pytest.mark.parametrize("case", MINIMAL, ids=" ".join)
 def test_no_flag_is_read_by_nothing(case):
-    read = set().union(*(read_names(ROOT / f"{name}.py") for name in (case[0], *SHARED)))
+    names = [case[0], *SHARED]
+    if case[0] == "evaluate":
+        names += [f"{BESIDE}/common", f"{BESIDE}/{case[1].replace('-', '_')}"]
+    read = set().union(*(read_names(ROOT / f"{name}.py") for name in names))
     unread = set(vars(parse(case))) - read
     assert not unread
 
