@@ -32,8 +32,8 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
                        help="teacher temperature; default the method's own: coss (a pure scale), dino, dinoss and dist "
                             "0.07")
     group.add_argument("--space-batch", choices=SCOPES, default=None,
-                       help="the batch over which statistics of a dimension (the column terms of coss, dinoss and dist) "
-                            "are taken: local, each process's own, or global, that of all processes, exactly, so that "
+                       help="the batch over which statistics of a dimension (coss, dinoss, dist: the column terms) are "
+                            "taken: local, each process's own, or global, that of all processes, exactly, so that "
                             "the loss and its gradients are those of one process with the whole batch, however many "
                             "there are; default local, as in the original and the paper's rows")
     group.add_argument("--smd-tau", type=cli.number(float, above=0), default=None, metavar="T",
