@@ -19,9 +19,16 @@ from typing import Any
 from losses.base import Loss, Needs
 from losses.combine import Objective, combined
 from losses.coss import CoSS
+from losses.dino import DINO, DINOSS
+from losses.dist import DIST
+from losses.regression import MSE, Cosine
+from losses.rkd import RKD
+from losses.smd import SMD
 from runtime.errors import UserError
 
-LOSSES: dict[str, type[Loss]] = {"coss": CoSS}
+LOSSES: dict[str, type[Loss]] = {
+    "coss": CoSS, "cosine": Cosine, "mse": MSE, "dino": DINO, "dinoss": DINOSS, "dist": DIST, "rkd": RKD, "smd": SMD,
+}
 
 
 def build_loss(name: str, **options: Any) -> Loss:
