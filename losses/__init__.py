@@ -19,9 +19,16 @@ from typing import Any
 from losses.base import Loss, Needs
 from losses.combine import Objective, combined
 from losses.coss import CoSS
+from losses.dino import DINO, DINOSS
+from losses.dist import DIST
+from losses.regression import MSE, Cosine
+from losses.rkd import RKD
+from losses.smd import SMD
 from runtime.errors import UserError
 
-LOSSES: dict[str, type[Loss]] = {"coss": CoSS}
+LOSSES: dict[str, type[Loss]] = {
+    "coss": CoSS, "cosine": Cosine, "mse": MSE, "dino": DINO, "dinoss": DINOSS, "dist": DIST, "rkd": RKD, "smd": SMD,
+}
 
 
 def build_loss(name: str, **options: Any) -> Loss:
@@ -51,6 +58,11 @@ def needs_of(names: str) -> Needs:
         if split.count(name) > 1:
             raise UserError(f"--loss {names} names {name} twice; name it once, with a weight in --loss-weights")
     return combined({name: LOSSES[name].needs for name in split})
+
+
+def takes(names: str, option: str) -> bool:
+    """Whether any of the losses in ``names`` has this constructor argument."""
+    return any(option in inspect.signature(LOSSES[name]).parameters for name in names.split("+"))
 
 
 def _known(name: str) -> None:
