@@ -12,7 +12,7 @@ from evals.calibration import expected_calibration_error
 
 CHUNK = 4096
 SEVERITIES = (1, 2, 3, 4, 5)
-# AlexNet's top-1 error in percent on each corruption of ImageNet-C, mean over the severities, by which CE is normalised:
+# AlexNet's top-1 error in percent on each corruption of ImageNet-C, mean over the severities, which normalises CE:
 # Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR 2019,
 # with the decimals that the authors give (github.com/hendrycks/robustness).
 ALEXNET = {
@@ -56,9 +56,9 @@ def head_scores(logits: Callable[[Tensor], Tensor], features: Tensor, labels: np
 def corruption_errors(errors: Mapping[str, Mapping[int, float]]) -> tuple[dict[str, float], float | None]:
     """Each corruption's CE in percent, and their mean over AlexNet's fifteen, the mCE.
 
-    ``errors``: top-1 error in percent by corruption and severity. CE is the sum of the errors over the five severities,
-    divided by AlexNet's. A corruption that lacks a severity, or that AlexNet's table lacks (the four extra ones), has no
-    CE; mCE is None unless all fifteen have one.
+    ``errors``: top-1 error in percent by corruption and severity. CE is the sum of the errors over the severities,
+    divided by AlexNet's. A corruption that lacks one of the five, or that AlexNet's table lacks (the four extra ones),
+    has no CE; mCE is None unless all fifteen have one.
     """
     ce = {name: 100 * sum(by_severity[s] for s in SEVERITIES) / len(SEVERITIES) / ALEXNET[name]
           for name, by_severity in errors.items() if name in ALEXNET and set(SEVERITIES) <= set(by_severity)}
