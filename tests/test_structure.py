@@ -130,6 +130,7 @@ MINIMAL = {
     ("pack_dataset",): ["--data", "d", "--output", "o.pack"],
     ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
     ("evaluate", "overlap"): ["--data", "d", "--teacher", "t.pth", "--weights", "s.pth"],
+    ("evaluate", "retrieval"): ["--data", "d", "--weights", "s.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 
