@@ -22,6 +22,7 @@ from data.augment import PRESETS, augmentation
 from data.cache import CachedSource
 from data.clusters import load_clusters
 from data.datasets import open_source
+from data.epoch_length import EpochsOf
 from data.loader import BadImageLog, Batch, build_loader
 from data.neighbours import load_neighbours
 from data.samplers import ClusterNeighbourSampler, ClusterSampler, NeighbourSampler, RandomSampler
@@ -94,6 +95,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="nearest neighbours out of which they are drawn; default 31, the paper's; equal to "
                             "--nearest-k takes exactly the nearest")
 
+    group.add_argument("--epoch-steps", type=cli.number(int, 1), default=None, metavar="N",
+                       help="call N steps an epoch, for the schedule, the scores and the checkpoints, so that methods "
+                            "with different samplers can be compared at equal places; images come in the same order. "
+                            "Default: the sampler's own epochs")
+
     group = parser.add_argument_group("optimisation")
     cli.add_schedule_flags(group, lr=0.03, epochs=25, source="the paper's")
     group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last epoch")
@@ -113,6 +119,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     teacher_spec = teacher.backbone.spec if teacher else None
     image_size = teacher_spec.image_size if teacher else args.image_size or 224
     sampler, notes = build_sampler(args, process, source, report.sha256 if report else None)
+    sampler = EpochsOf(sampler, args.epoch_steps) if args.epoch_steps else sampler
     views = [augmentation(args.aug, image_size)] * needs.views
     loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)
     bad_images = BadImageLog(source, args.on_bad_image)

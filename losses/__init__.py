@@ -22,23 +22,30 @@ from losses.bingo import BINGO
 from losses.combine import Objective, together
 from losses.compress import CompRess
 from losses.coss import CoSS
+from losses.dino import DINO, DINOSS
 from losses.disco import DisCo
+from losses.dist import DIST
 from losses.moco import MoCo
+from losses.regression import MSE, Cosine
+from losses.rkd import RKD
 from losses.seed import SEED
+from losses.smd import SMD
 from runtime.errors import UserError
 
-LOSSES: dict[str, type[Loss]] = {"coss": CoSS, "seed": SEED, "compress": CompRess, "bingo": BINGO, "disco": DisCo,
-                                 "moco": MoCo}
+LOSSES: dict[str, type[Loss]] = {
+    "coss": CoSS, "seed": SEED, "compress": CompRess, "bingo": BINGO, "disco": DisCo, "smd": SMD, "dist": DIST,
+    "dino": DINO, "dinoss": DINOSS, "cosine": Cosine, "mse": MSE, "rkd": RKD, "moco": MoCo,
+}
 
 
 def build_loss(name: str, **options: Any) -> Loss:
     """The loss called ``name``; of ``options`` it takes those that its constructor names and that are not None."""
     _known(name)
-    wanted = inspect.signature(LOSSES[name])
-    settings = wanted.bind(**{k: v for k, v in options.items() if k in wanted.parameters and v is not None})
-    settings.apply_defaults()
-    loss = LOSSES[name](**settings.arguments)
-    loss.settings = dict(settings.arguments)
+    defaults = {key: x.default for key, x in inspect.signature(LOSSES[name]).parameters.items()
+                if x.kind is x.POSITIONAL_OR_KEYWORD}
+    settings = {key: default if options.get(key) is None else options[key] for key, default in defaults.items()}
+    loss = LOSSES[name](**settings)
+    loss.settings = settings
     return loss
 
 
@@ -61,6 +68,11 @@ def needs_of(names: str) -> Together:
         if split.count(name) > 1:
             raise UserError(f"--loss {names} names {name} twice; name it once, with a weight in --loss-weights")
     return together({name: LOSSES[name].needs for name in split})
+
+
+def takes(names: str, option: str) -> bool:
+    """Whether any of the losses in ``names`` has this constructor argument."""
+    return any(option in inspect.signature(LOSSES[name]).parameters for name in names.split("+"))
 
 
 def _known(name: str) -> None:

@@ -27,9 +27,9 @@ class BINGO(Loss):
 
     needs = Needs(views=2, bag=True, teacher="head", head="wide", passes=1.5)
 
-    def __init__(self, dim: int = 128, queue_size: int = 65536, s_temp: float = 0.2, alone_epochs: int = 11) -> None:
+    def __init__(self, dim: int = 128, queue_size: int = 65536, s_temp: float = 0.2, bingo_alone: int = 11) -> None:
         super().__init__()
-        self.queue, self.s_temp, self.alone_epochs = Queue(queue_size, dim), s_temp, alone_epochs
+        self.queue, self.s_temp, self.alone_epochs = Queue(queue_size, dim), s_temp, bingo_alone
 
     def inputs(self, views: Sequence[Tensor]) -> Inputs:
         """Views [2n, 3, S, S] of pairs in turn to the student's three and the teacher's two batches of n."""

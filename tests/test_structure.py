@@ -129,6 +129,7 @@ MINIMAL = {
     ("inspect_checkpoint",): ["t.pth"],
     ("pack_dataset",): ["--data", "d", "--output", "o.pack"],
     ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
+    ("evaluate", "overlap"): ["--data", "d", "--teacher", "t.pth", "--weights", "s.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 
@@ -183,7 +184,8 @@ def test_every_script_has_a_minimal_command_line():
 def test_no_flag_is_read_by_nothing(case):
     names = [case[0], *SHARED]
     if case[0] == "evaluate":
-        names += [f"{BESIDE}/common", f"{BESIDE}/{case[1].replace('-', '_')}"]
+        commands = set(importlib.import_module("evaluate").COMMANDS) - {case[1]}
+        names += [f"{BESIDE}/{path.stem}" for path in (ROOT / BESIDE).glob("*.py") if path.stem not in commands]
     read = set().union(*(read_names(ROOT / f"{name}.py") for name in names))
     unread = set(vars(parse(case))) - read
     assert not unread
@@ -258,7 +260,7 @@ def test_defaults_are_the_papers():
              "batch_size": 64, "epochs": 25, "cos": True, "loss": "coss", "sampler": "cf", "aug": "moco_v2", "beta": 1,
              "subset": 1, "warmup_epochs": None}
     assert {name: getattr(args, name) for name in paper} == paper
-    paper = {"l_0": 1, "l_1": 1, "s_temp": 0.1, "t_temp": 0.07}
+    paper = {"l_0": 1, "l_1": 1, "s_temp": 0.1, "t_temp": 0.07, "space_batch": "local"}
     assert build_loss(args.loss, **methods.options(args)).settings == paper
     args = parse(("train_teacher",))
     paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 256, "moco_dim": 128, "moco_k": 65536,

@@ -43,7 +43,7 @@ def test_gradcheck():
 
     def value(*outputs):
         torch.manual_seed(0)
-        loss = BINGO(4, 5, alone_epochs=0).double()
+        loss = BINGO(4, 5, bingo_alone=0).double()
         return loss(student=outputs, teacher=(k.detach(), b.detach()), share=0.7)["loss"]
 
     assert torch.autograd.gradcheck(value, tuple(student))

@@ -108,4 +108,4 @@ def test_the_epoch_reaches_every_loss():
 
 def test_settings_are_the_constructors_whole():
     loss = build_objective("coss", s_temp=0.2, l_0=None, other=1).losses["coss"]
-    assert loss.settings == {"l_0": 1.0, "l_1": 1.0, "s_temp": 0.2, "t_temp": 0.07}
+    assert loss.settings == {"l_0": 1.0, "l_1": 1.0, "s_temp": 0.2, "t_temp": 0.07, "space_batch": "local"}
