@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import cli
-from data.augment import eval_transform_name
+from data.augment import Transform, eval_transform
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
 from models.teachers import FrozenEncoder, load_frozen, untrained
@@ -22,39 +22,44 @@ UNTRAINED = "untrained"
 ROWS_AT_ONCE = 65_536
 
 
-def add_weights_flags(parser: argparse.ArgumentParser) -> None:
-    """--weights, --arch, and how the file is read."""
+def add_weights_flags(parser: argparse.ArgumentParser, several: bool = False) -> cli.Group:
+    """--weights (a list of files where ``several``), --arch, and how the file is read."""
     group = parser.add_argument_group("network")
-    group.add_argument("--weights", "--pretrained_weights", required=True, metavar="PATH",
-                       help=f"checkpoint of the network; '{UNTRAINED}' takes fresh weights of --arch and --seed, the "
-                            "yardstick below which nothing was learnt")
+    group.add_argument("--weights", "--pretrained_weights", required=True, nargs="+" if several else None,
+                       metavar="PATH",
+                       help=f"checkpoint of the network{', or of each of several' * several}; '{UNTRAINED}' takes "
+                            "fresh weights of --arch and --seed, the yardstick below which nothing was learnt")
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
                        help="a torchvision classifier by name, or timm:NAME; default: found from the checkpoint")
     cli.add_network_flags(group)
+    return group
 
 
-def add_features_flags(group: cli.Group) -> None:
+def add_features_flags(group: cli.Group, default: str = "features/ beside the weights") -> None:
     """Where features are kept, and in which numbers."""
     group.add_argument("--features", metavar="DIR", default=None,
                        help="folder in which features are kept, written as they are made and found again; shared by "
-                            "all processes; default: features/ beside the weights (nothing for untrained ones); 'none' "
+                            f"all processes; default: {default} (nothing for untrained ones); 'none' "
                             "keeps nothing, and every process then holds all features in memory")
     group.add_argument("--dtype", choices=sorted(STORED), default="float32",
                        help="numbers in which features are kept: float32 (default), or half the disk and memory: "
                             "float16 (3 digits, up to 65,504) or bfloat16 (2 digits, any size)")
 
 
-def open_network(args: argparse.Namespace, process: Process) -> tuple[FrozenEncoder, dict[str, Any]]:
-    """The encoder on this process's device, and what identifies it."""
+def open_network(args: argparse.Namespace, process: Process, weights: str | None = None, flag: str = "--weights",
+                 ) -> tuple[FrozenEncoder, dict[str, Any]]:
+    """The encoder on this process's device, and what identifies it. ``weights``: another file than --weights, which
+    ``flag`` gave."""
     seed_everything(args.seed)
+    weights = weights or args.weights
     quiet = getattr(args, "json", False) or not process.is_main
-    if args.weights == UNTRAINED:
+    if weights == UNTRAINED:
         if not args.arch:
-            raise UserError(f"--weights {UNTRAINED} needs --arch; add, for example, --arch resnet18")
+            raise UserError(f"{flag} {UNTRAINED} needs --arch; add, for example, --arch resnet18")
         encoder = untrained(args.arch, args.image_size or 224, args.stem or "imagenet")
         identity = {"sha256": f"{UNTRAINED}-{args.seed}"}
     else:
-        encoder, report = load_frozen(args.weights, args.arch, args.stem, args.image_size,
+        encoder, report = load_frozen(weights, args.arch, args.stem, args.image_size, flag=flag,
                                       **cli.checkpoint_options(args))
         identity = {"sha256": report.sha256, "branch": report.branch, "mean": report.mean, "std": report.std}
         if not quiet:
@@ -66,31 +71,42 @@ def open_network(args: argparse.Namespace, process: Process) -> tuple[FrozenEnco
 
 
 def features_identity(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace,
-                      identity: dict[str, Any]) -> dict[str, Any]:
-    """What features are made from and by."""
+                      identity: dict[str, Any], transform: Transform | None = None) -> dict[str, Any]:
+    """What features are made from and by. ``transform`` says in str() what it does; None for the paper's."""
+    transform = transform or eval_transform(encoder.backbone.spec.image_size)
     return {**identity, "data": source.fingerprint(), "first": str(Path(source.location(0)).absolute()),
-            "bad_images": args.on_bad_image, "transform": eval_transform_name(encoder.backbone.spec.image_size)}
+            "bad_images": args.on_bad_image, "transform": str(transform)}
 
 
 def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace, process: Process,
-                bad_images: BadImageLog, label: str, identity: dict[str, Any] | None = None) -> torch.Tensor:
-    """Features [N, d] of a source, in its order; with an ``identity`` they are kept in --features and found again."""
-    def loader_of(indices: range) -> Any:
-        return evaluation_loader(source, encoder.backbone.spec.image_size, args.batch_size, args.workers, indices,
-                                 process.device.type)
+                bad_images: BadImageLog, label: str, identity: dict[str, Any] | None = None,
+                transform: Transform | None = None, folder: Path | None = None, batch_size: int | None = None,
+                ) -> torch.Tensor:
+    """Features [N, d] of a source, in its order; with an ``identity`` they are kept in --features and found again.
 
-    folder = features_folder(args) if identity is not None else None
+    ``transform`` is the paper's for mining and k-NN by default; ``folder`` is where they are kept without --features,
+    by default features/ beside the weights; ``batch_size`` images are one forward pass, by default --batch-size.
+    """
+    def loader_of(indices: range) -> Any:
+        return evaluation_loader(source, encoder.backbone.spec.image_size, batch_size or args.batch_size, args.workers,
+                                 indices, process.device.type, transform=transform)
+
+    folder = features_folder(args, folder) if identity is not None else None
     folder = folder if all(gather_objects(folder is not None)) else None
-    keep = None if folder is None else Keep(folder, features_identity(encoder, source, args, identity),
+    keep = None if folder is None else Keep(folder, features_identity(encoder, source, args, identity, transform),
                                             encoder.backbone.spec.feature_dim, args.dtype)
     return extract(encoder, loader_of, len(source), process, label, bad_images.check, keep)
 
 
-def features_folder(args: argparse.Namespace) -> Path | None:
+def features_folder(args: argparse.Namespace, default: Path | None = None) -> Path | None:
     """Where features are kept; None for nowhere, which is also what an unwritable default place comes to."""
-    if args.features == "none" or (args.weights == UNTRAINED and not args.features):
+    if args.features == "none":
         return None
-    folder = Path(args.features or Path(args.weights).parent / "features")
+    if not args.features and default is None:
+        if args.weights == UNTRAINED:
+            return None
+        default = Path(args.weights).parent / "features"
+    folder = Path(args.features or default)
     try:
         check_writable(folder, "--features")
     except UserError:

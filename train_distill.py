@@ -17,19 +17,25 @@ import argparse
 import torch
 
 import cli
+import methods
 from data.augment import PRESETS, augmentation
 from data.cache import CachedSource
 from data.clusters import load_clusters
 from data.datasets import open_source
+from data.epoch_length import EpochsOf
 from data.loader import BadImageLog, Batch, build_loader
 from data.neighbours import load_neighbours
 from data.samplers import ClusterNeighbourSampler, ClusterSampler, NeighbourSampler, RandomSampler
 from data.sources import ImageSource
 from evals.monitor import KnnMonitor
-from losses import LOSSES, build_loss
+from losses import build_objective, needs_of
+from losses.base import Inputs, Together
 from models.backbones import build_backbone, check_arch, check_batch
 from models.distiller import Distiller, agreement
-from models.teachers import Encoder, load_frozen
+from models.heads import build_heads
+from models.momentum import MomentumStudent
+from models.report import Report
+from models.teachers import Encoder, FrozenEncoder, load_frozen
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
 from runtime.loop import Run, Trainer
@@ -53,24 +59,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="teacher, a torchvision classifier by name, or timm:NAME; default auto: found from its "
                             "file's tensors")
     cli.stem_flag(group, "--stem", whose="the student", default="imagenet")
-    group.add_argument("--distill", required=True, metavar="PATH",
+    group.add_argument("--distill", default=None, metavar="PATH",
                        help="the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists; every tensor of "
-                            "the trunk must be filled and none may be left over")
+                            "the trunk must be filled and none may be left over. Losses without a teacher need none")
     cli.add_network_flags(group, "--teacher-")
 
-    group = parser.add_argument_group("loss")
-    group.add_argument("--loss", default="coss", choices=sorted(LOSSES), help="objective; default coss")
-    group.add_argument("--l_0", type=cli.number(float), default=1.0, metavar="W",
-                       help="weight of the row (cosine) term; default 1, the paper's")
-    group.add_argument("--l_1", type=cli.number(float), default=1.0, metavar="W",
-                       help="weight of the column (space similarity) term; default 1 as in the paper's rows (the "
-                            "original flag's default was 0.5)")
-    group.add_argument("--beta", type=cli.number(float), default=1.0, metavar="W",
-                       help="factor of the whole loss; default 1")
-    group.add_argument("--s-temp", type=cli.number(float, above=0), default=0.1, metavar="T",
-                       help="student temperature; default 0.1, the paper's (for coss a pure scale)")
-    group.add_argument("--t-temp", type=cli.number(float, above=0), default=0.07, metavar="T",
-                       help="teacher temperature; default 0.07, the paper's (for coss a pure scale)")
+    methods.add_loss_flags(parser)
 
     group = parser.add_argument_group("batches")
     group.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2",
@@ -101,6 +95,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="nearest neighbours out of which they are drawn; default 31, the paper's; equal to "
                             "--nearest-k takes exactly the nearest")
 
+    group.add_argument("--epoch-steps", type=cli.number(int, 1), default=None, metavar="N",
+                       help="call N steps an epoch, for the schedule, the scores and the checkpoints, so that methods "
+                            "with different samplers can be compared at equal places; images come in the same order. "
+                            "Default: the sampler's own epochs")
+
     group = parser.add_argument_group("optimisation")
     cli.add_schedule_flags(group, lr=0.03, epochs=25, source="the paper's")
     group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last epoch")
@@ -113,37 +112,48 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     """Data, models, loss, optimizer, resume, loop."""
     check_flags(args)
     seed_everything(args.seed)
+    needs = needs_of(args.loss)
     source = open_source(args.data).subset(args.subset)
     source = CachedSource(source, args.image_cache) if args.image_cache else source
-    teacher_arch = None if args.teacher_arch == "auto" else args.teacher_arch
-    teacher, report = load_frozen(args.distill, teacher_arch, args.teacher_stem, args.image_size, flag="--distill",
-                                  prefix="--teacher-", **cli.checkpoint_options(args))
-    teacher_spec = teacher.backbone.spec
-    sampler, notes = build_sampler(args, process, source, report.sha256)
-    views = [augmentation(args.aug, teacher_spec.image_size)]
+    teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
+    teacher_spec = teacher.backbone.spec if teacher else None
+    image_size = teacher_spec.image_size if teacher else args.image_size or 224
+    sampler, notes = build_sampler(args, process, source, report.sha256 if report else None)
+    sampler = EpochsOf(sampler, args.epoch_steps) if args.epoch_steps else sampler
+    views = [augmentation(args.aug, image_size)] * needs.views
     loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)
     bad_images = BadImageLog(source, args.on_bad_image)
 
-    # The student with its projection and loss, and nothing else, goes inside DistributedDataParallel.
-    backbone = build_backbone(args.student_arch, args.stem or "imagenet", teacher_spec.image_size, "--student_arch")
-    loss = build_loss(args.loss, l_0=args.l_0, l_1=args.l_1, s_temp=args.s_temp, t_temp=args.t_temp)
-    student = Distiller(backbone, teacher_spec.feature_dim, loss, args.beta).to(process.device)
-    teacher = teacher.to(process.device)
-    check_batch(student, sampler.images_per_step)
+    # The student, trunk and head, and nothing else, goes inside DistributedDataParallel.
+    backbone = build_backbone(args.student_arch, args.stem or "imagenet", image_size, "--student_arch")
+    widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
+    head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
+    student = Distiller(backbone, head).to(process.device)
+    teacher = teacher.to(process.device) if teacher else None
+    momentum = MomentumStudent(student, args.moco_m, args.bn_parts) if needs.momentum else None
+    loss = build_objective(args.loss, args.loss_weights, args.beta, widths, student_dim=backbone.spec.feature_dim,
+                           **methods.options(args)).to(process.device)
+    for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
+        check_batch(network, sampler.images_per_step // (2 if needs.bag else 1))
     optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
     updater = Updater(optimizer, process.device, precision(args.amp, process.device))
-    knn = (KnnMonitor.open(args.data, args.knn_data, teacher_spec.image_size, args.workers, process)
+    knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process)
            if args.knn_every else None)
 
-    config = {**vars(args), "stem": backbone.spec.stem, "teacher_arch": teacher_spec.arch,
-              "teacher_stem": teacher_spec.stem, "image_size": teacher_spec.image_size, "teacher": report.record(),
-              "teacher_sha256": report.sha256, "data_fingerprint": source.fingerprint(),
+    config = {**vars(args), "losses": {name: dict(x.settings) for name, x in loss.losses.items()},
+              "stem": backbone.spec.stem, "image_size": image_size,
+              "teacher_arch": teacher_spec.arch if teacher else None,
+              "teacher_stem": teacher_spec.stem if teacher else None, "teacher": report.record() if report else None,
+              "teacher_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
               "far_k": sampler.far_k, "num_clusters": sampler.num_clusters, "processes": process.world_size}
-    record = {**student.record(), "config": config, "teacher": report.record()}
-    modules = {"state_dict": student, "updater": updater}
+    record = {**student.record(), "config": config, "teacher": config["teacher"]}
+    modules = {"state_dict": student, "updater": updater,
+               **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {})}
     run = Run.open(args.output, args.resume, config, record, VOLATILE | FILES, process, modules,
                    args.start_epoch)
-    for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report}", *notes,
+    if args.distill and not teacher:
+        notes.append(f"--distill is not used by --loss {args.loss}")
+    for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
         if line:
@@ -151,16 +161,28 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     model = wrap(student, process)
     run.restore_random_state(args.seed)
 
+    @torch.no_grad()
+    def targets_of(inputs: Inputs) -> dict[str, tuple[torch.Tensor, ...]]:
+        """What the student is held against, without gradient, [b, d] each."""
+        found = {"teacher": tuple(y for x in inputs.teacher for y in teacher.answers(x, needs.teacher))}
+        if momentum:
+            momentum.update(student)
+            found["momentum"] = tuple(y for x in inputs.momentum for y in momentum(x))
+        return found
+
     def step(batch: Batch) -> dict[str, torch.Tensor]:
-        images, = batch.views                                              # uint8 [b, 3, S, S], on the device
-        target = teacher(images)                                           # [b, d]
-        return {**model(images, target), "teacher": target}
+        inputs = loss.inputs(batch.views)                  # uint8 [b, 3, S, S] each, on the device
+        targets = targets_of(inputs)
+        outputs = model(*inputs.student)                   # [b, d] each
+        parts = loss(student=outputs, **targets, **inputs.context)
+        return {**parts, "student": outputs[0].detach(), **{name: x[0] for name, x in targets.items() if x}}
 
     trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, cli.schedule(args),
                       args.print_freq, bad_images.check,
-                      monitor=lambda parts: agreement(parts["student"], parts["teacher"]))
+                      monitor=lambda parts: agreement(parts["student"], parts.get("teacher")))
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch)
+        loss.set_epoch(epoch)
         model.train()
         trainer.epoch(epoch, step)
         run.log.scalars(run.steps, epoch, sampler.statistics.scalars(), "sampler")
@@ -175,6 +197,7 @@ def check_flags(args: argparse.Namespace) -> None:
     """What can be said of the command line alone, before anything is read."""
     cli.check_epochs(args)
     check_arch(args.student_arch, "--student_arch")
+    methods.check_loss(args)
     needs = SAMPLERS[args.sampler]
     if "closek_info" in needs and not args.closek_info:
         raise UserError(f"--sampler {args.sampler} needs --closek-info FILE, the neighbours of --data in the teacher's "
@@ -187,7 +210,18 @@ def check_flags(args: argparse.Namespace) -> None:
                         "drawn; lower the first or raise the second")
 
 
-def build_sampler(args: argparse.Namespace, process: Process, source: ImageSource, teacher_sha256: str,
+def load_teacher(args: argparse.Namespace, needs: Together) -> tuple[FrozenEncoder, Report]:
+    """The teacher that --distill names, with its own head if the loss asks for it."""
+    arch = None if args.teacher_arch == "auto" else args.teacher_arch
+    teacher, report = load_frozen(args.distill, arch, args.teacher_stem, args.image_size, flag="--distill",
+                                  prefix="--teacher-", with_head="head" in needs.teacher,
+                                  **cli.checkpoint_options(args))
+    if args.teacher_bn == "train":
+        teacher.use_batch_statistics()
+    return teacher, report
+
+
+def build_sampler(args: argparse.Namespace, process: Process, source: ImageSource, teacher_sha256: str | None,
                   ) -> tuple[RandomSampler, list[str]]:
     """The sampler that --sampler names, and what is to be said about its files."""
     needs, far, data = SAMPLERS[args.sampler], None, (source.fingerprint(), len(source))

@@ -164,23 +164,38 @@ def _between(u: np.ndarray, low: float, high: float) -> np.ndarray:
 # ---- evaluation
 
 
-def eval_transform(image_size: int) -> Transform:
-    """The paper's transform for mining and k-NN: PIL RGB -> uint8 [3, image_size, image_size].
+@dataclass(frozen=True)
+class CentreCrop:
+    """PIL RGB -> uint8 [3, crop, crop]: the shorter side is resized to `resize` pixels and the centre is cut out.
 
-    The shorter side is resized to floor(1.05 * image_size), bicubic, and the centre is cut out.
+    str() says so in a few words, to be recorded beside features made with it.
     """
-    return transforms.Compose(
-        [
-            transforms.Resize(int(1.05 * image_size), interpolation=InterpolationMode.BICUBIC),
-            transforms.CenterCrop(image_size),
-            transforms.PILToTensor(),
-        ]
-    )
+
+    resize: int
+    crop: int
+    filter: str = "bicubic"
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        resized = transforms.functional.resize(image, self.resize, InterpolationMode(self.filter))
+        return transforms.functional.pil_to_tensor(transforms.functional.center_crop(resized, self.crop))
+
+    def __str__(self) -> str:
+        return f"resize {self.resize} {self.filter}, centre crop {self.crop}"
+
+
+def eval_transform(image_size: int) -> CentreCrop:
+    """The paper's transform for mining and k-NN: the shorter side to floor(1.05 * image_size), bicubic."""
+    return CentreCrop(int(1.05 * image_size), image_size)
+
+
+def linear_transform(image_size: int) -> CentreCrop:
+    """The linear protocol's on test images: Resize(256), CenterCrop(224), bilinear, scaled to other sizes."""
+    return CentreCrop(round(image_size * 256 / 224), image_size, "bilinear")
 
 
 def eval_transform_name(image_size: int) -> str:
-    """What eval_transform does, in a few words, to be recorded beside features made with it."""
-    return f"resize {int(1.05 * image_size)} bicubic, centre crop {image_size}"
+    """What eval_transform does, in a few words."""
+    return str(eval_transform(image_size))
 
 
 if __name__ == "__main__":

@@ -149,12 +149,14 @@ def evaluation_loader(
     device_type: str = "cpu",
     augmentation: Augmentation | None = None,
     seed: int = 0,
+    transform: Transform | None = None,
 ) -> DataLoader:
     """Batches of one view in the order of indices; the last one may be smaller.
 
-    indices None: all images, in order. augmentation None: eval_transform, by Pillow; else a random view, seed's.
+    indices None: all images, in order. augmentation None: ``transform``, by default eval_transform, by Pillow; else a
+    random view, seed's.
     """
-    dataset = (EvaluationDataset(source, eval_transform(image_size)) if augmentation is None else
+    dataset = (EvaluationDataset(source, transform or eval_transform(image_size)) if augmentation is None else
                ViewDataset(source, [augmentation], seed))
     order = range(len(source)) if indices is None else indices
     options = _loader_options(workers, device_type, persistent=False)

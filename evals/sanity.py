@@ -18,7 +18,11 @@ def effective_rank(features: Tensor) -> float:
 
     Roy and Vetterli, "The effective rank", EUSIPCO 2007, definition 1.
     """
-    values = torch.linalg.svdvals((features - features.mean(0)).double())
+    return entropy_rank(torch.linalg.svdvals((features - features.mean(0)).double()))
+
+
+def entropy_rank(values: Tensor) -> float:
+    """exp of the entropy of singular values [m] brought to a sum of one."""
     shares = values / values.sum().clamp_min(1e-300)
     return float(torch.special.entr(shares).sum().exp())
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones import STEMS
-from models.inert import Inert
 from models.match import Checkpoint, Layout, has_convolution
 from models.report import few
 from models.safe_load import read_file
 from runtime.errors import UserError
+from runtime.inert import Inert
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these in front
 CONTAINERS = ("state_dict", "model_state_dict", "classy_state_dict.base_model.model", "model")

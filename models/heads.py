@@ -1,17 +1,58 @@
-"""A pre-trained network's own head, rebuilt from its tensors: MoCo's MLP, SimSiam's projector, a classifier.
+"""The student's head, by name; and a pre-trained network's own head, rebuilt from its tensors.
 
-Names are those of an ``nn.Sequential`` (``0.weight``, ``2.weight`` ...) or of one layer (``weight``, ``bias``). What
-has no tensors is not in the file; in every public head of this kind it is a ReLU.
+The second is MoCo's MLP, SimSiam's projector, a classifier. Its names are those of an ``nn.Sequential``
+(``0.weight``, ``2.weight`` ...) or of one layer (``weight``, ``bias``). What has no tensors is not in the file; in
+every public head of this kind it is a ReLU.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from runtime.errors import UserError
+
+WIDE = 2048  # of the hidden layer, in the code of CoSS, BINGO and DisCo
+
+
+def mlp(width: int, hidden: int, out: int, batch_norm: bool = False) -> nn.Sequential:
+    """Linear(width, hidden), ReLU, Linear(hidden, out); with ``batch_norm`` one behind each linear layer."""
+    layers = [nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out),
+              nn.BatchNorm1d(out, affine=False)]
+    return nn.Sequential(*(x for x in layers if batch_norm or not isinstance(x, nn.BatchNorm1d)))
+
+
+HEADS: dict[str, Callable[[int, int, bool], nn.Module]] = {  # (width of the trunk, of the output, batch norm) -> head
+    "none": lambda d, out, bn: nn.Identity(),                                                       # CompRess
+    "linear": lambda d, out, bn: nn.Linear(d, out),                                                 # SMD
+    "projection": lambda d, out, bn: nn.Identity() if d == out else mlp(d, WIDE, out, bn),          # CoSS, section 4
+    "mlp": lambda d, out, bn: mlp(d, d, out, bn),                                                   # MoCo v2, SEED
+    "wide": lambda d, out, bn: mlp(d, WIDE, out, bn),                                               # BINGO, DisCo
+}
+
+
+def build_head(name: str, width: int, out: int, batch_norm: bool = False) -> nn.Module:
+    """The student's head [b, width] -> [b, out], by a name of ``HEADS``; ``none`` leaves the width as it is.
+
+    ``batch_norm``: one behind each layer of those that have two.
+    """
+    return HEADS[name](width, out, batch_norm)
+
+
+class Heads(nn.ModuleDict):
+    """Several heads on one trunk: [b, width] -> a tuple of [b, out], one each."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        return tuple(head(features) for head in self.values())
+
+
+def build_heads(wanted: Sequence[tuple[str, str | None]], width: int, outs: Mapping[str | None, int],
+                batch_norm: bool = False) -> nn.Module:
+    """The head for each (name, what it is compared with): alone as it is, several as :class:`Heads`."""
+    heads = {f"{name}_{to or 'alone'}": build_head(name, width, outs[to], batch_norm) for name, to in wanted}
+    return Heads(heads) if len(heads) > 1 else next(iter(heads.values()))
 
 
 def head_from(tensors: Mapping[str, Tensor], whose: str) -> nn.Sequential:
@@ -38,6 +79,11 @@ def head_from(tensors: Mapping[str, Tensor], whose: str) -> nn.Sequential:
     wanted = head.state_dict()
     head.load_state_dict({**{k: v for k, v in wanted.items() if k.endswith(".num_batches_tracked")}, **state})
     return head
+
+
+def width_of(head: nn.Module, width: int) -> int:
+    """The width of what a head makes of ``width`` numbers."""
+    return [width, *(layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear))][-1]
 
 
 def describe(head: nn.Sequential) -> str:

@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones import attach_head, build_backbone
+from models.heads import mlp
 from models.match import IMAGENET_MEAN, IMAGENET_STD
+from models.momentum import follow, shuffled
 from models.teachers import Encoder, Normalise
-from runtime.device import all_gather, broadcast, distributed
+from runtime.device import all_gather
 
 
 class MoCo(nn.Module):
     """Query encoder, momentum encoder and queue, under the names of MoCo's own checkpoints.
 
-    ``bn_parts`` is into how many parts over all processes the shuffled key batch is cut for the momentum
-    encoder's batch norm. The query's and the key's statistics must not come from the same images, or the
-    network recognises its positive by them; MoCo has 8 GPUs, one process cuts its batch instead.
+    ``bn_parts``: see :func:`models.momentum.shuffled`.
 
     ``head_bn`` puts batch norm behind both linear layers of the head, as SimCLR v2 and MoCo v3 do and MoCo v2 does
     not. A fresh network maps all images to nearly one direction, which drifts; until it has learnt otherwise the
@@ -36,7 +36,7 @@ class MoCo(nn.Module):
                  temperature: float = 0.2, bn_parts: int = 8, head_bn: bool = False) -> None:
         super().__init__()
         self.spec = backbone.spec
-        self.encoder_q = attach_head(backbone, mlp_head(self.spec.feature_dim, dim, head_bn))
+        self.encoder_q = attach_head(backbone, mlp(self.spec.feature_dim, self.spec.feature_dim, dim, head_bn))
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.normalise = Normalise()
         self.momentum, self.temperature, self.bn_parts = momentum, temperature, bn_parts
@@ -47,7 +47,7 @@ class MoCo(nn.Module):
         """Two views of the same images, uint8 [b, 3, H, W]; returns ``loss`` and ``accuracy`` (of the positive)."""
         q = F.normalize(self.encoder_q(self.normalise(query_images)), dim=1)     # [b, dim]
         with torch.no_grad():
-            self._update_key_encoder()
+            follow(self.encoder_k, self.encoder_q, self.momentum)
             k = self._encode_keys(key_images)                                    # [b, dim]
         with torch.autocast(q.device.type, enabled=False):
             q, k = q.float(), k.float()
@@ -60,24 +60,10 @@ class MoCo(nn.Module):
         self._enqueue(k)
         return {"loss": loss, "accuracy": accuracy}
 
-    @torch.no_grad()
-    def _update_key_encoder(self) -> None:
-        for key, query in zip(self.encoder_k.parameters(), self.encoder_q.parameters(), strict=True):
-            key.lerp_(query, 1 - self.momentum)
-
-    @torch.no_grad()
     def _encode_keys(self, images: Tensor) -> Tensor:
         """Keys in the order of ``images``, computed over a batch shuffled across processes (section 3.3)."""
-        everything = all_gather(images)
-        order = broadcast(torch.randperm(len(everything)).to(images.device))
-        world = len(everything) // len(images)
-        rank = torch.distributed.get_rank() if distributed() else 0
-        mine = order.view(world, -1)[rank]
-        # A part of one image has no batch statistics.
-        parts = everything[mine].tensor_split(max(1, min(self.bn_parts // world, len(mine) // 2)))
-        keys = torch.cat([F.normalize(self.encoder_k(self.normalise(part)).float(), dim=1) for part in parts])
-        back = torch.argsort(order).view(world, -1)[rank]
-        return all_gather(keys)[back]
+        keys, = shuffled(lambda part: (self.encoder_k(self.normalise(part)).float(),), images, self.bn_parts)
+        return F.normalize(keys, dim=1)
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
@@ -103,10 +89,3 @@ class MoCo(nn.Module):
     def record(self) -> dict[str, Any]:
         """What the encoder is, for its checkpoint."""
         return {**self.spec.record(), "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-
-
-def mlp_head(width: int, dim: int, batch_norm: bool) -> nn.Sequential:
-    """Linear(width, width), ReLU, Linear(width, dim): MoCo v2's; with ``batch_norm`` one behind each linear layer."""
-    layers = [nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Linear(width, dim),
-              nn.BatchNorm1d(dim, affine=False)]
-    return nn.Sequential(*(x for x in layers if batch_norm or not isinstance(x, nn.BatchNorm1d)))

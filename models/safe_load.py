@@ -1,7 +1,7 @@
 """Files in without running anything from them: PyTorch's formats of all ages, safetensors, and plain pickles.
 
 A pickle names the functions that rebuild its objects, so reading one can run anything. PyTorch's ``weights_only``
-reader comes first. What it refuses is read by :mod:`models.inert`, where every class but the builders of tensors and
+reader comes first. What it refuses is read by :mod:`runtime.inert`, where every class but the builders of tensors and
 arrays becomes a stand-in, which is never imported. Where all of them belong to known training libraries the tensors
 are given out; anything else is refused and named.
 """
@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
-from models.inert import Inert, inert_pickle
 from models.report import few
 from runtime.errors import UserError
+from runtime.inert import Inert, inert_pickle
 
 # Whose classes lie in published checkpoints beside the tensors. They are stood in for, never imported.
 KNOWN = re.compile(

@@ -17,33 +17,25 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from evals.overlap import shared_neighbours  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
-from runtime.search import top_k  # noqa: E402
 
 OVERLAP_K = (1, 5, 10, 20, 50)
 GROUPS = {"teacher": "teacher.json", "student (CoSS)": "student-*.json", "untrained student": "untrained-*.json"}
 
 
 def test_features(result: Path) -> torch.Tensor:
-    """Unit features [m, d] of the test images that ``compute_knn.py eval --features FOLDER/NAME-features`` kept."""
+    """Features [m, d] of the test images that ``compute_knn.py eval --features FOLDER/NAME-features`` kept."""
     size = json.loads(result.read_text())["test_images"]
     folder = result.with_name(result.stem + "-features")
     arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("features-*.npy"))]
     found = [a for a in arrays if len(a) == size]
     if not found:
         raise UserError(f"{folder} holds no features of {size} test images; run scripts/quickstart.sh again")
-    return F.normalize(torch.from_numpy(np.array(found[0])), dim=1)
-
-
-def overlap(a: torch.Tensor, b: torch.Tensor, k: int) -> float:
-    """Share in percent of the ``k`` nearest others that an image has in both spaces, averaged over images."""
-    near = [top_k(x, x, k, self_offset=0)[1] for x in (a, b)]
-    shared = (near[0][:, :, None] == near[1][:, None, :]).any(2).float().mean()
-    return 100 * float(shared)
+    return torch.from_numpy(np.array(found[0]))
 
 
 def gather(folder: Path) -> dict[str, dict[str, list[Any]]]:
@@ -56,7 +48,8 @@ def gather(folder: Path) -> dict[str, dict[str, list[Any]]]:
             raise UserError(f"{folder} holds no {pattern}; run scripts/quickstart.sh again")
         groups[name] = {"arch": [json.loads(r.read_text())["arch"] for r in results],
                         "top1": [json.loads(r.read_text())["knn"][0]["top1"] for r in results],
-                        "overlap": [[overlap(test_features(r), teacher, k) for k in OVERLAP_K] for r in results]}
+                        "overlap": [list(shared_neighbours(teacher, test_features(r), OVERLAP_K).values())
+                                    for r in results]}
     return groups
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 import cli
+import methods
+from losses import build_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = {".venv", ".git", "tests", "runs", "datasets", "shared"}
 PACKAGES = ("data", "evals", "losses", "models", "runtime")
-SHARED = {"cli", "networks"}  # by the root scripts
+SHARED = {"cli", "methods", "networks"}  # by the root scripts
+BESIDE = "commands"  # evaluate.py's sub-commands: a package on the root scripts' side
 ROOT_SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in SHARED)
 MAY_IMPORT = {
     "runtime": {"runtime"},
@@ -44,7 +47,7 @@ def modules():
     names = []
     for path in python_files():
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if len(parts) == 1 or parts[0] in PACKAGES:
+        if len(parts) == 1 or parts[0] in (*PACKAGES, BESIDE):
             names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     return names
 
@@ -57,7 +60,7 @@ def test_the_tree_is_found():
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_who_may_import_whom(package):
-    ours = {*PACKAGES, *SHARED, *ROOT_SCRIPTS}
+    ours = {*PACKAGES, *SHARED, *ROOT_SCRIPTS, BESIDE}
     wrong = [f"{path.relative_to(ROOT)}:{line} imports {name}" for path in sorted((ROOT / package).rglob("*.py"))
              for name, line in imported(path) if name in ours - MAY_IMPORT[package]]
     assert not wrong
@@ -66,8 +69,8 @@ def test_who_may_import_whom(package):
 def test_nothing_imports_a_root_script_and_only_they_import_what_they_share():
     wrong = []
     for path in python_files():
-        is_script = path.parent == ROOT
-        forbidden = {*ROOT_SCRIPTS} | (set() if is_script else SHARED)
+        is_script = path.parent in (ROOT, ROOT / BESIDE)
+        forbidden = {*ROOT_SCRIPTS} | (set() if is_script else {*SHARED, BESIDE})
         wrong += [f"{path.relative_to(ROOT)}:{line} imports {name}" for name, line in imported(path)
                   if name in forbidden]
     assert not wrong
@@ -125,6 +128,8 @@ MINIMAL = {
     ("compute_knn", "eval"): ["--data", "d", "--weights", "t.pth"],
     ("inspect_checkpoint",): ["t.pth"],
     ("pack_dataset",): ["--data", "d", "--output", "o.pack"],
+    ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
+    ("evaluate", "overlap"): ["--data", "d", "--teacher", "t.pth", "--weights", "s.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 
@@ -177,7 +182,11 @@ def test_every_script_has_a_minimal_command_line():
 
 @pytest.mark.parametrize("case", MINIMAL, ids=" ".join)
 def test_no_flag_is_read_by_nothing(case):
-    read = set().union(*(read_names(ROOT / f"{name}.py") for name in (case[0], *SHARED)))
+    names = [case[0], *SHARED]
+    if case[0] == "evaluate":
+        commands = set(importlib.import_module("evaluate").COMMANDS) - {case[1]}
+        names += [f"{BESIDE}/{path.stem}" for path in (ROOT / BESIDE).glob("*.py") if path.stem not in commands]
+    read = set().union(*(read_names(ROOT / f"{name}.py") for name in names))
     unread = set(vars(parse(case))) - read
     assert not unread
 
@@ -247,10 +256,12 @@ def test_the_originals_spellings_of_compute_knn():
 
 def test_defaults_are_the_papers():
     args = parse(("train_distill",))
-    paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "s_temp": 0.1, "t_temp": 0.07, "l_0": 1, "l_1": 1,
-             "nearest_k": 15, "total_k": 31, "coverage": 0.95, "batch_size": 64, "epochs": 25, "cos": True,
-             "loss": "coss", "sampler": "cf", "aug": "moco_v2", "beta": 1, "subset": 1, "warmup_epochs": None}
+    paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "nearest_k": 15, "total_k": 31, "coverage": 0.95,
+             "batch_size": 64, "epochs": 25, "cos": True, "loss": "coss", "sampler": "cf", "aug": "moco_v2", "beta": 1,
+             "subset": 1, "warmup_epochs": None}
     assert {name: getattr(args, name) for name in paper} == paper
+    paper = {"l_0": 1, "l_1": 1, "s_temp": 0.1, "t_temp": 0.07, "space_batch": "local"}
+    assert build_loss(args.loss, **methods.options(args)).settings == paper
     args = parse(("train_teacher",))
     paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 256, "moco_dim": 128, "moco_k": 65536,
              "moco_m": 0.999, "moco_t": 0.2, "cos": True, "aug": "moco_v2", "warmup_epochs": 0}

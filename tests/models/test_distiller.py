@@ -1,14 +1,11 @@
-"""The student: a projection only where widths differ, the original's key names, beta on the whole loss."""
-
-import copy
+"""The student: its heads by name, each view by itself, the original's key names."""
 
 import pytest
 import torch
-from torch import nn
 
-from losses.coss import CoSS
 from models.backbones import build_backbone
-from models.distiller import Distiller, agreement, projection_head
+from models.distiller import Distiller, agreement
+from models.heads import build_head, build_heads
 from models.teachers import Normalise
 
 
@@ -17,68 +14,69 @@ def images(b=4, size=32):
 
 
 def test_no_projection_between_equal_widths():
-    head = projection_head(512, 512)
+    head = build_head("projection", 512, 512)
     assert not list(head.parameters())
     x = torch.randn(3, 512)
     assert torch.equal(head(x), x)
 
 
-@pytest.mark.parametrize(("student", "teacher"), [(512, 2048), (2048, 512), (1280, 1281)])
-def test_projection_is_linear_relu_linear_through_2048(student, teacher):
-    head = projection_head(student, teacher)
+@pytest.mark.parametrize(("name", "student", "out", "hidden"), [
+    ("projection", 512, 2048, 2048), ("projection", 2048, 512, 2048), ("projection", 1280, 1281, 2048),
+    ("mlp", 512, 128, 512), ("wide", 512, 128, 2048), ("wide", 128, 128, 2048)])
+def test_heads_of_two_layers(name, student, out, hidden):
+    head = build_head(name, student, out)
     assert {k: tuple(v.shape) for k, v in head.state_dict().items()} == {
-        "0.weight": (2048, student), "0.bias": (2048,), "2.weight": (teacher, 2048), "2.bias": (teacher,)}
+        "0.weight": (hidden, student), "0.bias": (hidden,), "2.weight": (out, hidden), "2.bias": (out,)}
     x, (w0, b0, w2, b2) = torch.randn(3, student), head.state_dict().values()
     expected = (x @ w0.T + b0).clamp_min(0) @ w2.T + b2
     torch.testing.assert_close(head(x.clone()), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("teacher_dim", [512, 640])
-def test_forward_is_trunk_projection_loss(teacher_dim):
-    backbone = build_backbone("squeezenet1_1", image_size=32)
-    student = Distiller(backbone, teacher_dim, CoSS(1.0, 0.5))
-    batch, target = images(), torch.randn(4, teacher_dim)
-    parts = student(batch, target)
-    features = student.proj_head(backbone(Normalise()(batch)))
-    expected = CoSS(1.0, 0.5)(student=features, teacher=target)
-    assert torch.equal(parts["student"], features.detach())
-    assert not parts["student"].requires_grad
-    assert parts["loss"].requires_grad
-    assert torch.equal(parts["loss"], expected["loss"])
-    assert torch.equal(parts["row"], expected["row"])
+def test_the_linear_head_is_there_between_equal_widths_too():
+    head, x = build_head("linear", 5, 5), torch.randn(3, 5)
+    torch.testing.assert_close(head(x), x @ head.weight.T + head.bias)
 
 
-def test_beta_scales_the_loss_and_its_gradient_but_not_the_parts():
-    backbone = build_backbone("squeezenet1_1", image_size=32)
-    batch, target = images(), torch.randn(4, 512)
-    parts, gradients = [], []
-    for beta in (1.0, 0.25):
-        student = Distiller(copy.deepcopy(backbone), 512, CoSS(), beta)
-        parts.append(student(batch, target))
-        parts[-1]["loss"].backward()
-        gradients.append(student.backbone.features[0].weight.grad)
-    assert parts[1]["loss"].item() == pytest.approx(0.25 * parts[0]["loss"].item(), rel=1e-6)
-    assert torch.equal(parts[0]["row"], parts[1]["row"])
-    torch.testing.assert_close(gradients[1], 0.25 * gradients[0], rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("out", [512, 640])
+def test_forward_is_trunk_and_head(out):
+    backbone = build_backbone("squeezenet1_1", image_size=32).eval()
+    student, batch = Distiller(backbone, build_head("projection", 512, out)), images()
+    outputs = student(batch)
+    assert len(outputs) == 1
+    assert torch.equal(outputs[0], student.proj_head(backbone(Normalise()(batch))))
 
 
-class LossWithTensors(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("queue", torch.zeros(3))
+def test_each_view_passes_alone():
+    """Batch statistics are one view's: two views give what each gives by itself, in order."""
+    student = Distiller(build_backbone("shufflenet_v2_x0_5", image_size=32), build_head("projection", 1024, 1024))
+    one, two = images(), images()
+    both = student(one, two)
+    assert torch.equal(both[0], student(one)[0])
+    assert torch.equal(both[1], student(two)[0])
+    assert not torch.allclose(both[0], student(torch.cat([one, two]))[0][:4], rtol=1e-3)
 
-    def forward(self, *, student, teacher):
-        return {"loss": (student - teacher).square().mean()}
+
+def test_several_heads_on_one_trunk():
+    backbone = build_backbone("squeezenet1_1", image_size=32).eval()
+    heads = build_heads((("projection", "features"), ("mlp", "head"), ("none", "features")), 512,
+                        {"features": 640, "head": 16})
+    student, views = Distiller(backbone, heads), [images(), images()]
+    outputs = student(*views)
+    assert [x.shape[1] for x in outputs] == [640, 16, 512] * 2
+    features = backbone(Normalise()(views[1]))
+    assert torch.equal(outputs[4], heads["mlp_head"](features))
+    assert torch.equal(outputs[5], features)
+    assert {k.split(".")[1] for k in student.state_dict() if k.startswith("proj_head.")} == {
+        "projection_features", "mlp_head"}
 
 
 def test_state_keys_are_the_originals():
     backbone = build_backbone("resnet18", image_size=32)
     trunk = {f"backbone.{key}" for key in backbone.state_dict()}
     head = {f"proj_head.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
-    student = Distiller(backbone, 2048, LossWithTensors())
-    assert set(student.state_dict()) == trunk | head | {"loss.queue"}
-    assert set(student.student_state()) == trunk | head
-    assert set(Distiller(build_backbone("resnet18"), 512, CoSS()).state_dict()) == trunk
+    student = Distiller(backbone, build_head("projection", 512, 2048))
+    assert set(student.state_dict()) == set(student.student_state()) == trunk | head
+    assert set(Distiller(build_backbone("resnet18"), build_head("projection", 512, 512)).state_dict()) == trunk
     assert student.record() == {"arch": "resnet18", "stem": "imagenet", "image_size": 32,
                                 "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -97,3 +95,4 @@ def test_agreement_against_numpy():
     same = agreement(teacher, teacher)
     assert same["row_cosine"].item() == pytest.approx(1, abs=1e-6)
     assert same["dim_correlation"].item() == pytest.approx(1, abs=1e-6)
+    assert agreement(student) == {"student_norm": found["student_norm"]}

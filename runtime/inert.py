@@ -13,7 +13,7 @@ import io
 import pickle
 import re
 import types
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -103,6 +103,16 @@ class InertUnpickler(pickle._Unpickler):  # the one in C cannot be told what att
             super().load_binpersid()
 
     dispatch[pickle.BINPERSID[0]] = load_binpersid
+
+
+def plain_pickle(file: BinaryIO) -> Any:
+    """What a pickle of numbers, texts, arrays and containers holds. Raises UnpicklingError, which names it, if it
+    names anything else, and whatever a damaged file may raise."""
+    seen: collections.Counter[str] = collections.Counter()
+    content = inert_pickle(seen).load(file, encoding="latin1")
+    if seen:
+        raise pickle.UnpicklingError(f"it names {', '.join(sorted(seen)[:3])}")
+    return content
 
 
 def inert_pickle(seen: collections.Counter[str]) -> types.ModuleType:

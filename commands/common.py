@@ -1,0 +1,132 @@
+"""What every evaluation does: flags, opening a network, its cached features, and leaving a result."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cli
+import networks
+from data.augment import Transform
+from data.loader import BadImageLog
+from data.sources import ImageSource
+from evals.results import add_result, save_table, table, versions
+from models.teachers import FrozenEncoder
+from runtime.device import Process
+from runtime.errors import UserError
+
+LABELLED = ("labelled images: a folder that holds train/ and val/ or test/, each with one sub-folder a class (or "
+            "packed files so called), or a name (demo, digits, cifar10, cifar100, stl10; kept in $COSS_DATASETS, else "
+            "./datasets)")
+# Flags that do not decide a result: where things lie, how the work is done, and what the record says elsewhere.
+NOT_SETTINGS = {"command", "weights", "data", "output", "json", "device", "workers", "distributed", "local_rank",
+                "features", "resume", "print_freq", "arch", "stem", "image_size", "branch", "mean", "std",
+                "checkpoint_key", "trust_checkpoint", "feature_batch"}
+
+
+def add_common_flags(parser: argparse.ArgumentParser, *, data: str = LABELLED, required: bool = True,
+                     several: bool = False) -> cli.Group:
+    """Flags that each evaluation takes: --data (``data`` is its help; optional unless ``required``) and how images
+    are read, --weights (a list where ``several``), --output, --json, --device, --seed. Returns the data group."""
+    group = cli.add_data_flags(parser, what=data, required=required)
+    group.add_argument("--feature-batch", type=cli.number(int, 1), default=256, metavar="N",
+                       help="images of one forward pass where features are extracted; default 256, the original's")
+    networks.add_weights_flags(parser, several)
+    out = parser.add_argument_group("results")
+    out.add_argument("--output", metavar="FOLDER", default=None,
+                     help="folder for results.jsonl (a line is added for each evaluation), the table and the feature "
+                          "cache; default: evaluation/ beside the weights, ./evaluation for untrained ones")
+    out.add_argument("--json", action="store_true",
+                     help="print one JSON object on stdout and nothing else there; what is said goes to stderr")
+    networks.add_features_flags(out, "features/ in --output")
+    cli.add_device_flags(parser)
+    return group
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to be evaluated: the file, the encoder on this process's device, and what identifies it."""
+
+    file: str
+    encoder: FrozenEncoder
+    identity: dict[str, Any]
+
+    @property
+    def spec(self) -> Any:
+        """models.backbones.Spec: arch, stem, image_size, feature_dim."""
+        return self.encoder.backbone.spec
+
+    def record(self) -> dict[str, Any]:
+        """What is written of it beside a result."""
+        return {"weights": self.file, "sha256": self.identity["sha256"], **self.spec.record()}
+
+
+def open_network(args: argparse.Namespace, process: Process, weights: str | None = None, flag: str = "--weights",
+                 ) -> Network:
+    """The network of --weights, or of another file that ``flag`` gave."""
+    encoder, identity = networks.open_network(args, process, weights, flag)
+    return Network(weights or args.weights, encoder, identity)
+
+
+def open_output(args: argparse.Namespace) -> Path:
+    """The folder of --output; refused before any work if it cannot be written. Made when the first file is."""
+    first = args.weights if isinstance(args.weights, str) else args.weights[0]
+    beside = Path() if first == networks.UNTRAINED else Path(first).parent
+    folder = Path(args.output or beside / "evaluation")
+    networks.check_writable(folder, "--output")
+    return folder
+
+
+def features(network: Network, source: ImageSource, args: argparse.Namespace, process: Process, label: str,
+             transform: Transform | None = None) -> torch.Tensor:
+    """Features [N, d] of a source's images in their order, on the CPU, made once and kept in --output.
+
+    ``transform`` (PIL RGB -> uint8 tensor, and str() says what it does) is the paper's for mining and k-NN by default.
+    """
+    kept = None if network.file == networks.UNTRAINED else network.identity  # nothing identifies those
+    bad_images = BadImageLog(source, args.on_bad_image)
+    found = networks.features_of(network.encoder, source, args, process, bad_images, label, kept, transform,
+                                 open_output(args) / "features", args.feature_batch)
+    if bad_images.counts and process.is_main:
+        print(bad_images.summary())
+    return found
+
+
+def finish(command: str, args: argparse.Namespace, process: Process, nets: Sequence[Network],
+           data: Mapping[str, ImageSource], metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | None = None,
+           title: str | None = None, **more: Any) -> dict[str, Any]:
+    """Leave a result: a line of results.jsonl, COMMAND.md in --output, and the table on the screen. Returns the record.
+
+    ``metrics``: plain numbers by name, nested where that says more; `evaluate.py all` and --compare read them.
+    ``rows``: the table, by default one row of the metrics. ``data``: the sources by role. ``more``: further entries.
+    """
+    settings = {name: value for name, value in sorted(vars(args).items()) if name not in NOT_SETTINGS}
+    record = {"command": command, **(nets[0].record() if len(nets) == 1 else
+                                     {"networks": [net.record() for net in nets]}),
+              "data": args.data,
+              "sources": {role: {"title": source.title, "images": len(source), "classes": len(source.classes),
+                                 "fingerprint": source.fingerprint()} for role, source in data.items()},
+              "settings": settings, "metrics": dict(metrics), **more, "versions": versions(),
+              "processes": process.world_size, "device": str(process.device)}
+    rows = [dict(metrics)] if rows is None else rows
+    if process.is_main:
+        folder = open_output(args)
+        add_result(folder, record)
+        save_table(folder / f"{command}.md", rows)
+        net = nets[0]
+        what = ", ".join(f"{len(source):,} {role}" for role, source in data.items())
+        print(title or f"{command}: {net.file}, {net.spec.arch}, stem {net.spec.stem}, {net.spec.image_size} px; "
+                       f"{what} images")
+        print(table(rows))
+    return record
+
+
+def missing(name: str, folder: Path | str, holds: str, where: str) -> UserError:
+    """The one sentence about a data set that is not there: what was looked for, and where its licence lets one get it.
+    """
+    return UserError(f"{name} was not found: {folder} should hold {holds}; get it from {where}, under its own terms")

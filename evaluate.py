@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""Evaluate a network from any checkpoint; architecture, stem and normalisation are found in the file.
+
+    python evaluate.py linear --data ROOT --weights FILE [--cached]     # ROOT holds train/ and val/ or test/
+    python evaluate.py overlap --data DIR --teacher FILE --weights FILE [FILE ...]
+
+Each sub-command adds a line to results.jsonl in --output, keeps the features that it extracts there, and prints one
+table, or with --json one JSON object. Each may be started by torchrun too. COMMAND --help explains its flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+
+import cli
+from commands import linear, overlap
+from runtime.device import start_process
+from runtime.errors import run_script
+
+COMMANDS = {"linear": linear, "overlap": overlap}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line: a sub-command and its flags."""
+    parser = cli.Parser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    for name, module in COMMANDS.items():
+        module.add_flags(commands.add_parser(name, help=module.HELP, description=module.run.__doc__))
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
+def main() -> None:
+    """Parse, join the job, run the sub-command; with --json its record alone goes to stdout."""
+    args = parse_args()
+    with start_process(args.device) as process:
+        with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+            record = COMMANDS[args.command].run(args, process)
+        if args.json and process.is_main:
+            print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,92 @@
+"""One loss or several, weighted: the objective that the loop calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from losses.base import ROLES, Inputs, Loss, Needs, Together
+from runtime.errors import UserError
+
+Outputs = Sequence[Tensor]
+
+
+class Objective(Loss):
+    """``beta`` times the weighted sum of losses by name; each is given just what it asked for.
+
+    What several losses ask for alike (the very same tensor) goes through a network once. With one loss its parts
+    keep their names; with several they are ``name/part``, ``name/loss`` among them, each before its weight.
+    """
+
+    def __init__(self, losses: Mapping[str, Loss], weights: Sequence[float] | None = None, beta: float = 1.0) -> None:
+        super().__init__()
+        self.needs: Together = together({name: loss.needs for name, loss in losses.items()})
+        self.losses = nn.ModuleDict(losses)
+        self.weights, self.beta = list(weights or [1.0] * len(losses)), beta
+
+    def set_epoch(self, epoch: int) -> None:
+        for loss in self.losses.values():
+            loss.set_epoch(epoch)
+
+    def inputs(self, views: Sequence[Tensor]) -> Inputs:
+        """The images for each network; a loss that needs fewer views than the others gets the first of them."""
+        asked = {name: loss.inputs(views[:loss.needs.views]) for name, loss in self.losses.items()}
+        distinct: dict[str, list[Tensor]] = {role: [] for role in ROLES}
+        places = {name: {role: [_place(distinct[role], x) for x in getattr(wanted, role)] for role in ROLES}
+                  for name, wanted in asked.items()}
+        return Inputs(**distinct, context={"places": places, "extra": {k: v.context for k, v in asked.items()}})
+
+    def forward(self, *, student: Outputs, teacher: Outputs = (), momentum: Outputs = (),
+                places: Mapping[str, Mapping[str, list[int]]], extra: Mapping[str, Mapping[str, Any]],
+                ) -> dict[str, Tensor]:
+        """The outputs [b, d] of each network for its :meth:`inputs`, in that order, and their context.
+
+        Of the student and its momentum copy there is one for each head in ``needs.heads`` for the first input, then
+        as many for the second; likewise of the teacher for each in ``needs.teacher``. Returns scalars: ``loss``, and
+        the losses' parts. Call it once a step: queues are filled here.
+        """
+        given = {"student": student, "teacher": teacher, "momentum": momentum}
+        total, parts = 0.0, {}
+        for (name, loss), weight in zip(self.losses.items(), self.weights, strict=True):
+            found = loss(**self._keywords(loss.needs, given, places[name]), **extra[name])
+            total = total + weight * found["loss"]
+            alone = len(self.losses) == 1
+            parts |= found if alone else {f"{name}/{part}": value for part, value in found.items()}
+        return {**parts, "loss": self.beta * total}
+
+    def _keywords(self, needs: Needs, given: Mapping[str, Outputs], places: Mapping[str, list[int]],
+                  ) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """One loss's share of the outputs: its own head's, for its own inputs."""
+        head = self.needs.heads.index((needs.head, needs.teacher)), len(self.needs.heads)
+        answer = (self.needs.teacher.index(needs.teacher) if needs.teacher else 0), len(self.needs.teacher)
+        keywords = {}
+        for role, (which, of) in zip(ROLES, (head, answer, head), strict=True):
+            found = tuple(given[role][i * of + which] for i in places[role])
+            if found:
+                keywords[role] = found[0] if len(found) == 1 else found
+        return keywords
+
+
+def together(needs: Mapping[str, Needs]) -> Together:
+    """What a sum of losses needs; raises :class:`UserError` where two of them cannot be had in one run."""
+    every = list(needs.values())
+    for name, wanted in needs.items():
+        if wanted.bag != every[0].bag:
+            pairs, single = (name, next(iter(needs)))[::1 if wanted.bag else -1]
+            raise UserError(f"--loss {'+'.join(needs)}: {pairs} needs batches of pairs and {single} of single images; "
+                            "add up losses that need the same")
+    return Together(max(n.views for n in every), every[0].bag,
+                    tuple(dict.fromkeys(n.teacher for n in every if n.teacher)),
+                    tuple(dict.fromkeys((n.head, n.teacher) for n in every)),
+                    any(n.momentum for n in every), max(n.passes for n in every))
+
+
+def _place(tensors: list[Tensor], tensor: Tensor) -> int:
+    """Where this very tensor stands in the list, appended if it does not."""
+    for i, other in enumerate(tensors):
+        if other is tensor:
+            return i
+    tensors.append(tensor)
+    return len(tensors) - 1

@@ -1,0 +1,57 @@
+"""A network's moving average, and its outputs by batch norm over shuffled images.
+
+He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, equation 2 and section 3.3.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from runtime.device import all_gather, broadcast, distributed
+
+
+class MomentumStudent(nn.Module):
+    """A copy of the student that follows it and never trains: uint8 images [b, 3, H, W] to its outputs [b, d]."""
+
+    def __init__(self, student: nn.Module, momentum: float = 0.999, bn_parts: int = 8) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False)
+        self.momentum, self.bn_parts = momentum, bn_parts
+
+    def update(self, student: nn.Module) -> None:
+        """One step towards the student; before the forward passes of each training step, as in MoCo."""
+        follow(self.network, student, self.momentum)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return shuffled(self.network, images, self.bn_parts)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, momentum: float) -> None:
+    """average <- momentum * average + (1 - momentum) * network, of the parameters; buffers are each one's own."""
+    for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
+        slow.lerp_(fast, 1 - momentum)
+
+
+@torch.no_grad()
+def shuffled(encode: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, bn_parts: int) -> tuple[Tensor, ...]:
+    """``encode(images)`` in their order, computed over a batch that is shuffled across processes and cut into parts.
+
+    ``bn_parts`` is into how many parts over all processes. The query's and the key's batch statistics must not come
+    from the same images, or the network recognises its positive by them; MoCo has 8 GPUs, one process cuts its batch
+    instead.
+    """
+    everything = all_gather(images)
+    order = broadcast(torch.randperm(len(everything)).to(images.device))
+    world = len(everything) // len(images)
+    rank = torch.distributed.get_rank() if distributed() else 0
+    mine = order.view(world, -1)[rank]
+    # A part of one image has no batch statistics.
+    parts = everything[mine].tensor_split(max(1, min(bn_parts // world, len(mine) // 2)))
+    outputs = [torch.cat(pieces) for pieces in zip(*map(encode, parts), strict=True)]
+    back = torch.argsort(order).view(world, -1)[rank]
+    return tuple(all_gather(output)[back] for output in outputs)
