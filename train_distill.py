@@ -151,6 +151,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     modules = {"state_dict": student, "updater": updater,
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {})}
     run = Run.open(config=config, record=record, volatile=VOLATILE | FILES, process=process, modules=modules,
+                   per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
                    **cli.run_options(args))
     if args.distill and not teacher:
         notes.append(f"--distill is not used by --loss {args.loss}")

@@ -164,17 +164,15 @@ def test_two_processes_one_killed_restarted_stopped_and_gone_on(flags, tmp_path)
     assert differences(tmp_path / "calm", tmp_path / "wild") == []
 
 
-@pytest.mark.parametrize(("what", "said"), [("KILL", "Signal 9 (SIGKILL)"), ("RAISE", "this rank's own mistake")])
-def test_a_dead_rank_ends_the_job_with_its_own_error_at_the_top(flags, tmp_path, what, said):
+def test_a_dead_rank_ends_the_job_within_a_minute_with_its_own_error_at_the_top(flags, tmp_path):
     began = time.monotonic()
-    done = torchrun(f"0:1:5:{what}", "train_distill.py", *flags, "--workers", 0, "--output", tmp_path / "out")
+    done = torchrun("0:1:5:KILL", "train_distill.py", *flags, "--workers", 0, "--output", tmp_path / "out")
     assert done.rc != 0
     assert time.monotonic() - began < 60
     root = done.err.partition("Root Cause")[2]
     assert re.search(r"rank +: 1 ", root)
-    assert said in root
-    assert done.err.count("Traceback (most recent call last)") - root.count("Traceback (most recent call last)") <= (
-        2 if what == "RAISE" else 1), "no traceback but the dead rank's and torchrun's own"
+    assert "Signal 9 (SIGKILL)" in root
+    assert done.err.count("Traceback (most recent call last)") == 1, "torchrun's own alone"
     assert "Connection closed by peer" not in done.err
 
 
