@@ -3,6 +3,7 @@
 
     python evaluate.py linear --data ROOT --weights FILE [--cached]     # ROOT holds train/ and val/ or test/
     python evaluate.py finetune --labels 0.01 --data ROOT --weights FILE
+    python evaluate.py overlap --data DIR --teacher FILE --weights FILE [FILE ...]
 
 Each sub-command adds a line to results.jsonl in --output, keeps the features that it extracts there, and prints one
 table, or with --json one JSON object. Each may be started by torchrun too. COMMAND --help explains its flags.
@@ -16,11 +17,11 @@ import json
 import sys
 
 import cli
-from commands import finetune, linear
+from commands import finetune, linear, overlap
 from runtime.device import start_process
 from runtime.errors import run_script
 
-COMMANDS = {"linear": linear, "finetune": finetune}
+COMMANDS = {"linear": linear, "finetune": finetune, "overlap": overlap}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

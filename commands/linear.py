@@ -10,21 +10,16 @@ from torch import Tensor
 
 import cli
 from commands import common, training
+from commands.heads import add_grid_flags, choose_head
 from data.augment import linear_transform
 from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.classifier import classification_parts, fingerprint, linear_head
-from evals.heads import Heads, sgd_heads, split_validation
-from evals.lbfgs import lbfgs_heads
 from evals.metrics import accuracy
-from runtime.device import Process, agree, gather_objects, wrap
+from runtime.device import Process, agree, wrap
 from runtime.optim import Updater, precision
 
 HELP = "a linear classifier on the frozen network, by the paper's protocol or on cached features"
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
-DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
-DECAYS_LBFGS = tuple(10 ** (half / 2) for half in range(-12, 1))
-Setting = tuple[float, ...]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,19 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help="extract centre-crop features once and train a grid of classifiers on them side by side: "
                             "minutes instead of days, without augmentation; of the training flags only --epochs and "
                             "--batch-size then count, for --solver sgd")
-    group.add_argument("--solver", choices=("lbfgs", "sgd"), default="lbfgs",
-                       help="lbfgs (default): the minimum for each weight decay of the grid; sgd: momentum 0.9 and a "
-                            "cosine, for each pair of learning rate and weight decay")
-    group.add_argument("--decays", type=cli.number(float, 0), nargs="+", default=None, metavar="WD",
-                       help="weight decays of the grid, on features of unit variance; default: 13 from 1e-6 to 1 for "
-                            "lbfgs, " + " ".join(f"{x:g}" for x in DECAYS) + " for sgd")
-    group.add_argument("--rates", type=cli.number(float, above=0), nargs="+", default=list(RATES), metavar="LR",
-                       help="learning rates of the grid of sgd; default " + " ".join(f"{x:g}" for x in RATES))
-    group.add_argument("--iterations", type=cli.number(int, 1), default=200, metavar="N",
-                       help="iterations of lbfgs at most; default 200")
-    group.add_argument("--validation", type=cli.number(float, above=0, most=0.5), default=0.1, metavar="X",
-                       help="share of each class's training images on which the grid's best is chosen; it is then "
-                            "trained on all of them; default 0.1. The test images choose nothing")
+    add_grid_flags(group, "with --cached: ")
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
@@ -109,31 +92,6 @@ def grid_on_features(args: argparse.Namespace, process: Process, network: common
     transform = linear_transform(network.spec.image_size)
     features = [common.features(network, source, args, process, f"{role} features", transform)
                 for role, source in (("train", train), ("test", test))]
-    labels = [torch.from_numpy(source.labels) for source in (train, test)]
-    grid = grid_of(args)
-
-    def solve(rows: Tensor | slice, settings: list[Setting]) -> Heads:
-        common_options = {"device": process.device, "progress": process.is_main}
-        data = features[0][rows], labels[0][rows], len(train.classes)
-        if args.solver == "lbfgs":
-            return lbfgs_heads(*data, [decay for decay, in settings], iterations=args.iterations, **common_options)
-        size = training.batch_size(args, len(data[1]), process)
-        return sgd_heads(*data, settings, epochs=args.epochs, batch_size=size, seed=args.seed, **common_options)
-
-    fit, held = (torch.from_numpy(rows) for rows in split_validation(train.labels, args.validation, args.seed))
-    mine, scores = grid[process.rank::process.world_size], []  # heads are independent: each rank trains its own
-    if mine:
-        scores = solve(fit, mine).accuracy(features[0][held], labels[0][held])[:, 0].tolist()
-    found = {setting: score for part in gather_objects(dict(zip(mine, scores, strict=True)))
-             for setting, score in part.items()}
-    best = max(grid, key=found.__getitem__)
-    top1, top5 = solve(slice(None), [best]).accuracy(features[1], labels[1])[0].tolist()
-    chosen = {"wd": best[-1]} if args.solver == "lbfgs" else {"lr": best[0], "wd": best[1]}
-    return {"top1": top1, "top5": top5, **chosen, "validation_top1": found[best]}
-
-
-def grid_of(args: argparse.Namespace) -> list[Setting]:
-    """The settings that --cached tries: (decay,) for lbfgs, (rate, decay) for sgd."""
-    if args.solver == "lbfgs":
-        return [(decay,) for decay in args.decays or DECAYS_LBFGS]
-    return [(rate, decay) for rate in args.rates for decay in args.decays or DECAYS]
+    head, chosen = choose_head(features[0], train.labels, len(train.classes), args, process)
+    top1, top5 = head.accuracy(features[1], torch.from_numpy(test.labels))[0].tolist()
+    return {"top1": top1, "top5": top5, **chosen}

@@ -12,18 +12,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from losses.base import Loss, full_precision, unit
+from losses.base import EPS, Loss, full_precision
+from runtime.collectives import BatchStatistics
 
 
 class CoSS(Loss):
     """The CoSS loss. The temperatures are a pure scale: 1 / (0.1 * 0.07) is about 143.
 
-    The space term's batch is this process's batch, as in the original.
+    ``space_batch``: the batch that both means and the space term are taken over, ``local``, this process's, as in the
+    original, or ``global``, that of all processes, whose loss and gradients are those of one process with all of it.
     """
 
-    def __init__(self, l_0: float = 1.0, l_1: float = 1.0, s_temp: float = 0.1, t_temp: float = 0.07) -> None:
+    def __init__(self, l_0: float = 1.0, l_1: float = 1.0, s_temp: float = 0.1, t_temp: float = 0.07,
+                 space_batch: str = "local") -> None:
         super().__init__()
         self.l_0, self.l_1, self.scale = l_0, l_1, 1.0 / (s_temp * t_temp)
+        self.batch = BatchStatistics(space_batch)
 
     def forward(self, *, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """``student``, ``teacher``: features [b, d], of one width. Half precision is computed in float32.
@@ -32,6 +36,19 @@ class CoSS(Loss):
         """
         with torch.autocast(student.device.type, enabled=False):
             s, t = full_precision(student), full_precision(teacher)
-            row = -self.scale * (unit(t, 1) * unit(s, 1)).sum(1).mean()      # [b, d] -> [b] -> []
-            space = -self.scale * (unit(t, 0) * unit(s, 0)).sum(0).mean()    # [b, d] -> [d] -> []
+            ts, tt, ss = t * s, t * t, s * s                                           # [b, d]
+            row = cosine(ts.sum(1), tt.sum(1), ss.sum(1))                              # [b]
+            ts, tt, ss, total, count = self.batch.sums(ts, tt, ss, row, torch.ones_like(row))
+            row = -self.scale * total / count                                          # []
+            space = -self.scale * cosine(ts, tt, ss).mean()                            # [d] -> []
             return {"loss": self.l_0 * row + self.l_1 * space, "row": row, "space": space}
+
+
+def cosine(ts: Tensor, tt: Tensor, ss: Tensor) -> Tensor:
+    """The cosine of vectors by their products t.s, t.t and s.s; each length counts as 1e-12 at least (F.normalize's).
+
+    Where s is shorter than that there is no gradient. F.normalize's is 1e12 times the incoming one: a feature that is
+    dead in the whole batch would overflow half precision, although a cosine with nothing has no slope to follow.
+    """
+    found = ts / (tt.clamp_min(EPS**2).sqrt() * ss.clamp_min(EPS**2).sqrt())
+    return torch.where(ss > EPS**2, found, found.detach())

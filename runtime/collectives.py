@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from runtime.device import distributed
+from runtime.device import all_gather, all_reduce_sum, distributed
 
 SCOPES = ("local", "global")
 
@@ -35,6 +35,24 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     losses, and of the loss itself where all ranks have the same. A collective, forwards and backwards.
     """
     return _SumOverRanks.apply(x) if distributed() else x
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return all_reduce_sum(gradient).chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Every rank's ``x`` [n, ...] (one shape) along dim 0 in rank order, on every rank, and differentiable.
+
+    As with :func:`sum_over_ranks` the sum of the ranks' losses is differentiated. A collective, forwards and backwards.
+    """
+    return _GatherRows.apply(x) if distributed() else x
 
 
 class BatchStatistics:

@@ -130,6 +130,7 @@ MINIMAL = {
     ("pack_dataset",): ["--data", "d", "--output", "o.pack"],
     ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
     ("evaluate", "finetune"): ["--data", "d", "--weights", "t.pth", "--labels", "0.01"],
+    ("evaluate", "overlap"): ["--data", "d", "--teacher", "t.pth", "--weights", "s.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 
@@ -260,7 +261,7 @@ def test_defaults_are_the_papers():
              "batch_size": 64, "epochs": 25, "cos": True, "loss": "coss", "sampler": "cf", "aug": "moco_v2", "beta": 1,
              "subset": 1, "warmup_epochs": None}
     assert {name: getattr(args, name) for name in paper} == paper
-    paper = {"l_0": 1, "l_1": 1, "s_temp": 0.1, "t_temp": 0.07}
+    paper = {"l_0": 1, "l_1": 1, "s_temp": 0.1, "t_temp": 0.07, "space_batch": "local"}
     assert build_loss(args.loss, **methods.options(args)).settings == paper
     args = parse(("train_teacher",))
     paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 256, "moco_dim": 128, "moco_k": 65536,

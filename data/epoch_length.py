@@ -1,0 +1,34 @@
+"""Epochs of a chosen number of steps, whatever a sampler's own are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from data.samplers import RandomSampler
+
+
+class EpochsOf(RandomSampler):
+    """The steps of ``inner``'s epochs 0, 1, 2, ... in a row, cut anew every ``steps``: no step is left out or changed.
+
+    Samplers call different things an epoch: with 15 neighbours an anchor it shows sixteen times as many images as
+    without. With this, schedules, scores and checkpoints of methods with different samplers fall at equal places.
+    """
+
+    def __init__(self, inner: RandomSampler, steps: int) -> None:
+        super().__init__(inner.num_images, inner.batch_size, inner.rank, inner.world_size, inner.seed)
+        self.inner, self.steps = inner, steps
+        self.group_size, self.far_k, self.num_clusters = inner.group_size, inner.far_k, inner.num_clusters
+
+    def steps_in(self, epoch: int) -> int:
+        return self.steps
+
+    def _steps(self, epoch: int, first_step: int) -> Iterator[np.ndarray]:
+        inner_epoch, step = 0, epoch * self.steps + first_step
+        while step >= self.inner.steps_in(inner_epoch):
+            step -= self.inner.steps_in(inner_epoch)
+            inner_epoch += 1
+        whole_epochs = (self.inner._steps(e, step if e == inner_epoch else 0) for e in itertools.count(inner_epoch))
+        yield from itertools.islice(itertools.chain.from_iterable(whole_epochs), self.steps - first_step)
