@@ -2,6 +2,8 @@
 """Evaluate a network from any checkpoint; architecture, stem and normalisation are found in the file.
 
     python evaluate.py linear --data ROOT --weights FILE [--cached]     # ROOT holds train/ and val/ or test/
+    python evaluate.py transfer --data ROOT | --datasets cifar10 pets … --root DIR  --weights FILE [--few-shot]
+    python evaluate.py robustness --train ROOT --ood v2=DIR sketch=DIR … --weights FILE
 
 Each sub-command adds a line to results.jsonl in --output, keeps the features that it extracts there, and prints one
 table, or with --json one JSON object. Each may be started by torchrun too. COMMAND --help explains its flags.
@@ -15,11 +17,11 @@ import json
 import sys
 
 import cli
-from commands import linear
+from commands import linear, robustness, transfer
 from runtime.device import start_process
 from runtime.errors import run_script
 
-COMMANDS = {"linear": linear}
+COMMANDS = {"linear": linear, "transfer": transfer, "robustness": robustness}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -129,6 +129,8 @@ MINIMAL = {
     ("inspect_checkpoint",): ["t.pth"],
     ("pack_dataset",): ["--data", "d", "--output", "o.pack"],
     ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
+    ("evaluate", "transfer"): ["--data", "d", "--weights", "t.pth"],
+    ("evaluate", "robustness"): ["--train", "d", "--ood", "v2=v", "--weights", "t.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 
