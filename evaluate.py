@@ -4,6 +4,7 @@
     python evaluate.py linear --data ROOT --weights FILE [--cached]     # ROOT holds train/ and val/ or test/
     python evaluate.py transfer --data ROOT | --datasets cifar10 pets … --root DIR  --weights FILE [--few-shot]
     python evaluate.py robustness --train ROOT --ood v2=DIR sketch=DIR … --weights FILE
+    python evaluate.py overlap --data DIR --teacher FILE --weights FILE [FILE ...]
 
 Each sub-command adds a line to results.jsonl in --output, keeps the features that it extracts there, and prints one
 table, or with --json one JSON object. Each may be started by torchrun too. COMMAND --help explains its flags.
@@ -17,11 +18,11 @@ import json
 import sys
 
 import cli
-from commands import linear, robustness, transfer
+from commands import linear, overlap, robustness, transfer
 from runtime.device import start_process
 from runtime.errors import run_script
 
-COMMANDS = {"linear": linear, "transfer": transfer, "robustness": robustness}
+COMMANDS = {"linear": linear, "transfer": transfer, "robustness": robustness, "overlap": overlap}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -131,6 +131,7 @@ MINIMAL = {
     ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
     ("evaluate", "transfer"): ["--data", "d", "--weights", "t.pth"],
     ("evaluate", "robustness"): ["--train", "d", "--ood", "v2=v", "--weights", "t.pth"],
+    ("evaluate", "overlap"): ["--data", "d", "--teacher", "t.pth", "--weights", "s.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 
