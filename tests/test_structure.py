@@ -132,6 +132,7 @@ MINIMAL = {
     ("evaluate", "transfer"): ["--data", "d", "--weights", "t.pth"],
     ("evaluate", "robustness"): ["--train", "d", "--ood", "v2=v", "--weights", "t.pth"],
     ("evaluate", "overlap"): ["--data", "d", "--teacher", "t.pth", "--weights", "s.pth"],
+    ("evaluate", "retrieval"): ["--data", "d", "--weights", "s.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 
