@@ -23,7 +23,8 @@ from commands import linear, overlap, retrieval, robustness, transfer
 from runtime.device import start_process
 from runtime.errors import run_script
 
-COMMANDS = {"linear": linear, "transfer": transfer, "robustness": robustness, "overlap": overlap, "retrieval": retrieval}
+COMMANDS = {"linear": linear, "transfer": transfer, "robustness": robustness, "overlap": overlap,
+            "retrieval": retrieval}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
