@@ -29,11 +29,12 @@ NOT_SETTINGS = {"command", "weights", "data", "output", "json", "device", "worke
                 "checkpoint_key", "trust_checkpoint", "feature_batch", "cache", "image_cache"}
 
 
-def add_common_flags(parser: argparse.ArgumentParser, *, data: str = LABELLED, required: bool = True,
+def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = LABELLED, required: bool = True,
                      several: bool = False) -> cli.Group:
-    """Flags that each evaluation takes: --data (``data`` is its help; optional unless ``required``) and how images
-    are read, --weights (a list where ``several``), --output, --json, --device, --seed. Returns the data group."""
-    group = cli.add_data_flags(parser, what=data, required=required)
+    """Flags that each evaluation takes: --data (``names``: its other spellings; ``data``: its help; optional unless
+    ``required``) and how images are read, --weights (a list where ``several``), --output, --json, --device, --seed.
+    Returns the data group."""
+    group = cli.add_data_flags(parser, *names, what=data, required=required)
     group.add_argument("--feature-batch", type=cli.number(int, 1), default=256, metavar="N",
                        help="images of one forward pass where features are extracted; default 256, the original's")
     networks.add_weights_flags(parser, several)
