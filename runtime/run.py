@@ -18,12 +18,11 @@ from runtime.device import Process, gather_objects, highest, on_first_rank, seed
 from runtime.errors import RunPaused, RunStopped, UserError
 from runtime.lock import FolderLock
 from runtime.log import Averages, RunLog
-from runtime.optim import Updater
 from runtime.signals import StopSignals, signal_name
 from runtime.state import check_same_run, random_state, set_random_state
 from runtime.store import CHECKPOINT, Checkpoints, digest, find_resume, load_checkpoint, load_newest, save_checkpoint
 
-Stateful = nn.Module | Updater
+Stateful = Any  # has state_dict and load_state_dict
 
 
 class Interval(NamedTuple):
@@ -57,6 +56,7 @@ class Run:
     record: Mapping[str, Any]
     modules: Mapping[str, Stateful]
     interval: Interval
+    closing: contextlib.ExitStack
     epoch: int = 0
     step: int = 0
     steps: int = 0
@@ -74,12 +74,12 @@ class Run:
 
         ``config`` says which run this is (see :func:`runtime.state.check_same_run`); ``record`` goes into every
         checkpoint. ``per_process`` says what of the run's mathematics depends on the number of processes, '' for
-        nothing. From here to the end of ``process`` the folder is this job's, and stop signals are answered between
-        steps. Raises :class:`UserError`, on every rank, before anything is written, if the folder is in use or
-        holds a different run.
+        nothing. From here to :meth:`finish`, or the end of ``process``, the folder is this job's, and stop signals
+        are answered between steps. Raises :class:`UserError`, on every rank and before anything is written, if the
+        folder is in use or holds a different run.
         """
-        folder = Path(output)
-        path, state, notes = _find(folder, resume, config, volatile, process, per_process)
+        folder, closing = Path(output), process.closing.enter_context(contextlib.ExitStack())
+        path, state, notes = _find(folder, resume, config, volatile, process, per_process, closing)
         state = _restore_on_all(modules, state, path, process)
         epoch, step, steps = (state["epoch"], state.get("step", 0), state["steps"]) if state else (0, 0, 0)
         if start_epoch is not None and not (state and resume == "auto"):  # a restart goes on, whatever it began with
@@ -91,11 +91,11 @@ class Run:
             log = RunLog(folder, config, True, steps)
 
         on_first_rank(open_log, process)
-        process.closing.callback(log.close)
+        closing.callback(log.close)
         in_place = path is not None and path.parent.samefile(folder) and path.name == CHECKPOINT
         run = cls(folder, process, log, Checkpoints(folder, keep, steps if in_place else None), record, modules,
-                  Interval.parse(save_every), epoch, step, steps, state, saved_steps=steps if in_place else -1)
-        process.closing.enter_context(run.signals)
+                  Interval.parse(save_every), closing, epoch, step, steps, state, saved_steps=steps if in_place else -1)
+        closing.enter_context(run.signals)
         for note in notes:
             log.say(note)
         if path:
@@ -184,14 +184,15 @@ class Run:
         self.log.say(f"epoch {epoch + 1}: {description}: " + "  ".join(f"{k} {v:.2f}" for k, v in values.items()))
 
     def finish(self, *lines: str) -> None:
-        """Last words, and the log closed."""
+        """Last words; the log is closed, the folder free, and signals are what they were."""
         for line in (*filter(None, lines), f"done: {self.output}"):
             self.log.say(line)
-        self.log.close()
+        self.closing.close()
 
 
 def _find(folder: Path, resume: str, config: Mapping[str, Any], volatile: set[str], process: Process,
-          per_process: str) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
+          per_process: str, closing: contextlib.ExitStack,
+          ) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
     """The folder made this job's; the checkpoint to go on from, its content, and notes. The first rank decides."""
     state = None
 
@@ -202,7 +203,7 @@ def _find(folder: Path, resume: str, config: Mapping[str, Any], volatile: set[st
             check_same_run(folder, config, volatile)
         loaded = None if own else load_newest(paths)
         lock = FolderLock(folder)
-        process.closing.callback(lock.release)
+        closing.callback(lock.release)
         for file in folder.glob(".*.tmp"):  # of a save that was killed
             with contextlib.suppress(OSError):
                 file.unlink()

@@ -66,7 +66,7 @@ def torchrun(plan, script, *arguments, restarts=0, processes=2):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
          "--max-restarts", str(restarts), str(ROOT / "tests" / "chaos" / "at_step.py"), plan, script,
-         *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=120)
+         *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
