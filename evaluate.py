@@ -2,6 +2,7 @@
 """Evaluate a network from any checkpoint; architecture, stem and normalisation are found in the file.
 
     python evaluate.py linear --data ROOT --weights FILE [--cached]     # ROOT holds train/ and val/ or test/
+    python evaluate.py overlap --data DIR --teacher FILE --weights FILE [FILE ...]
 
 Each sub-command adds a line to results.jsonl in --output, keeps the features that it extracts there, and prints one
 table, or with --json one JSON object. Each may be started by torchrun too. COMMAND --help explains its flags.
@@ -15,11 +16,11 @@ import json
 import sys
 
 import cli
-from commands import linear
+from commands import linear, overlap
 from runtime.device import start_process
 from runtime.errors import run_script
 
-COMMANDS = {"linear": linear}
+COMMANDS = {"linear": linear, "overlap": overlap}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -113,14 +113,16 @@ def ranks_of(ids: Tensor, space: Tensor, rows: range, device: torch.device, prog
     return ranks
 
 
-def similarity(teacher: Tensor, student: Tensor, projected: Tensor | None, process: Process) -> dict[str, float | None]:
+def similarity(teacher: Tensor, student: Tensor, projected: Tensor | None, process: Process,
+               target: Tensor | None = None) -> dict[str, float | None]:
     """What the two spaces have in common as wholes, of features [n, d_t] and [n, d_s] of the same images.
 
     ``cka``: linear centred kernel alignment (Kornblith et al., ICML 2019, equation 4), in [0, 1].
     ``cka_unbiased``: the same of the unbiased estimate of HSIC (Song et al., JMLR 2012, equation 5), which does not
     rise with the width where images are few; about 0 for spaces that have nothing in common.
     ``effective_rank``, ``teacher_effective_rank``: see evals.sanity.effective_rank.
-    Of ``projected`` [n, d_t], the student's features where the loss saw them (where that is None, so are these):
+    Of ``projected`` [n, d], the student's features where the loss saw them, beside ``target`` [n, d], what it compared
+    them with (None: the teacher's features); where ``projected`` is None, so are these:
     ``row_cosine``: mean cosine of the images' rows; ``space_cosine``: mean cosine of the columns (the paper's space
     similarity, over all images as one batch); ``dimension_correlation``: the same of centred columns, Pearson's.
     Sums are in float64 and over all ranks (a collective), no more than a few thousand rows at a time.
@@ -149,7 +151,7 @@ def similarity(teacher: Tensor, student: Tensor, projected: Tensor | None, proce
                                        (norms[2], r_ss, sum_s, sum_s))]
     found = {"cka": _ratio(*norms), "cka_unbiased": _ratio(*unbiased),
              "effective_rank": ranks[1], "teacher_effective_rank": ranks[0]}
-    return {**found, **cosines(teacher, projected, process)}
+    return {**found, **cosines(teacher if target is None else target, projected, process)}
 
 
 def cosines(teacher: Tensor, projected: Tensor | None, process: Process) -> dict[str, float | None]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ranks import on_ranks
 from sklearn.manifold import trustworthiness
 
 from evals.overlap import cosines, neighbourhoods, ranks_of, shared_neighbours, similarity, usable_ks
@@ -162,3 +163,16 @@ def test_ks_that_fit():
         neighbourhoods(*spaces(20), [10], ALONE)
     with pytest.raises(ValueError, match="3 images"):
         similarity(*spaces(3), None, ALONE)
+
+
+def on_one_rank(rank, teacher, student):
+    process = Process(rank, 2, torch.device("cpu"))
+    return neighbourhoods(teacher, student, [5], process), similarity(teacher, student, student, process)
+
+
+def test_two_processes_measure_what_one_does(tmp_path):
+    teacher, student = spaces(41, 6, 6)
+    alone = neighbourhoods(teacher, student, [5], ALONE), similarity(teacher, student, student, ALONE)
+    for found in on_ranks(2, on_one_rank, tmp_path, teacher, student):
+        assert found[0] == alone[0]
+        assert found[1] == pytest.approx(alone[1])

@@ -1,0 +1,66 @@
+"""The picture of ``evaluate.py overlap``: students side by side, in bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import UserError
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#999933")
+WHOLE = {"cka": "linear CKA", "cka_unbiased": "CKA,\nunbiased", "row_cosine": "cosine\nof rows",
+         "space_cosine": "cosine\nof columns", "dimension_correlation": "correlation\nof columns"}
+
+
+def save_picture(path: Path, students: Mapping[str, Mapping[str, Any]], chance: Mapping[int, float], title: str,
+                 ) -> Path:
+    """Bars of each student's measures, as evals.overlap gives them, a colour a student; ``chance``: percent by k.
+
+    Raises :class:`UserError` without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("the picture needs matplotlib, which is not installed; pip install matplotlib, or leave it out "
+                        "with --picture none") from None
+    figure = Figure(figsize=(14, 4 + 0.25 * len(students)), layout="constrained")
+    shared, kept, whole = figure.subplots(1, 3)
+    first = next(iter(students.values()))
+    ks = list(first["shared"])
+    _bars(shared, [str(k) for k in ks], {name: list(x["shared"].values()) for name, x in students.items()}, "{:.0f}")
+    shared.plot(range(len(ks)), [chance[k] for k in ks], "k_", markersize=30, label="by chance")
+    shared.set(title="nearest neighbours shared with the teacher", xlabel="k", ylabel="%", ylim=(0, None))
+
+    places = [f"{word}\nk={k}" for word in ("trust.", "cont.") for k in ks if k > 1]
+    _bars(kept, places, {name: [x[word][k] for word in ("trustworthiness", "continuity") for k in ks if k > 1]
+                         for name, x in students.items()}, "")
+    lowest = min(x[word][k] for x in students.values() for word in ("trustworthiness", "continuity") for k in ks)
+    kept.set(title="trustworthiness and continuity", ylim=(min(0.5, lowest) if lowest < 0.6 else 0.5, 1))
+    kept.tick_params(axis="x", labelsize=6)
+
+    _bars(whole, list(WHOLE.values()), {name: [x[key] for key in WHOLE] for name, x in students.items()}, "{:.2f}")
+    whole.set(title="the spaces as wholes")
+    whole.axhline(0, color="black", linewidth=0.8)
+    for axis in (shared, kept, whole):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    figure.legend(*shared.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(students) + 1),
+                  frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, format="png")
+    return path
+
+
+def _bars(axis: Any, places: Sequence[str], groups: Mapping[str, Sequence[float | None]], form: str) -> None:
+    """A group of bars at each place, one for each name; None leaves its place empty."""
+    width = 0.8 / len(groups)
+    for number, (name, values) in enumerate(groups.items()):
+        x = np.arange(len(places)) + (number - (len(groups) - 1) / 2) * width
+        heights = [np.nan if value is None else value for value in values]
+        bars = axis.bar(x, heights, width, label=name, color=COLOURS[number % len(COLOURS)])
+        if form and len(groups) * len(places) <= 40:
+            axis.bar_label(bars, ["" if np.isnan(h) else form.format(h) for h in heights], fontsize=6, padding=1)
+    axis.set_xticks(range(len(places)), places, fontsize=8)
