@@ -29,10 +29,10 @@ from data.samplers import ClusterNeighbourSampler, ClusterSampler, NeighbourSamp
 from data.sources import ImageSource
 from evals.monitor import KnnMonitor
 from losses import build_objective, needs_of
-from losses.base import Inputs, Needs
+from losses.base import Inputs, Together
 from models.backbones import build_backbone, check_arch, check_batch
 from models.distiller import Distiller, agreement
-from models.heads import build_head
+from models.heads import build_heads
 from models.momentum import MomentumStudent
 from models.report import Report
 from models.teachers import Encoder, FrozenEncoder, load_frozen
@@ -126,13 +126,15 @@ def distil(args: argparse.Namespace, process: Process) -> None:
 
     # The student, trunk and head, and nothing else, goes inside DistributedDataParallel.
     backbone = build_backbone(args.student_arch, args.stem or "imagenet", image_size, "--student_arch")
-    width = teacher.answer_dim if teacher else args.moco_dim
-    student = Distiller(backbone, build_head(needs.head, backbone.spec.feature_dim, width)).to(process.device)
+    widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
+    head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
+    student = Distiller(backbone, head).to(process.device)
     teacher = teacher.to(process.device) if teacher else None
     momentum = MomentumStudent(student, args.moco_m, args.bn_parts) if needs.momentum else None
-    loss = build_objective(args.loss, args.loss_weights, args.beta, dim=width, **methods.options(args),
-                           ).to(process.device)
-    check_batch(student, sampler.images_per_step)
+    loss = build_objective(args.loss, args.loss_weights, args.beta, widths, student_dim=backbone.spec.feature_dim,
+                           **methods.options(args)).to(process.device)
+    for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
+        check_batch(network, sampler.images_per_step // (2 if needs.bag else 1))
     optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
     updater = Updater(optimizer, process.device, precision(args.amp, process.device))
     knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process)
@@ -149,8 +151,9 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {})}
     run = Run.open(args.output, args.resume, config, record, VOLATILE | FILES, process, modules,
                    args.start_epoch)
-    for line in (cli.ignored_flags_note(args), f"data: {source.description}",
-                 f"teacher: {report or f'none, --loss {args.loss} takes no teacher'}", *notes,
+    if args.distill and not teacher:
+        notes.append(f"--distill is not used by --loss {args.loss}")
+    for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
         if line:
@@ -160,11 +163,11 @@ def distil(args: argparse.Namespace, process: Process) -> None:
 
     @torch.no_grad()
     def targets_of(inputs: Inputs) -> dict[str, tuple[torch.Tensor, ...]]:
-        """What the student is held against, without gradient."""
-        found = {"teacher": tuple(map(teacher.answer, inputs.teacher))} if teacher else {}    # [b, d] each
+        """What the student is held against, without gradient, [b, d] each."""
+        found = {"teacher": tuple(y for x in inputs.teacher for y in teacher.answers(x, needs.teacher))}
         if momentum:
             momentum.update(student)
-            found["momentum"] = tuple(map(momentum, inputs.momentum))                         # [b, d] each
+            found["momentum"] = tuple(y for x in inputs.momentum for y in momentum(x))
         return found
 
     def step(batch: Batch) -> dict[str, torch.Tensor]:
@@ -172,7 +175,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         targets = targets_of(inputs)
         outputs = model(*inputs.student)                   # [b, d] each
         parts = loss(student=outputs, **targets, **inputs.context)
-        return {**parts, "student": outputs[0].detach(), **{name: x[0] for name, x in targets.items()}}
+        return {**parts, "student": outputs[0].detach(), **{name: x[0] for name, x in targets.items() if x}}
 
     trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, cli.schedule(args),
                       args.print_freq, bad_images.check,
@@ -207,11 +210,15 @@ def check_flags(args: argparse.Namespace) -> None:
                         "drawn; lower the first or raise the second")
 
 
-def load_teacher(args: argparse.Namespace, needs: Needs) -> tuple[FrozenEncoder, Report]:
+def load_teacher(args: argparse.Namespace, needs: Together) -> tuple[FrozenEncoder, Report]:
     """The teacher that --distill names, with its own head if the loss asks for it."""
     arch = None if args.teacher_arch == "auto" else args.teacher_arch
-    return load_frozen(args.distill, arch, args.teacher_stem, args.image_size, flag="--distill", prefix="--teacher-",
-                       with_head=needs.teacher == "head", **cli.checkpoint_options(args))
+    teacher, report = load_frozen(args.distill, arch, args.teacher_stem, args.image_size, flag="--distill",
+                                  prefix="--teacher-", with_head="head" in needs.teacher,
+                                  **cli.checkpoint_options(args))
+    if args.teacher_bn == "train":
+        teacher.use_batch_statistics()
+    return teacher, report
 
 
 def build_sampler(args: argparse.Namespace, process: Process, source: ImageSource, teacher_sha256: str | None,

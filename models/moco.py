@@ -62,8 +62,8 @@ class MoCo(nn.Module):
 
     def _encode_keys(self, images: Tensor) -> Tensor:
         """Keys in the order of ``images``, computed over a batch shuffled across processes (section 3.3)."""
-        return shuffled(lambda part: F.normalize(self.encoder_k(self.normalise(part)).float(), dim=1), images,
-                        self.bn_parts)
+        keys, = shuffled(lambda part: (self.encoder_k(self.normalise(part)).float(),), images, self.bn_parts)
+        return F.normalize(keys, dim=1)
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
