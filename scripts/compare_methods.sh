@@ -24,8 +24,8 @@
 # equally many candidates (RATES), one seed, SEARCH_PASSES (half of PASSES), 10-NN on a fifth of the training images that
 # was held out. The test images have no say in it.
 #
-# Not the papers', for so short a training: QUEUE, a momentum of 0.99, batch norm in the heads of the methods with a
-# momentum student, bingo's images alone for 1 epoch (11 of 200 in its paper). Everything else is the method's default.
+# Not the papers', for so short a training: QUEUE, a momentum of 0.99, batch norm in the heads of disco and moco, bingo's
+# images alone for 1 epoch (11 of 200 in its paper). Everything else is the method's default.
 set -euo pipefail
 source "$(dirname "$0")/_env.sh"
 environment

@@ -39,7 +39,7 @@ class Plan:
     nearest_k: int
     total_k: int
     epoch_steps: int
-    momentum: bool
+    head_bn: bool
 
 
 def plan_of(entry: str, budget: Budget) -> Plan:
@@ -56,7 +56,8 @@ def plan_of(entry: str, budget: Budget) -> Plan:
     steps = budget.passes / (budget.batch * needs.passes * budget.epochs)
     if not steps.is_integer():
         raise UserError(f"{entry} takes {needs.passes:g} passes an image, which does not divide PASSES={budget.passes}")
-    return Plan(loss, sampler, budget.batch // (1 + near), near, of, int(steps), needs.momentum)
+    contrasts = needs.momentum and any(head != "none" for head, _ in needs.heads)  # with its own copy: disco and moco
+    return Plan(loss, sampler, budget.batch // (1 + near), near, of, int(steps), contrasts)
 
 
 def read_rates(entries: Iterable[str], files: Sequence[Path]) -> dict[str, float]:
