@@ -73,7 +73,7 @@ def commands(monkeypatch):
 
 def flags(tmp_path, *more, methods=METHODS, seeds=(0, 1)):
     (tmp_path / "teacher.pth").write_bytes(b"weights")
-    (tmp_path / "shipped.txt").write_text("\n".join(f"{name} 0.0{i + 1}" for i, name in enumerate(METHODS)))
+    (tmp_path / "shipped.txt").write_text("\n".join(f"{name} {(i + 1) / 100}" for i, name in enumerate(METHODS)))
     return ["compare_run.py", "--data", "demo", "--teacher", str(tmp_path / "teacher.pth"),
             "--output", str(tmp_path / "out"),
             "--student", "resnet18", "--stem", "cifar", "--rates", str(tmp_path / "shipped.txt"), "--passes", "6000",
