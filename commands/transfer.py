@@ -18,7 +18,7 @@ from commands import common
 from data.augment import eval_transform
 from data.datasets import datasets_root
 from data.transfer_sets import LAYOUTS, TransferSet, open_transfer_folder, open_transfer_set
-from evals.fewshot import HEADS, few_shot
+from evals.fewshot import HEADS, episodes, few_shot
 from evals.heads import split_validation
 from evals.transfer import NAMES, Transfer, logistic_regression, transfer
 from runtime.device import Process
@@ -77,6 +77,11 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     _check(args, process)
     folder = common.open_output(args)
     sets = [each.subset(args.subset) for each in _open_sets(args)]
+    if args.few_shot:  # what cannot be drawn is said before the work, not after
+        for each in sets:
+            if not each.marks:
+                labels = _few_shot_labels(each, args)
+                episodes(labels, args.ways, max(args.shots) + args.queries, 1, args.seed, f"{each.name}, few-shot")
     network = common.open_network(args, process)
     transform = eval_transform(network.spec.image_size)
     features = {each.name: {part: common.features(network, source, args, process, f"{each.name} {part}", transform)
@@ -152,11 +157,18 @@ def _few_shot(features: dict[str, torch.Tensor], each: TransferSet, args: argpar
     if each.marks:
         print(f"{each.name}: its images have several labels, so there are no episodes of it")
         return []
-    parts = ["test"] if args.few_shot_from == "test" else list(features)
-    rows, labels = torch.cat([features[part] for part in parts]), np.concatenate([each.labels(part) for part in parts])
+    rows, labels = torch.cat([features[part] for part in _few_shot_parts(each, args)]), _few_shot_labels(each, args)
     return [asdict(few_shot(rows, labels, head, args.ways, shots, args.queries, args.episodes, args.seed,
                             process.device, f"{each.name} {shots}-shot {head}", progress=True))
             for head in args.few_shot_heads for shots in args.shots]
+
+
+def _few_shot_parts(each: TransferSet, args: argparse.Namespace) -> list[str]:
+    return ["test"] if args.few_shot_from == "test" else list(each.parts())
+
+
+def _few_shot_labels(each: TransferSet, args: argparse.Namespace) -> np.ndarray:
+    return np.concatenate([each.labels(part) for part in _few_shot_parts(each, args)])
 
 
 def _identity(network: common.Network, each: TransferSet, args: argparse.Namespace, transform: str) -> str:

@@ -92,6 +92,13 @@ def test_two_processes_give_what_one_does(transferred, root):
     assert two["mean"] == pytest.approx(one["mean"], abs=12.6)  # one of eight images: batches differ, so do last digits
 
 
+def test_episodes_that_cannot_be_drawn_are_refused_before_any_work(root, net, tmp_path):
+    done = in_this_process("evaluate.py", "transfer", "--data", root / "stripes", "--few-shot", *net, "--output",
+                           tmp_path / "out")
+    assert (done.rc, done.out) == (2, "")
+    assert "stripes, few-shot: 5 classes an episode need 35 images each, and 0 classes have so many" in done.err
+
+
 @pytest.mark.parametrize(("flags", "says"), [
     ([], "--data ROOT or --datasets NAME"),
     (["--data", "x", "--datasets", "pets"], "--data ROOT or --datasets NAME"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,12 +283,14 @@ def test_a_set_that_is_not_there_is_one_sentence(name, tmp_path):
 
 
 def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch):
-    def fail(*_, **__):
+    def fail(self):
+        self._base_folder.mkdir()
         raise OSError("<urlopen error>\nno network")
 
     monkeypatch.setattr(sets.DTD, "_download", fail)
     with pytest.raises(UserError, match=r"dtd could not be fetched \(<urlopen error> no network\).*check the network"):
         open_transfer_set("dtd", tmp_path, download=True)
+    assert not list(tmp_path.iterdir())
 
 
 def folders(root, *parts, classes=("a", "b"), each=2):
@@ -327,3 +330,11 @@ def test_labels_of_a_test_folder_that_lacks_a_class(tmp_path):
     each = open_transfer_folder(str(tmp_path))
     assert each.test.labels.tolist() == [1, 1, 2, 2]
     assert each.test.classes == ["a", "b", "c"]
+
+
+def test_the_table_in_the_docs():
+    table = (Path(__file__).parents[2] / "docs" / "EVALUATION.md").read_text()
+    names = {"top1": "top-1", "per_class": "mean per class", "map11": "11-point mAP"}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    assert {row[0]: (row[1], row[3], row[4]) for row in rows if row[0] in LAYOUTS} == {
+        name: (layout.folder, names[layout.metric], layout.page) for name, layout in LAYOUTS.items()}
