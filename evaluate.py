@@ -4,6 +4,7 @@
     python evaluate.py linear --data ROOT --weights FILE [--cached]     # ROOT holds train/ and val/ or test/
     python evaluate.py overlap --data DIR --teacher FILE --weights FILE [FILE ...]
     python evaluate.py retrieval --data DIR | --root DIR --datasets roxford5k rparis6k --weights FILE
+    python evaluate.py video --data DAVIS --weights FILE
 
 Each sub-command adds a line to results.jsonl in --output, keeps the features that it extracts there, and prints one
 table, or with --json one JSON object. Each may be started by torchrun too. COMMAND --help explains its flags.
@@ -17,11 +18,11 @@ import json
 import sys
 
 import cli
-from commands import linear, overlap, retrieval
+from commands import linear, overlap, retrieval, video
 from runtime.device import start_process
 from runtime.errors import run_script
 
-COMMANDS = {"linear": linear, "overlap": overlap, "retrieval": retrieval}
+COMMANDS = {"linear": linear, "overlap": overlap, "retrieval": retrieval, "video": video}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

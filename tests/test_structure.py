@@ -131,6 +131,7 @@ MINIMAL = {
     ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
     ("evaluate", "overlap"): ["--data", "d", "--teacher", "t.pth", "--weights", "s.pth"],
     ("evaluate", "retrieval"): ["--data", "d", "--weights", "s.pth"],
+    ("evaluate", "video"): ["--data", "d", "--weights", "s.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 
