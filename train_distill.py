@@ -153,9 +153,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     run = Run.open(config=config, record=record, volatile=VOLATILE | FILES, process=process, modules=modules,
                    per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
                    **cli.run_options(args))
-    if args.distill and not teacher:
-        notes.append(f"--distill is not used by --loss {args.loss}")
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
+                 *methods.unused(args),
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
         if line:
