@@ -52,7 +52,7 @@ if [ "$DATA" = demo ]; then
 elif [ "$CARDS" -gt 0 ]; then
     profile cifar10      cifar    1996800 20     256   3    15 4096  4     25      1
 else
-    profile cifar10_cpu  cifar    11520   10     64    3    15 1024  5     0       0.2
+    profile cifar10_cpu  cifar    11520   10     64    3    15 1024  5     0       0.1
 fi
 if [ -z "${TEACHER:-}" ]; then
     echo "error: TEACHER is not set; give the checkpoint of a network trained on DATA (DATA=$DATA bash scripts/quickstart.sh" \
