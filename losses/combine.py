@@ -26,6 +26,10 @@ class Objective(Loss):
         self.losses = nn.ModuleDict(losses)
         self.weights, self.beta = list(weights or [1.0] * len(losses)), beta
 
+    @property
+    def per_process(self) -> bool:
+        return any(loss.per_process for loss in self.losses.values())
+
     def set_epoch(self, epoch: int) -> None:
         for loss in self.losses.values():
             loss.set_epoch(epoch)
