@@ -32,6 +32,10 @@ class DisCo(Loss):
         self.queue, self.s_temp = Queue(queue_size, dim), s_temp
         self.weight, self.summed = disco_weight, disco_sum
 
+    @property
+    def per_process(self) -> bool:
+        return self.summed
+
     def inputs(self, views: Sequence[Tensor]) -> Inputs:
         """Student and teacher see both views, the moving average the second."""
         return Inputs(views, views, views[1:])
