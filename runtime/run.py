@@ -57,9 +57,12 @@ class Run:
     modules: Mapping[str, Stateful]
     interval: Interval
     closing: contextlib.ExitStack
+    on_nonfinite: str = "stop"
+    nonfinite_limit: int = 10
     epoch: int = 0
     step: int = 0
     steps: int = 0
+    skipped: int = 0  # steps in a row up to now, because they were not finite
     resumed: dict[str, Any] | None = None
     signals: StopSignals = field(default_factory=StopSignals)
     averages: Averages = field(default_factory=Averages)
@@ -69,7 +72,8 @@ class Run:
     @classmethod
     def open(cls, output: str, resume: str, config: dict[str, Any], record: Mapping[str, Any], volatile: set[str],
              process: Process, modules: Mapping[str, Stateful], start_epoch: int | None = None,
-             save_every: str = "0", keep: int = 2, per_process: str = "") -> Run:
+             save_every: str = "0", keep: int = 2, per_process: str = "", on_nonfinite: str = "stop",
+             nonfinite_limit: int = 10) -> Run:
         """Start in ``output``, or go on from its last step: restores ``modules`` and the log.
 
         ``config`` says which run this is (see :func:`runtime.state.check_same_run`); ``record`` goes into every
@@ -92,9 +96,11 @@ class Run:
 
         on_first_rank(open_log, process)
         closing.callback(log.close)
+        place = {"epoch": epoch, "step": step, "steps": steps, "skipped": state.get("skipped", 0) if state else 0}
         in_place = path is not None and path.parent.samefile(folder) and path.name == CHECKPOINT
         run = cls(folder, process, log, Checkpoints(folder, keep, steps if in_place else None), record, modules,
-                  Interval.parse(save_every), closing, epoch, step, steps, state, saved_steps=steps if in_place else -1)
+                  Interval.parse(save_every), closing, on_nonfinite, nonfinite_limit, **place, resumed=state,
+                  saved_steps=steps if in_place else -1)
         closing.enter_context(run.signals)
         for note in notes:
             log.say(note)
@@ -159,7 +165,8 @@ class Run:
         def write() -> None:
             self._refuse_broken(exports)
             self.log.sync()
-            place = {**self.record, "epoch": self.epoch, "step": self.step, "steps": self.steps}
+            place = {**self.record, "epoch": self.epoch, "step": self.step, "steps": self.steps,
+                     "skipped": self.skipped}
             states = {name: module.state_dict() for name, module in self.modules.items()}
             for name, tensors in exports.items():  # first: after the last epoch's checkpoint nothing is done again
                 save_checkpoint({**place, "state_dict": dict(tensors)}, self.output / name)
