@@ -1,7 +1,7 @@
 """DisCo: MoCo v2 for the student, and its outputs drawn to the teacher's.
 
 Gao et al., "DisCo: Remedying Self-supervised Learning on Lightweight Models with Distilled Contrastive Learning",
-ECCV 2022, arXiv 2104.09124, equations 1 to 4. With unit outputs s and t of both heads for two views x1, x2:
+ECCV 2022, arXiv 2104.09124. With unit outputs s and t of both heads for two views x1, x2:
 
     L = L_MoCo(s(x1), momentum(x2)) + w mean_i (|t_i(x1) - s_i(x1)|^2 + |t_i(x2) - s_i(x2)|^2)
 

@@ -79,11 +79,18 @@ def test_stopped_in_mid_epoch_it_ends_as_if_nothing_had_been(names, work):
             assert torch.equal(value, two[part][key]), key
 
 
-def test_two_processes_keep_one_queue(work):
-    output = "disco_two"
-    well(script("train_distill.py", *flags(work, "disco", output, "--epochs", 1), processes=2))
-    state = load(work / output / "checkpoint.pth")
-    assert state["loss"]["losses.disco.queue.count"] == 12
+def test_two_processes_train_as_one(work):
+    """A student without batch norm, so that nothing depends on who has which image: losses, queue and weights."""
+    well(in_this_process("train_distill.py", *flags(work, "disco", "disco_one", "--epochs", 1)))
+    well(script("train_distill.py", *flags(work, "disco", "disco_two", "--epochs", 1), processes=2))
+    for name in ("loss", "moco", "distance"):
+        one, two = ([line[name] for line in metrics(work / folder)] for folder in ("disco_one", "disco_two"))
+        assert two == pytest.approx(one, rel=1e-3), name
+    one, two = (load(work / folder / "checkpoint.pth") for folder in ("disco_one", "disco_two"))
+    assert two["loss"]["losses.disco.queue.count"] == 12
+    for part in ("state_dict", "loss", "momentum"):
+        for key, value in one[part].items():
+            torch.testing.assert_close(two[part][key], value, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("names", "more", "words"), [
