@@ -12,6 +12,7 @@ from typing import NoReturn
 from data.loader import CACHES, DATA_PATHS
 from models.backbones import STEMS
 from runtime.errors import UserError
+from runtime.nonfinite import POLICIES
 from runtime.optim import learning_rate
 from runtime.run import Interval
 
@@ -167,6 +168,12 @@ def add_run_flags(parser: argparse.ArgumentParser, what: str) -> Group:
     group.add_argument("--keep", type=number(int, 1), default=2, metavar="K",
                        help="checkpoints that are kept, checkpoint.pth and those before it; if the newest cannot be "
                             "read, the one before it is taken; default 2")
+    group.add_argument("--on-nonfinite", choices=POLICIES, default="stop",
+                       help="a loss that is not finite ends the run with exit code 3 (stop, default), or the step is "
+                            "left out, gradients that are not finite too (skip; the host then waits for the device in "
+                            "each step). Either way nonfinite.json and nonfinite.pth hold what the step began with")
+    group.add_argument("--nonfinite-limit", type=number(int, 0), default=10, metavar="N",
+                       help="steps in a row that --on-nonfinite skip may leave out before it ends the run; default 10")
     group.add_argument("-p", "--print-freq", type=number(int, 1), default=500, metavar="N",
                        help="steps between two lines of the log and of metrics.jsonl; default 500, the original's")
     return group
@@ -175,7 +182,8 @@ def add_run_flags(parser: argparse.ArgumentParser, what: str) -> Group:
 def run_options(args: argparse.Namespace) -> dict[str, object]:
     """The flags of :func:`add_run_flags` and --start-epoch, as keywords of runtime.run.Run.open."""
     return {"output": args.output, "resume": args.resume, "start_epoch": args.start_epoch,
-            "save_every": args.save_every, "keep": args.keep}
+            "save_every": args.save_every, "keep": args.keep, "on_nonfinite": args.on_nonfinite,
+            "nonfinite_limit": args.nonfinite_limit}
 
 
 def add_knn_flags(group: Group) -> None:

@@ -58,7 +58,7 @@ class Objective(Loss):
             total = total + weight * found["loss"]
             alone = len(self.losses) == 1
             parts |= found if alone else {f"{name}/{part}": value for part, value in found.items()}
-        return {**parts, "loss": self.beta * total}
+        return {"loss": self.beta * total, **{name: part for name, part in parts.items() if name != "loss"}}
 
     def _keywords(self, needs: Needs, given: Mapping[str, Outputs], places: Mapping[str, list[int]],
                   ) -> dict[str, Tensor | tuple[Tensor, ...]]:

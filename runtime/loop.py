@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.device import share_error
+from runtime.device import gather_objects, highest, share_error
 from runtime.errors import UserError
 from runtime.log import Meter, duration
 from runtime.nonfinite import FiniteAlarm
@@ -41,8 +42,11 @@ class Trainer:
     monitor: Callable[[Parts], Parts] | None = None
 
     def __post_init__(self) -> None:
-        self.alarm = FiniteAlarm(self.run.output, self.run.process.rank, self.run.modules)
-        self.done, self.began = 0, time.monotonic()
+        run = self.run
+        self.alarm = FiniteAlarm(run.output, run.process.rank, run.modules, run.nonfinite_limit)
+        if run.on_nonfinite == "skip":
+            self.updater.optimizer.register_step_pre_hook(self._look)
+        self.done, self.began, self.bad = 0, time.monotonic(), ""
 
     def epoch(self, epoch: int, step_of: Callable[[Any], Parts]) -> None:
         """One pass over the loader, which begins at ``run.step``, the step to do next.
@@ -64,6 +68,8 @@ class Trainer:
             self.alarm.watch(parts)
             self.updater.step(parts["loss"], rate)
             run.step, run.steps, self.done = step + 1, run.steps + 1, self.done + 1
+            if self._was_skipped():
+                parts = {}
             run.averages.add(parts)
             if (step + 1) % self.print_freq == 0 or step + 1 == steps:
                 self._report(epoch, step + 1, steps, parts, rate, meter)
@@ -82,6 +88,35 @@ class Trainer:
             error = found
         return batch, self.alarm.problem() or error
 
+    def _look(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Before an update, with --on-nonfinite skip: one that is not finite on any rank becomes none, since an
+        optimizer leaves parameters without a gradient alone."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self._agreed_bad(gradients):
+            optimizer.zero_grad(set_to_none=True)
+
+    def _agreed_bad(self, gradients: list[Tensor]) -> bool:
+        said = self.alarm.bad_step(gradients)
+        if highest([int(bool(said))], self.run.process)[0]:
+            self.bad = next(filter(None, gather_objects(said)))
+        return bool(self.bad)
+
+    def _was_skipped(self) -> bool:
+        """Whether the step just done was left out; then it is undone but for being counted."""
+        run = self.run
+        if run.on_nonfinite == "stop":
+            return False
+        if self.alarm.values is not None:  # a gradient scaler made no update, and says why only of gradients
+            self._agreed_bad([])
+        if not self.bad:
+            run.skipped = 0
+            return False
+        run.log.say(f"{self.bad}; the step is left out")
+        self.bad, run.skipped = "", run.skipped + 1
+        self.alarm.undo()
+        self.alarm.refuse_row(run.skipped)
+        return True
+
     def _say_of_data(self, epoch: int, waited: float) -> None:
         """Once an epoch, what the loader saved, and its advice if the step waits for it."""
         repeats, advice = (getattr(self.loader, name, str)() for name in ("repeats", "advice"))
@@ -92,7 +127,7 @@ class Trainer:
 
     @torch.no_grad()
     def _report(self, epoch: int, done: int, steps: int, parts: Parts, rate: float, meter: Meter) -> None:
-        if self.monitor:
+        if self.monitor and parts:
             self.run.averages.add(self.monitor(parts))
         values = {**self.run.averages.take(), "lr": rate, **meter.rates()}
         left = (self.epochs - epoch) * steps - done
@@ -100,4 +135,4 @@ class Trainer:
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.run.log.say(f"epoch {epoch + 1}/{self.epochs} step {done}/{steps}  {text}  "
                          f"eta {duration((time.monotonic() - self.began) / self.done * left)}")
-        meter.show({"loss": values["loss"]})
+        meter.show({"loss": values.get("loss", math.nan)})

@@ -33,30 +33,35 @@ class Snapshot:
             if {k: v.shape for k, v in copies.items()} != {k: v.shape for k, v in state.items()}:
                 self.copies[name] = {key: value.clone() for key, value in state.items()}
             else:
-                torch._foreach_copy_(list(copies.values()), list(state.values()))
+                copy_all(list(copies.values()), list(state.values()))
 
     @torch.no_grad()
     def give_back(self) -> None:
         """Make everything what it was."""
         for name, module in self.modules.items():
-            state = module.state_dict()
-            torch._foreach_copy_(list(state.values()), list(self.copies[name].values()))
+            copy_all(list(module.state_dict().values()), list(self.copies[name].values()))
+
+
+def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Each source into its target, those of one dtype by one kernel."""
+    for dtype in {x.dtype for x in sources}:
+        pairs = [(a, b) for a, b in zip(targets, sources, strict=True) if b.dtype == dtype]
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
 
 class FiniteAlarm:
-    """Looks at the loss of every step.
+    """Looks at the loss of every step: :meth:`begin`, forward pass, :meth:`watch`, and then one of two.
 
-    With policy ``stop`` it is read one step late, when the device has it anyway, and a loss that is not finite ends
-    the run. With ``skip`` it is read before the update, with the gradients, and such a step leaves no trace in the
-    weights; more than ``limit`` in a row end the run.
+    To stop a run, :meth:`problem` reads it one step late, when the device has it anyway. To skip steps,
+    :meth:`bad_step` reads it before the update, with the gradients, and :meth:`undo` makes modules what they were.
 
-    Either way ``nonfinite.json`` (of other ranks: ``rankN.nonfinite.json``) then names the images, and
-    ``nonfinite.pth`` holds what the step began with: every module's tensors, the views, the random state.
+    Either way ``nonfinite.json`` (of other ranks: ``rankN.nonfinite.json``) names the images of the last such step,
+    and ``nonfinite.pth`` holds what it began with: every module's tensors, the views, the random state.
     """
 
-    def __init__(self, folder: Path, rank: int, modules: Mapping[str, Any], policy: str = "stop",
-                 limit: int = 10) -> None:
-        self.policy, self.limit, self.row = policy, limit, 0
+    def __init__(self, folder: Path, rank: int, modules: Mapping[str, Any], limit: int = 10) -> None:
+        """``limit``: steps in a row that may be skipped."""
+        self.limit = limit
         self.path = folder / f"{f'rank{rank}.' if rank else ''}{NONFINITE}.json"
         self.snapshot = Snapshot(modules)
         self.began: dict[str, Any] = {}
@@ -98,15 +103,16 @@ class FiniteAlarm:
         parts = self._read()
         return "" if finite and math.isfinite(parts["loss"]) else self._describe(parts)
 
-    def skip(self) -> RunStopped | None:
-        """Undo what the step did to modules; the error if there were too many in a row."""
+    def undo(self) -> None:
+        """Make modules what they were when the step began."""
         self.snapshot.give_back()
-        self.row += 1
-        if self.row <= self.limit:
-            return None
-        return RunStopped(f"{self.row} steps in a row were not finite, more than --nonfinite-limit {self.limit}; the "
-                          f"last one's images are in {self.path}, and the last checkpoint is untouched: lower --lr, or "
-                          "use --amp bf16 or off")
+
+    def refuse_row(self, row: int) -> None:
+        """Raise :class:`RunStopped` if ``row`` steps in a row are too many."""
+        if row > self.limit:
+            raise RunStopped(f"{row} steps in a row were not finite, more than --nonfinite-limit {self.limit}; the "
+                             f"last one's images are in {self.path}, and the last checkpoint is untouched: lower --lr, "
+                             "or use --amp bf16 or off")
 
     def _read(self) -> dict[str, float] | None:
         if self.values is None:

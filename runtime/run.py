@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,9 +57,12 @@ class Run:
     modules: Mapping[str, Stateful]
     interval: Interval
     closing: contextlib.ExitStack
+    on_nonfinite: str = "stop"
+    nonfinite_limit: int = 10
     epoch: int = 0
     step: int = 0
     steps: int = 0
+    skipped: int = 0  # steps in a row up to now, because they were not finite
     resumed: dict[str, Any] | None = None
     signals: StopSignals = field(default_factory=StopSignals)
     averages: Averages = field(default_factory=Averages)
@@ -69,17 +72,20 @@ class Run:
     @classmethod
     def open(cls, output: str, resume: str, config: dict[str, Any], record: Mapping[str, Any], volatile: set[str],
              process: Process, modules: Mapping[str, Stateful], start_epoch: int | None = None,
-             save_every: str = "0", keep: int = 2, per_process: str = "") -> Run:
+             save_every: str = "0", keep: int = 2, per_process: str = "", on_nonfinite: str = "stop",
+             nonfinite_limit: int = 10,
+             complete: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> Run:
         """Start in ``output``, or go on from its last step: restores ``modules`` and the log.
 
-        ``config`` says which run this is (see :func:`runtime.state.check_same_run`); ``record`` goes into every
-        checkpoint. ``per_process`` says what of the run's mathematics depends on the number of processes, '' for
-        nothing. From here to :meth:`finish`, or the end of ``process``, the folder is this job's, and stop signals
-        are answered between steps. Raises :class:`UserError`, on every rank and before anything is written, if the
-        folder is in use or holds a different run.
+        ``config`` says which run this is (``volatile``, ``complete``: see :func:`runtime.state.check_same_run`);
+        ``record`` goes into every checkpoint. ``per_process`` says what of the run's mathematics depends on the
+        number of processes, '' for nothing. From here to :meth:`finish`, or the end of ``process``, the folder is
+        this job's, and stop signals are answered between steps. Raises :class:`UserError`, on every rank and before
+        anything is written, if the folder is in use or holds a different run.
         """
         folder, closing = Path(output), process.closing.enter_context(contextlib.ExitStack())
-        path, state, notes = _find(folder, resume, config, volatile, process, per_process, closing)
+        path, state, notes = _find(folder, resume, lambda: check_same_run(folder, config, volatile, complete), process,
+                                   per_process, closing)
         state = _restore_on_all(modules, state, path, process)
         epoch, step, steps = (state["epoch"], state.get("step", 0), state["steps"]) if state else (0, 0, 0)
         if start_epoch is not None and not (state and resume == "auto"):  # a restart goes on, whatever it began with
@@ -92,9 +98,11 @@ class Run:
 
         on_first_rank(open_log, process)
         closing.callback(log.close)
+        place = {"epoch": epoch, "step": step, "steps": steps, "skipped": state.get("skipped", 0) if state else 0}
         in_place = path is not None and path.parent.samefile(folder) and path.name == CHECKPOINT
         run = cls(folder, process, log, Checkpoints(folder, keep, steps if in_place else None), record, modules,
-                  Interval.parse(save_every), closing, epoch, step, steps, state, saved_steps=steps if in_place else -1)
+                  Interval.parse(save_every), closing, on_nonfinite, nonfinite_limit, **place, resumed=state,
+                  saved_steps=steps if in_place else -1)
         closing.enter_context(run.signals)
         for note in notes:
             log.say(note)
@@ -159,7 +167,8 @@ class Run:
         def write() -> None:
             self._refuse_broken(exports)
             self.log.sync()
-            place = {**self.record, "epoch": self.epoch, "step": self.step, "steps": self.steps}
+            place = {**self.record, "epoch": self.epoch, "step": self.step, "steps": self.steps,
+                     "skipped": self.skipped}
             states = {name: module.state_dict() for name, module in self.modules.items()}
             for name, tensors in exports.items():  # first: after the last epoch's checkpoint nothing is done again
                 save_checkpoint({**place, "state_dict": dict(tensors)}, self.output / name)
@@ -190,9 +199,8 @@ class Run:
         self.closing.close()
 
 
-def _find(folder: Path, resume: str, config: Mapping[str, Any], volatile: set[str], process: Process,
-          per_process: str, closing: contextlib.ExitStack,
-          ) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
+def _find(folder: Path, resume: str, check: Callable[[], None], process: Process, per_process: str,
+          closing: contextlib.ExitStack) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
     """The folder made this job's; the checkpoint to go on from, its content, and notes. The first rank decides."""
     state = None
 
@@ -200,7 +208,7 @@ def _find(folder: Path, resume: str, config: Mapping[str, Any], volatile: set[st
         nonlocal state
         paths, own = find_resume(folder, resume), resume in ("auto", "force")
         if paths and resume == "auto":
-            check_same_run(folder, config, volatile)
+            check()
         loaded = None if own else load_newest(paths)
         lock = FolderLock(folder)
         closing.callback(lock.release)

@@ -73,13 +73,13 @@ def test_a_full_disk_does_not_hide_it(tmp_path, model):
 
 
 def test_a_step_that_is_skipped_leaves_no_trace(tmp_path, model):
-    alarm = FiniteAlarm(tmp_path, 0, {"state_dict": model}, "skip", limit=2)
+    alarm = FiniteAlarm(tmp_path, 0, {"state_dict": model}, limit=2)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     step(alarm, float("nan"), 0, 1)
     model(torch.full((3, 2), float("inf")))
     assert not model[1].running_mean.isfinite().all()
     assert "the loss is not finite at epoch 0, step 0" in alarm.bad_step([torch.ones(2)])
-    assert alarm.skip() is None
+    alarm.undo()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert alarm.problem() is None
 
@@ -88,17 +88,16 @@ def test_a_step_that_is_skipped_leaves_no_trace(tmp_path, model):
     ([torch.ones(3), torch.zeros(2, 2)], False), ([torch.ones(3), torch.tensor([1.0, float("inf")])], True),
     ([torch.tensor([float("nan")])], True), ([], False)])
 def test_gradients_count_too(tmp_path, model, gradients, bad):
-    alarm = FiniteAlarm(tmp_path, 0, {"state_dict": model}, "skip")
+    alarm = FiniteAlarm(tmp_path, 0, {"state_dict": model})
     step(alarm, 1.0, 0, 1)
     assert bool(alarm.bad_step(gradients)) is bad
 
 
 def test_too_many_in_a_row_stop_the_run(tmp_path, model):
-    alarm = FiniteAlarm(tmp_path, 0, {"state_dict": model}, "skip", limit=2)
-    alarm.snapshot.take()
-    assert alarm.skip() is None
-    assert alarm.skip() is None
-    assert "3 steps in a row" in str(alarm.skip())
+    alarm = FiniteAlarm(tmp_path, 0, {"state_dict": model}, limit=2)
+    alarm.refuse_row(2)
+    with pytest.raises(RunStopped, match="3 steps in a row .* --nonfinite-limit 2"):
+        alarm.refuse_row(3)
 
 
 def test_snapshot(model):
