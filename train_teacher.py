@@ -72,6 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def pretrain(args: argparse.Namespace, process: Process) -> None:
     """Data, model, optimizer, resume, loop."""
     cli.check_epochs(args)
+    cli.prepare_hardware(args, process)
     if args.moco_k < args.batch_size:
         raise UserError(f"--moco-k {args.moco_k} is less than --batch-size {args.batch_size}, so one step would "
                         "overrun the queue; give a longer queue")
@@ -86,11 +87,10 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
 
     backbone = build_backbone(args.arch, args.stem or "imagenet", image_size)
     moco = MoCo(backbone, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.bn_parts,
-                args.head_bn).to(process.device)
+                args.head_bn).to(process.device, memory_format=torch.channels_last)
     check_batch(moco, sampler.images_per_step)
-    optimizer = torch.optim.SGD([p for p in moco.parameters() if p.requires_grad], args.lr, args.momentum,
-                                weight_decay=args.weight_decay)
-    updater = Updater(optimizer, process.device, precision(args.amp, process.device))
+    moco.encoder_q = cli.synchronised(args, moco.encoder_q, process)  # the key's images are shuffled instead
+    updater = Updater(cli.optimizer(args, moco), process.device, precision(args.amp, process.device), args.clip_grad)
     knn = KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process) if args.knn_every else None
 
     config = {**vars(args), "image_size": image_size, "data_fingerprint": source.fingerprint(),
@@ -103,6 +103,9 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
                  f"queue {args.moco_k}, on {process.world_size} x {process.device.type}"):
         if line:
             run.log.say(line)
+    if args.compile:
+        moco.encoder_q.compile()
+        moco.encoder_k.compile()
     model = wrap(moco, process)
     run.restore_random_state(args.seed)
 
