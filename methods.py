@@ -26,11 +26,11 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
                        help="factor of the whole loss; default 1")
     group.add_argument("--s-temp", type=cli.number(float, above=0), default=None, metavar="T",
                        help="student temperature; default the method's own: coss (a pure scale), dino, dinoss and dist "
-                            "0.1. (The original code gave dist the student's features as the teacher's and the other "
-                            "way round; here each has its own temperature)")
+                            "0.1, seed, bingo, disco and moco 0.2, compress 0.04. (The original code gave dist the "
+                            "student's features as the teacher's and the other way round; here each has its own)")
     group.add_argument("--t-temp", type=cli.number(float, above=0), default=None, metavar="T",
                        help="teacher temperature; default the method's own: coss (a pure scale), dino, dinoss and dist "
-                            "0.07")
+                            "0.07, seed 1e-4, compress 0.04")
     group.add_argument("--space-batch", choices=SCOPES, default=None,
                        help="the batch over which statistics of a dimension (coss, dinoss, dist: the column terms) are "
                             "taken: local, each process's own, or global, that of all processes, exactly, so that "
@@ -45,6 +45,23 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rkd-weights", type=weights, default=None, metavar="W,W",
                        help="rkd: weights of its distance and angle terms; default 1,2, the paper's where RKD is the "
                             "only loss")
+    group.add_argument("--queue-size", type=cli.number(int, 1), default=None, metavar="K",
+                       help="seed, compress, bingo, disco, moco: outputs kept to compare with, over all processes; "
+                            "default the method's own: 65536 (33.6 MB at 128 numbers), compress 128000")
+    group.add_argument("--bingo-alone", type=cli.number(int, 0), default=None, metavar="N",
+                       help="bingo: epochs, from the first, in which an image has its own other view as only positive; "
+                            "default 11 of its 200, the original's")
+    group.add_argument("--disco-weight", type=cli.number(float, 0), default=None, metavar="W",
+                       help="disco: weight of the mean squared distance; default 32, which the original's sum over a "
+                            "process's batch comes to at its 256 images on 8 GPUs")
+    group.add_argument("--disco-sum", action="store_true",
+                       help="disco: the original's sum over a process's batch instead, weaker the more GPUs there are")
+    group.add_argument("--teacher-bn", choices=("eval", "train"), default="eval",
+                       help="batch norm of the teacher: by its running statistics (eval, default) or by each batch's "
+                            "(train, as in the code of bingo and disco; the running ones stay as they are here)")
+    group.add_argument("--head-bn", action="store_true",
+                       help="batch norm behind both layers of the student's head, as in SimCLR v2; default none, as in "
+                            "all of these papers, but moco and disco hardly start on small sets and networks without")
     group.add_argument("--moco-dim", type=cli.number(int, 1), default=128, metavar="D",
                        help="losses without a teacher: width of the contrasted features; default 128, MoCo's")
     group.add_argument("--moco-m", type=cli.number(float, 0, 1), default=0.999, metavar="M",
@@ -73,7 +90,8 @@ def options(args: argparse.Namespace) -> dict[str, object]:
     """The flags that are constructor arguments of losses; None is the method's own."""
     return {"l_0": args.l_0, "l_1": args.l_1, "s_temp": args.s_temp, "t_temp": args.t_temp,
             "space_batch": args.space_batch, "smd_tau": args.smd_tau, "smd_batch": args.smd_batch,
-            "rkd_weights": args.rkd_weights}
+            "rkd_weights": args.rkd_weights, "queue_size": args.queue_size, "bingo_alone": args.bingo_alone,
+            "disco_weight": args.disco_weight, "disco_sum": args.disco_sum}
 
 
 def check_loss(args: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ import torch
 
 import cli
 import methods
+import training
 from data.augment import PRESETS, augmentation
 from data.cache import CachedSource
 from data.clusters import load_clusters
@@ -30,11 +31,11 @@ from data.samplers import ClusterNeighbourSampler, ClusterSampler, NeighbourSamp
 from data.sources import ImageSource
 from evals.monitor import KnnMonitor
 from losses import build_objective, needs_of
-from losses.base import Inputs, Needs
+from losses.base import Inputs, Together
 from models.average import MovingAverage
 from models.backbones import build_backbone, check_arch, check_batch
 from models.distiller import Distiller, agreement
-from models.heads import build_head
+from models.heads import build_heads
 from models.momentum import MomentumStudent
 from models.report import Report
 from models.teachers import Encoder, FrozenEncoder, load_frozen
@@ -104,15 +105,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "Default: the sampler's own epochs")
 
     group = parser.add_argument_group("optimisation")
-    cli.add_schedule_flags(group, lr=0.03, epochs=25, source="the paper's")
+    training.add_schedule_flags(group, lr=0.03, epochs=25, source="the paper's")
+    group.add_argument("--ema", type=cli.number(float, 0, 1), default=0.0, metavar="X",
+                       help="keep a moving average of the student with this decay (0.999, 0.9999) and write it to "
+                            "student_ema.pth; default 0, none")
+    group = training.add_speed_flags(parser)
     group.add_argument("--micro-batch", type=cli.number(int, 0), default=0, metavar="M",
                        help="images of a process that pass through the networks at once, for batches greater than its "
                             "memory: the student passes twice, and the gradient is that of the whole batch, for every "
                             "loss. Only batch norm differs, whose statistics are then those of M images (of a view), "
                             "as if the batch had been M; default 0, all at once")
-    group.add_argument("--ema", type=cli.number(float, 0, 1), default=0.0, metavar="X",
-                       help="keep a moving average of the student with this decay (0.999, 0.9999) and write it to "
-                            "student_ema.pth; default 0, none")
     group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last epoch")
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
@@ -122,7 +124,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def distil(args: argparse.Namespace, process: Process) -> None:
     """Data, models, loss, optimizer, resume, loop."""
     check_flags(args)
-    cli.prepare_hardware(args, process)
+    training.prepare_hardware(args, process)
     seed_everything(args.seed)
     needs = needs_of(args.loss)
     source = open_source(args.data).subset(args.subset)
@@ -138,21 +140,23 @@ def distil(args: argparse.Namespace, process: Process) -> None:
 
     # The student, trunk and head, and nothing else, goes inside DistributedDataParallel.
     backbone = build_backbone(args.student_arch, args.stem or "imagenet", image_size, "--student_arch")
-    width = teacher.answer_dim if teacher else args.moco_dim
-    student = Distiller(backbone, build_head(needs.head, backbone.spec.feature_dim, width))
-    student = student.to(process.device, memory_format=torch.channels_last)
-    parts = parts_of(sampler.images_per_step, args.micro_batch)
-    check_batch(student, sampler.images_per_step // parts, "--micro-batch" if parts > 1 else "--batch-size")
+    widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
+    head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
+    student = Distiller(backbone, head).to(process.device, memory_format=torch.channels_last)
+    rows = sampler.images_per_step // (2 if needs.bag else 1)
+    parts = parts_of(rows, args.micro_batch)
+    for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
+        check_batch(network, rows // parts, "--micro-batch" if parts > 1 else "--batch-size")
     momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
                 if needs.momentum else None)
     average = MovingAverage(student, args.ema) if args.ema else None
-    student = cli.synchronised(args, student, process)
+    student = training.synchronised(args, student, process)
     if teacher:
         notes.append(f"{teacher.fold()} of the teacher's batch norms were folded into its convolutions")
         teacher = teacher.to(process.device, memory_format=torch.channels_last)
-    loss = build_objective(args.loss, args.loss_weights, args.beta, dim=width, **methods.options(args),
-                           ).to(process.device)
-    updater = Updater(cli.optimizer(args, student), process.device, precision(args.amp, process.device),
+    loss = build_objective(args.loss, args.loss_weights, args.beta, widths, student_dim=backbone.spec.feature_dim,
+                           **methods.options(args)).to(process.device)
+    updater = Updater(training.optimizer(args, student), process.device, precision(args.amp, process.device),
                       args.clip_grad, partial(average.update, student) if average else None)
     knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process)
            if args.knn_every else None)
@@ -165,11 +169,13 @@ def distil(args: argparse.Namespace, process: Process) -> None:
               "far_k": sampler.far_k, "num_clusters": sampler.num_clusters, "processes": process.world_size}
     record = {**student.record(), "config": config, "teacher": config["teacher"]}
     modules = {"state_dict": student, "updater": updater,
-               **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}), **({"ema": average} if average else {})}
+               **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
+               **({"ema": average} if average else {})}
     run = Run.open(args.output, args.resume, config, record, VOLATILE | FILES, process, modules,
                    args.start_epoch)
-    for line in (cli.ignored_flags_note(args), f"data: {source.description}",
-                 f"teacher: {report or f'none, --loss {args.loss} takes no teacher'}", *notes,
+    if args.distill and not teacher:
+        notes.append(f"--distill is not used by --loss {args.loss}")
+    for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
         if line:
@@ -179,16 +185,16 @@ def distil(args: argparse.Namespace, process: Process) -> None:
             network.compile()
     model = wrap(student, process)
     forward = updater.in_micro_batches(model, args.micro_batch)
-    answer = in_parts(teacher.answer, args.micro_batch) if teacher else None
+    answers = in_parts(lambda images: teacher.answers(images, needs.teacher), args.micro_batch)
     run.restore_random_state(args.seed)
 
     @torch.no_grad()
     def targets_of(inputs: Inputs) -> dict[str, tuple[torch.Tensor, ...]]:
-        """What the student is held against, without gradient."""
-        found = {"teacher": tuple(map(answer, inputs.teacher))} if teacher else {}           # [b, d] each
+        """What the student is held against, without gradient, [b, d] each."""
+        found = {"teacher": tuple(y for x in inputs.teacher for y in answers(x))}
         if momentum:
             momentum.update(student)
-            found["momentum"] = tuple(map(momentum, inputs.momentum))                         # [b, d] each
+            found["momentum"] = tuple(y for x in inputs.momentum for y in momentum(x))
         return found
 
     def step(batch: Batch) -> dict[str, torch.Tensor]:
@@ -196,9 +202,9 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         targets = targets_of(inputs)
         outputs = forward(*inputs.student)                 # [b, d] each
         parts = loss(student=outputs, **targets, **inputs.context)
-        return {**parts, "student": outputs[0].detach(), **{name: x[0] for name, x in targets.items()}}
+        return {**parts, "student": outputs[0].detach(), **{name: x[0] for name, x in targets.items() if x}}
 
-    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, cli.schedule(args),
+    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, training.schedule(args),
                       args.print_freq, bad_images.check,
                       monitor=lambda parts: agreement(parts["student"], parts.get("teacher")))
     for epoch in range(run.epoch, args.epochs):
@@ -217,7 +223,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
 
 def check_flags(args: argparse.Namespace) -> None:
     """What can be said of the command line alone, before anything is read."""
-    cli.check_epochs(args)
+    training.check_epochs(args)
     check_arch(args.student_arch, "--student_arch")
     methods.check_loss(args)
     needs = SAMPLERS[args.sampler]
@@ -232,11 +238,15 @@ def check_flags(args: argparse.Namespace) -> None:
                         "drawn; lower the first or raise the second")
 
 
-def load_teacher(args: argparse.Namespace, needs: Needs) -> tuple[FrozenEncoder, Report]:
+def load_teacher(args: argparse.Namespace, needs: Together) -> tuple[FrozenEncoder, Report]:
     """The teacher that --distill names, with its own head if the loss asks for it."""
     arch = None if args.teacher_arch == "auto" else args.teacher_arch
-    return load_frozen(args.distill, arch, args.teacher_stem, args.image_size, flag="--distill", prefix="--teacher-",
-                       with_head=needs.teacher == "head", **cli.checkpoint_options(args))
+    teacher, report = load_frozen(args.distill, arch, args.teacher_stem, args.image_size, flag="--distill",
+                                  prefix="--teacher-", with_head="head" in needs.teacher,
+                                  **cli.checkpoint_options(args))
+    if args.teacher_bn == "train":
+        teacher.use_batch_statistics()
+    return teacher, report
 
 
 def build_sampler(args: argparse.Namespace, process: Process, source: ImageSource, teacher_sha256: str | None,

@@ -16,6 +16,7 @@ import argparse
 import torch
 
 import cli
+import training
 from data.augment import PRESETS, augmentation
 from data.cache import CachedSource
 from data.datasets import open_source
@@ -62,7 +63,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "(default), but small networks and short trainings on small sets hardly start without")
 
     group = parser.add_argument_group("optimisation")
-    cli.add_schedule_flags(group, lr=0.03, epochs=200, source="MoCo v2's", warmup=0)
+    training.add_schedule_flags(group, lr=0.03, epochs=200, source="MoCo v2's", warmup=0)
+    training.add_speed_flags(parser)
     group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last epoch")
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
@@ -71,8 +73,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def pretrain(args: argparse.Namespace, process: Process) -> None:
     """Data, model, optimizer, resume, loop."""
-    cli.check_epochs(args)
-    cli.prepare_hardware(args, process)
+    training.check_epochs(args)
+    training.prepare_hardware(args, process)
     if args.moco_k < args.batch_size:
         raise UserError(f"--moco-k {args.moco_k} is less than --batch-size {args.batch_size}, so one step would "
                         "overrun the queue; give a longer queue")
@@ -89,8 +91,9 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     moco = MoCo(backbone, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.bn_parts,
                 args.head_bn).to(process.device, memory_format=torch.channels_last)
     check_batch(moco, sampler.images_per_step)
-    moco.encoder_q = cli.synchronised(args, moco.encoder_q, process)  # the key's images are shuffled instead
-    updater = Updater(cli.optimizer(args, moco), process.device, precision(args.amp, process.device), args.clip_grad)
+    moco.encoder_q = training.synchronised(args, moco.encoder_q, process)  # the key's images are shuffled instead
+    updater = Updater(training.optimizer(args, moco), process.device, precision(args.amp, process.device),
+                      args.clip_grad)
     knn = KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process) if args.knn_every else None
 
     config = {**vars(args), "image_size": image_size, "data_fingerprint": source.fingerprint(),
@@ -113,7 +116,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         query, key = batch.views  # uint8 [b, 3, S, S], on the device
         return model(query, key)
 
-    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, cli.schedule(args),
+    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, training.schedule(args),
                       args.print_freq, bad_images.check)
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch)

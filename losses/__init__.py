@@ -4,7 +4,8 @@ A loss is a :class:`losses.base.Loss`: it says in ``needs`` what it wants of the
 head, a momentum student, pairs of neighbours), in ``inputs`` which images each network sees, and is then called with
 keyword arguments, ``student=`` and where it asked for them ``teacher=`` and ``momentum=``: a tensor [b, d] where the
 network saw one batch of images, a tuple of tensors where it saw several (two views). It returns a dict of scalars:
-``loss`` and its parts. The loop calls the :class:`losses.combine.Objective` that holds it.
+``loss`` and its parts. The loop calls the :class:`losses.combine.Objective` that holds it; in a sum each loss has a
+head of the student's of its own unless two want the same.
 
 To add one: a file with the citation and the formula, and a line in ``LOSSES``. Constructor arguments are found among
 the loss flags by name; those left out on the command line keep the method's own default.
@@ -13,51 +14,60 @@ the loss flags by name; those left out on the command line keep the method's own
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from losses.base import Loss, Needs
-from losses.combine import Objective, combined
+from losses.base import Loss, Together
+from losses.bingo import BINGO
+from losses.combine import Objective, together
+from losses.compress import CompRess
 from losses.coss import CoSS
 from losses.dino import DINO, DINOSS
+from losses.disco import DisCo
 from losses.dist import DIST
+from losses.moco import MoCo
 from losses.regression import MSE, Cosine
 from losses.rkd import RKD
+from losses.seed import SEED
 from losses.smd import SMD
 from runtime.errors import UserError
 
 LOSSES: dict[str, type[Loss]] = {
-    "coss": CoSS, "cosine": Cosine, "mse": MSE, "dino": DINO, "dinoss": DINOSS, "dist": DIST, "rkd": RKD, "smd": SMD,
+    "coss": CoSS, "seed": SEED, "compress": CompRess, "bingo": BINGO, "disco": DisCo, "smd": SMD, "dist": DIST,
+    "dino": DINO, "dinoss": DINOSS, "cosine": Cosine, "mse": MSE, "rkd": RKD, "moco": MoCo,
 }
 
 
 def build_loss(name: str, **options: Any) -> Loss:
     """The loss called ``name``; of ``options`` it takes those that its constructor names and that are not None."""
     _known(name)
-    wanted = inspect.signature(LOSSES[name])
-    settings = wanted.bind(**{k: v for k, v in options.items() if k in wanted.parameters and v is not None})
-    settings.apply_defaults()
-    loss = LOSSES[name](**settings.arguments)
-    loss.settings = dict(settings.arguments)
+    defaults = {key: x.default for key, x in inspect.signature(LOSSES[name]).parameters.items()
+                if x.kind is x.POSITIONAL_OR_KEYWORD}
+    settings = {key: default if options.get(key) is None else options[key] for key, default in defaults.items()}
+    loss = LOSSES[name](**settings)
+    loss.settings = settings
     return loss
 
 
-def build_objective(names: str, weights: Sequence[float] | None = None, beta: float = 1.0, **options: Any,
-                    ) -> Objective:
-    """``beta`` times the sum of the losses in ``names`` (``coss`` or ``coss+seed``), each with its weight (or 1)."""
-    split = names.split("+")
+def build_objective(names: str, weights: Sequence[float] | None = None, beta: float = 1.0,
+                    widths: Mapping[str | None, int] | None = None, **options: Any) -> Objective:
+    """``beta`` times the sum of the losses in ``names`` (``coss`` or ``coss+seed``), each with its weight (or 1).
+
+    ``widths``: of the outputs that a loss is given, by what they are compared with (``Needs.teacher``).
+    """
     needs_of(names)
-    return Objective({name: build_loss(name, **options) for name in split}, weights, beta)
+    return Objective({name: build_loss(name, dim=(widths or {}).get(LOSSES[name].needs.teacher), **options)
+                      for name in names.split("+")}, weights, beta)
 
 
-def needs_of(names: str) -> Needs:
+def needs_of(names: str) -> Together:
     """What the losses in ``names`` need together; raises :class:`UserError` where they do not go together."""
     split = names.split("+")
     for name in split:
         _known(name)
         if split.count(name) > 1:
             raise UserError(f"--loss {names} names {name} twice; name it once, with a weight in --loss-weights")
-    return combined({name: LOSSES[name].needs for name in split})
+    return together({name: LOSSES[name].needs for name in split})
 
 
 def takes(names: str, option: str) -> bool:

@@ -32,6 +32,22 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Together:
+    """What several losses need together, where it is not the same for all.
+
+    ``heads``: each of the student's heads once, as (its name, what it is compared with: ``Needs.teacher``).
+    ``teacher``: each of the teacher's outputs that are asked for once; empty if there is no teacher.
+    """
+
+    views: int
+    bag: bool
+    teacher: tuple[str, ...]
+    heads: tuple[tuple[str, str | None], ...]
+    momentum: bool
+    passes: float
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What each network sees in a step: uint8 [b, 3, S, S] each. ``context``: further keywords of the loss."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from losses.base import ROLES, Inputs, Loss, Needs
+from losses.base import ROLES, Inputs, Loss, Needs, Together
 from runtime.errors import UserError
 
 Outputs = Sequence[Tensor]
@@ -23,7 +22,7 @@ class Objective(Loss):
 
     def __init__(self, losses: Mapping[str, Loss], weights: Sequence[float] | None = None, beta: float = 1.0) -> None:
         super().__init__()
-        self.needs = combined({name: loss.needs for name, loss in losses.items()})
+        self.needs: Together = together({name: loss.needs for name, loss in losses.items()})
         self.losses = nn.ModuleDict(losses)
         self.weights, self.beta = list(weights or [1.0] * len(losses)), beta
 
@@ -44,32 +43,44 @@ class Objective(Loss):
                 ) -> dict[str, Tensor]:
         """The outputs [b, d] of each network for its :meth:`inputs`, in that order, and their context.
 
-        Returns scalars: ``loss``, and the losses' parts. Call it once a step: queues are filled here.
+        Of the student and its momentum copy there is one for each head in ``needs.heads`` for the first input, then
+        as many for the second; likewise of the teacher for each in ``needs.teacher``. Returns scalars: ``loss``, and
+        the losses' parts. Call it once a step: queues are filled here.
         """
         given = {"student": student, "teacher": teacher, "momentum": momentum}
         total, parts = 0.0, {}
         for (name, loss), weight in zip(self.losses.items(), self.weights, strict=True):
-            keywords = {role: [given[role][i] for i in where] for role, where in places[name].items() if where}
-            found = loss(**{role: x[0] if len(x) == 1 else tuple(x) for role, x in keywords.items()}, **extra[name])
+            found = loss(**self._keywords(loss.needs, given, places[name]), **extra[name])
             total = total + weight * found["loss"]
             alone = len(self.losses) == 1
             parts |= found if alone else {f"{name}/{part}": value for part, value in found.items()}
         return {**parts, "loss": self.beta * total}
 
+    def _keywords(self, needs: Needs, given: Mapping[str, Outputs], places: Mapping[str, list[int]],
+                  ) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """One loss's share of the outputs: its own head's, for its own inputs."""
+        head = self.needs.heads.index((needs.head, needs.teacher)), len(self.needs.heads)
+        answer = (self.needs.teacher.index(needs.teacher) if needs.teacher else 0), len(self.needs.teacher)
+        keywords = {}
+        for role, (which, of) in zip(ROLES, (head, answer, head), strict=True):
+            found = tuple(given[role][i * of + which] for i in places[role])
+            if found:
+                keywords[role] = found[0] if len(found) == 1 else found
+        return keywords
 
-def combined(needs: Mapping[str, Needs]) -> Needs:
+
+def together(needs: Mapping[str, Needs]) -> Together:
     """What a sum of losses needs; raises :class:`UserError` where two of them cannot be had in one run."""
-    for first, second in itertools.combinations(needs, 2):
-        one, two = needs[first], needs[second]
-        for said, a, b in (("the teacher's", one.teacher or two.teacher, two.teacher or one.teacher),
-                           ("the student's head", one.head, two.head),
-                           ("batches of", *("pairs" if n.bag else "single images" for n in (one, two)))):
-            if a != b:
-                raise UserError(f"--loss {'+'.join(needs)}: {first} needs {said} {a} and {second} {said} {b}, and a "
-                                "run has one of the two; add up losses that need the same")
     every = list(needs.values())
-    return Needs(max(n.views for n in every), every[0].bag, next((n.teacher for n in every if n.teacher), None),
-                 every[0].head, any(n.momentum for n in every), max(n.passes for n in every))
+    for name, wanted in needs.items():
+        if wanted.bag != every[0].bag:
+            pairs, single = (name, next(iter(needs)))[::1 if wanted.bag else -1]
+            raise UserError(f"--loss {'+'.join(needs)}: {pairs} needs batches of pairs and {single} of single images; "
+                            "add up losses that need the same")
+    return Together(max(n.views for n in every), every[0].bag,
+                    tuple(dict.fromkeys(n.teacher for n in every if n.teacher)),
+                    tuple(dict.fromkeys((n.head, n.teacher) for n in every)),
+                    any(n.momentum for n in every), max(n.passes for n in every))
 
 
 def _place(tensors: list[Tensor], tensor: Tensor) -> int:

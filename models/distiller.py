@@ -14,8 +14,8 @@ from models.teachers import Normalise
 class Distiller(nn.Module):
     """Everything that trains, so that DistributedDataParallel wraps it whole. Teacher and loss stand outside.
 
-    State dict keys are ``backbone.*`` and ``proj_head.*``, as in the original code. ``head``: [b, d_s] -> [b, d], of
-    models.heads.
+    State dict keys are ``backbone.*`` and ``proj_head.*``, as in the original code. ``head``: [b, d_s] -> [b, d], or a
+    tuple of several, of models.heads.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
@@ -24,11 +24,15 @@ class Distiller(nn.Module):
         self.normalise = Normalise()
 
     def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
-        """Batches of images uint8 [b, 3, H, W] to outputs [b, d].
+        """Batches of images uint8 [b, 3, H, W] to outputs [b, d]: of every head for the first, then for the second.
 
-        Each passes alone, so that batch norm takes its statistics from one view, as in the methods' own code.
+        Each batch passes alone, so that its statistics in batch norm are one view's, as in the methods' own code.
         """
-        return tuple(self.proj_head(self.backbone(self.normalise(images))) for images in views)
+        outputs: list[Tensor] = []
+        for images in views:
+            output = self.proj_head(self.backbone(self.normalise(images)))
+            outputs += [output] if isinstance(output, Tensor) else output
+        return tuple(outputs)
 
     def student_state(self) -> dict[str, Tensor]:
         """Trunk and head, under the original's names, each tensor in the plain order whatever it is while training."""
@@ -41,13 +45,14 @@ class Distiller(nn.Module):
 
 @torch.no_grad()
 def agreement(student: Tensor, teacher: Tensor | None = None) -> dict[str, Tensor]:
-    """How near the student is, whatever the loss: for the log. Outputs [b, d] each; without a teacher the first only.
+    """How near the student is, whatever the loss: for the log. Outputs [b, d] each; the first only without a
+    teacher, or where widths differ.
 
     ``student_norm``: mean row norm; ``row_cosine``: mean cosine of rows; ``dim_correlation``: mean over
     dimensions of the Pearson correlation with the teacher's same dimension over the batch, in [-1, 1].
     """
     s = student.float()
-    if teacher is None:
+    if teacher is None or teacher.shape != student.shape:
         return {"student_norm": s.norm(dim=1).mean()}
     t = teacher.float()
     centred_s, centred_t = s - s.mean(0), t - t.mean(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 
-import torch
 from torch import fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
@@ -13,7 +12,7 @@ KINDS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, n
 
 
 def fold_batch_norm(network: nn.Module) -> tuple[nn.Module, int]:
-    """A copy of a frozen ``network`` with each batch norm that alone follows a convolution folded into it, and how many.
+    """A copy of a frozen ``network`` whose batch norms are folded into the convolutions before them, and how many.
 
     The copy has the same modules under the same names; a convolution has gained a bias, and its norm is an identity.
     Products are taken in float64 and rounded once. What cannot be traced (control flow that depends on the images) is
@@ -30,7 +29,7 @@ def fold_batch_norm(network: nn.Module) -> tuple[nn.Module, int]:
 
 
 def foldable(network: nn.Module) -> list[tuple[str, str]]:
-    """(convolution, batch norm) by name: each is called once, and the norm is all that sees the convolution's output."""
+    """(convolution, batch norm) by name: each is called once, and nothing else sees the convolution's output."""
     try:
         graph = fx.Tracer().trace(network)
     except Exception:  # tracing runs the network's own code on a stand-in for images, which may object in any way

@@ -8,7 +8,7 @@ every public head of this kind it is a ReLU.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -24,17 +24,35 @@ def mlp(width: int, hidden: int, out: int, batch_norm: bool = False) -> nn.Seque
     return nn.Sequential(*(x for x in layers if batch_norm or not isinstance(x, nn.BatchNorm1d)))
 
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {  # (width of the trunk, of what it is compared with) -> head
-    "projection": lambda d, out: nn.Identity() if d == out else mlp(d, WIDE, out),  # CoSS, section 4
-    "linear": nn.Linear,                                                            # SMD
-    "mlp": lambda d, out: mlp(d, d, out),                                           # MoCo v2, SEED
-    "wide": lambda d, out: mlp(d, WIDE, out),                                       # BINGO, DisCo
+HEADS: dict[str, Callable[[int, int, bool], nn.Module]] = {  # (width of the trunk, of the output, batch norm) -> head
+    "none": lambda d, out, bn: nn.Identity(),                                                       # CompRess
+    "linear": lambda d, out, bn: nn.Linear(d, out),                                                 # SMD
+    "projection": lambda d, out, bn: nn.Identity() if d == out else mlp(d, WIDE, out, bn),          # CoSS, section 4
+    "mlp": lambda d, out, bn: mlp(d, d, out, bn),                                                   # MoCo v2, SEED
+    "wide": lambda d, out, bn: mlp(d, WIDE, out, bn),                                               # BINGO, DisCo
 }
 
 
-def build_head(name: str, width: int, out: int) -> nn.Module:
-    """The student's head [b, width] -> [b, out], by a name of ``HEADS``."""
-    return HEADS[name](width, out)
+def build_head(name: str, width: int, out: int, batch_norm: bool = False) -> nn.Module:
+    """The student's head [b, width] -> [b, out], by a name of ``HEADS``; ``none`` leaves the width as it is.
+
+    ``batch_norm``: one behind each layer of those that have two.
+    """
+    return HEADS[name](width, out, batch_norm)
+
+
+class Heads(nn.ModuleDict):
+    """Several heads on one trunk: [b, width] -> a tuple of [b, out], one each."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        return tuple(head(features) for head in self.values())
+
+
+def build_heads(wanted: Sequence[tuple[str, str | None]], width: int, outs: Mapping[str | None, int],
+                batch_norm: bool = False) -> nn.Module:
+    """The head for each (name, what it is compared with): alone as it is, several as :class:`Heads`."""
+    heads = {f"{name}_{to or 'alone'}": build_head(name, width, outs[to], batch_norm) for name, to in wanted}
+    return Heads(heads) if len(heads) > 1 else next(iter(heads.values()))
 
 
 def head_from(tensors: Mapping[str, Tensor], whose: str) -> nn.Sequential:
@@ -63,9 +81,9 @@ def head_from(tensors: Mapping[str, Tensor], whose: str) -> nn.Sequential:
     return head
 
 
-def width_of(head: nn.Sequential) -> int:
-    """The width of a head's output."""
-    return next(layer.out_features for layer in reversed(head) if isinstance(layer, nn.Linear))
+def width_of(head: nn.Module, width: int) -> int:
+    """The width of what a head makes of ``width`` numbers."""
+    return [width, *(layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear))][-1]
 
 
 def describe(head: nn.Sequential) -> str:

@@ -62,20 +62,20 @@ class MoCo(nn.Module):
 
     def _encode_keys(self, images: Tensor) -> Tensor:
         """Keys in the order of ``images``, computed over a batch shuffled across processes (section 3.3)."""
-        return shuffled(lambda part: F.normalize(self.encoder_k(self.normalise(part)).float(), dim=1), images,
-                        self.bn_parts)
+        keys, = shuffled(lambda part: (self.encoder_k(self.normalise(part)).float(),), images, self.bn_parts)
+        return F.normalize(keys, dim=1)
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
         keys = all_gather(keys)
-        size, start = self.queue.shape[1], int(self.queue_ptr)
+        size, start = self.queue.shape[1], self.queue_ptr
         places = (start + torch.arange(len(keys), device=keys.device)) % size
         self.queue[:, places] = keys.T
         self.queue_ptr[0] = (start + len(keys)) % size
 
     def encoder_state(self) -> dict[str, Tensor]:
         """The query encoder with its head, under the keys of MoCo's released files."""
-        return {f"module.encoder_q.{k}": v for k, v in self.encoder_q.state_dict().items()}
+        return {f"module.encoder_q.{k}": v.contiguous() for k, v in self.encoder_q.state_dict().items()}
 
     def trunk(self) -> Encoder:
         """A copy of the query encoder without its head, as an encoder of uint8 images."""

@@ -15,7 +15,7 @@ from runtime.device import all_gather, broadcast, distributed
 
 
 class MomentumStudent(nn.Module):
-    """A copy of the student that follows it and never trains: uint8 images [b, 3, H, W] -> outputs [b, d]."""
+    """A copy of the student that follows it and never trains: uint8 images [b, 3, H, W] to its outputs [b, d]."""
 
     def __init__(self, student: nn.Module, momentum: float = 0.999, bn_parts: int = 8) -> None:
         super().__init__()
@@ -26,8 +26,8 @@ class MomentumStudent(nn.Module):
         """One step towards the student; before the forward passes of each training step, as in MoCo."""
         follow(self.network, student, self.momentum)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return shuffled(lambda part: self.network(part)[0], images, self.bn_parts)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return shuffled(self.network, images, self.bn_parts)
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def follow(average: nn.Module, network: nn.Module, momentum: float) -> None:
 
 
 @torch.no_grad()
-def shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, bn_parts: int) -> Tensor:
+def shuffled(encode: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, bn_parts: int) -> tuple[Tensor, ...]:
     """``encode(images)`` in their order, computed over a batch that is shuffled across processes and cut into parts.
 
     ``bn_parts`` is into how many parts over all processes. The query's and the key's batch statistics must not come
@@ -52,6 +52,6 @@ def shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, bn_parts: int) 
     mine = order.view(world, -1)[rank]
     # A part of one image has no batch statistics.
     parts = everything[mine].tensor_split(max(1, min(bn_parts // world, len(mine) // 2)))
-    outputs = torch.cat([encode(part) for part in parts])
+    outputs = [torch.cat(pieces) for pieces in zip(*map(encode, parts), strict=True)]
     back = torch.argsort(order).view(world, -1)[rank]
-    return all_gather(outputs)[back]
+    return tuple(all_gather(output)[back] for output in outputs)

@@ -57,35 +57,49 @@ class FrozenEncoder(Encoder):
                  std: Sequence[float] = IMAGENET_STD, head: nn.Module | None = None) -> None:
         super().__init__(backbone, mean, std)
         self.head = head
+        self.by_batch: list[nn.Module] = []
         self.requires_grad_(False)
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenEncoder:  # noqa: ARG002 - frozen means frozen
-        return super().train(False)
+        super().train(False)
+        for module in self.by_batch:
+            module.training = True
+        return self
+
+    def use_batch_statistics(self) -> None:
+        """From now on batch norm goes by each batch's statistics; the running ones stay as they are, bit for bit."""
+        self.by_batch = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for module in self.by_batch:
+            module.track_running_stats = False
+        self.train()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images)
 
-    def answer(self, images: Tensor) -> Tensor:
-        """What a student is held against: the head's output [b, d_head] where there is a head, else the features."""
+    def answers(self, images: Tensor, kinds: Sequence[str]) -> tuple[Tensor, ...]:
+        """What a student is held against, for each of ``kinds``: ``features`` [b, d], or its own ``head``'s output."""
         with torch.inference_mode():
             features = self(images)
-            found = features if self.head is None else self.head(features)
-        return found.clone()  # an ordinary tensor again, which a loss's graph may keep
+            found = [features if kind == "features" else self.head(features) for kind in kinds]
+        return tuple(x.clone() for x in found)  # ordinary tensors again, which a loss's graph may keep
 
     def fold(self) -> int:
         """Fold batch norms into the convolutions before them (models.fold); returns how many were.
 
         Features stay the same to within 1e-5 of their length in float32. The tensors are no longer those of the file.
+        Batch norm that goes by each batch's statistics cannot be folded.
         """
+        if self.by_batch:
+            return 0
         self.backbone, count = fold_batch_norm(self.backbone)
         return count
 
-    @property
-    def answer_dim(self) -> int:
-        """The width of :meth:`answer`."""
-        return self.backbone.spec.feature_dim if self.head is None else width_of(self.head)
+    def widths(self) -> dict[str, int]:
+        """Of each kind of :meth:`answers`."""
+        width = self.backbone.spec.feature_dim
+        return {"features": width, **({"head": width_of(self.head, width)} if self.head else {})}
 
 
 def load_frozen(weights: str | Path, arch: str | None = None, stem: str | None = None,

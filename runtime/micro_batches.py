@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Outputs = Callable[[Tensor], tuple[Tensor, ...]]
 Context = Callable[[], AbstractContextManager[Any]]
 
 
@@ -20,14 +21,19 @@ def parts_of(rows: int, size: int) -> int:
     return max(1, -(-rows // size)) if size else 1
 
 
-def in_parts(function: Callable[[Tensor], Tensor], size: int) -> Callable[[Tensor], Tensor]:
-    """``function`` of a batch [b, ...], computed over parts of at most ``size`` rows; 0 is ``function`` itself.
+def in_parts(function: Outputs, size: int) -> Outputs:
+    """``function`` of a batch [b, ...] to outputs [b, ...], computed over parts of at most ``size`` rows.
 
-    For what needs no gradient: a frozen teacher.
+    For what needs no gradient: a frozen teacher. ``size`` 0 is ``function`` itself.
     """
     if not size:
         return function
-    return lambda batch: torch.cat([function(part) for part in batch.tensor_split(parts_of(len(batch), size))])
+
+    def whole(batch: Tensor) -> tuple[Tensor, ...]:
+        found = [function(part) for part in batch.tensor_split(parts_of(len(batch), size))]
+        return tuple(torch.cat(pieces) for pieces in zip(*found, strict=True))
+
+    return whole
 
 
 class MicroBatches:

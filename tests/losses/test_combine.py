@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from losses import build_objective, needs_of
-from losses.base import Inputs, Loss, Needs
-from losses.combine import Objective, combined
+from losses.base import Inputs, Loss, Needs, Together
+from losses.combine import Objective, together
 from runtime.errors import UserError
 
 
@@ -29,10 +29,12 @@ class TwoViews(Loss):
 
 
 def run(objective, views):
-    """What the loop does, with networks that are plain factors."""
+    """What the loop does, with networks that are plain factors, another one for each head and each answer."""
     inputs = objective.inputs(views)
-    outputs = {"student": tuple(2 * x for x in inputs.student), "teacher": tuple(3 * x for x in inputs.teacher),
-               "momentum": tuple(5 * x for x in inputs.momentum)}
+    heads, answers = objective.needs.heads, objective.needs.teacher
+    outputs = {"student": tuple((2 + 10 * i) * x for x in inputs.student for i in range(len(heads))),
+               "teacher": tuple((3 + 10 * i) * x for x in inputs.teacher for i in range(len(answers))),
+               "momentum": tuple((5 + 10 * i) * x for x in inputs.momentum for i in range(len(heads)))}
     return inputs, objective(**outputs, **inputs.context)
 
 
@@ -47,7 +49,7 @@ def test_one_loss_keeps_its_parts_names_and_beta_scales_the_loss_alone():
 def test_a_sum_is_weighted_named_and_gives_each_what_it_asked_for():
     x, y = torch.rand(2, 4, 3, dtype=torch.float64)
     objective = Objective({"distance": Distance(), "two": TwoViews()}, [0.5, 2.0], beta=0.1)
-    assert objective.needs == Needs(views=2, momentum=True, passes=2)
+    assert objective.needs == Together(2, False, ("features",), (("projection", "features"),), True, 2)
     inputs, parts = run(objective, [x, y])
     assert [len(inputs.student), len(inputs.teacher), len(inputs.momentum)] == [2, 2, 1]  # x passes once
     one, two = (x ** 2).mean().item(), 3 * (2 * x + 2 * y - 6 * x + 5 * y).sum().item()
@@ -57,24 +59,37 @@ def test_a_sum_is_weighted_named_and_gives_each_what_it_asked_for():
     assert parts["loss"].item() == pytest.approx(0.1 * (0.5 * one + 2 * two))
 
 
-def test_a_loss_without_a_teacher_goes_with_one_that_has_one():
-    assert combined({"a": Needs(teacher=None), "b": Needs(teacher="head"), "c": Needs(teacher=None)}).teacher == "head"
-    assert combined({"a": Needs(teacher=None)}).teacher is None
+def test_losses_of_different_heads_get_each_their_own():
+    class OtherHead(TwoViews):
+        needs = Needs(views=2, teacher="head", head="mlp", momentum=True)
+
+    class Alone(Loss):
+        needs = Needs(views=2, teacher=None, head="mlp")
+
+        def forward(self, *, student):
+            return {"loss": student[1].sum()}
+
+    x, y = torch.rand(2, 4, 3, dtype=torch.float64)
+    objective = Objective({"distance": Distance(), "other": OtherHead(), "alone": Alone()})
+    assert objective.needs.heads == (("projection", "features"), ("mlp", "head"), ("mlp", None))
+    assert objective.needs.teacher == ("features", "head")
+    _, parts = run(objective, [x, y])
+    assert parts["distance/loss"].item() == pytest.approx((x ** 2).mean().item())
+    assert parts["other/loss"].item() == pytest.approx(3 * (12 * x + 12 * y - 26 * x + 15 * y).sum().item())
+    assert parts["alone/loss"].item() == pytest.approx(22 * y.sum().item())
 
 
-@pytest.mark.parametrize(("one", "two", "said"), [
-    (Needs(teacher="head"), Needs(teacher="features"), "the teacher's head and b needs the teacher's features"),
-    (Needs(head="wide"), Needs(head="linear"), "the student's head wide and b needs the student's head linear"),
-    (Needs(bag=True), Needs(), "batches of pairs and b needs batches of single images"),
-])
-def test_what_does_not_go_together(one, two, said):
-    said = said.replace("and b needs", "and b")
+def test_without_any_teacher():
+    assert together({"a": Needs(teacher=None, head="mlp")}).teacher == ()
+
+
+@pytest.mark.parametrize("names", ["pairs+single", "single+pairs"])
+def test_pairs_do_not_go_with_single_images(names):
+    needs = {"pairs": Needs(bag=True), "single": Needs()}
     with pytest.raises(UserError) as caught:
-        combined({"a": one, "b": two})
-    assert str(caught.value).startswith("--loss a+b: a needs ")
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError):
-        combined({"c": Needs(teacher=None, head=two.head, bag=two.bag), "a": one, "b": two})
+        together({name: needs[name] for name in names.split("+")})
+    assert str(caught.value) == (f"--loss {names}: pairs needs batches of pairs and single of single images; add up "
+                                 "losses that need the same")
 
 
 @pytest.mark.parametrize(("names", "said"), [("coss+nothing", "--loss nothing is unknown"), ("coss+", "unknown"),

@@ -5,7 +5,7 @@ import torch
 
 from models.backbones import build_backbone
 from models.distiller import Distiller, agreement
-from models.heads import build_head
+from models.heads import build_head, build_heads
 from models.teachers import Normalise
 
 
@@ -54,6 +54,20 @@ def test_each_view_passes_alone():
     assert torch.equal(both[0], student(one)[0])
     assert torch.equal(both[1], student(two)[0])
     assert not torch.allclose(both[0], student(torch.cat([one, two]))[0][:4], rtol=1e-3)
+
+
+def test_several_heads_on_one_trunk():
+    backbone = build_backbone("squeezenet1_1", image_size=32).eval()
+    heads = build_heads((("projection", "features"), ("mlp", "head"), ("none", "features")), 512,
+                        {"features": 640, "head": 16})
+    student, views = Distiller(backbone, heads), [images(), images()]
+    outputs = student(*views)
+    assert [x.shape[1] for x in outputs] == [640, 16, 512] * 2
+    features = backbone(Normalise()(views[1]))
+    assert torch.equal(outputs[4], heads["mlp_head"](features))
+    assert torch.equal(outputs[5], features)
+    assert {k.split(".")[1] for k in student.state_dict() if k.startswith("proj_head.")} == {
+        "projection_features", "mlp_head"}
 
 
 def test_state_keys_are_the_originals():

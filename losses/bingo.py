@@ -1,0 +1,72 @@
+"""BINGO: an image, one of its neighbours and a mixture of both are drawn to the teacher's outputs for the pair.
+
+Xu et al., "Bag of Instances Aggregation Boosts Self-supervised Distillation", ICLR 2022, arXiv 2107.01691. Student
+inputs q, a and their CutMix m, teacher inputs k and b, the second views of the same two images; CE is InfoNCE with
+a queue of earlier k as negatives:
+
+    L = 1/3 [sum_{i in q,a} sum_{j in k,b} w_ij CE(i, j) + r CE(m, k) + (1 - r) CE(m, b)]
+
+r is the share of q in m, drawn from Beta(2, 2) once a batch; w is the identity in the first epochs, then one half. The
+original refuses a queue that the batch does not divide, and runs the frozen teacher in training mode, so that its
+running statistics move (--teacher-bn train takes the batch's and leaves them alone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from losses.base import Inputs, Loss, Needs
+from losses.queue import Queue, info_nce, unit_rows
+
+
+class BINGO(Loss):
+    """Two views of pairs; the teacher with its own head, the student with Linear(d, 2048), ReLU, Linear(2048, dim)."""
+
+    needs = Needs(views=2, bag=True, teacher="head", head="wide", passes=1.5)
+
+    def __init__(self, dim: int = 128, queue_size: int = 65536, s_temp: float = 0.2, bingo_alone: int = 11) -> None:
+        super().__init__()
+        self.queue, self.s_temp, self.alone_epochs = Queue(queue_size, dim), s_temp, bingo_alone
+
+    def inputs(self, views: Sequence[Tensor]) -> Inputs:
+        """Views [2n, 3, S, S] of pairs in turn to the student's three and the teacher's two batches of n."""
+        (q, a), (k, b) = ((view[0::2], view[1::2]) for view in views)
+        mixed, share = cutmix(q, a)
+        return Inputs((q, a, mixed), (k, b), context={"share": share})
+
+    def forward(self, *, student: tuple[Tensor, Tensor, Tensor], teacher: tuple[Tensor, Tensor], share: float,
+                ) -> dict[str, Tensor]:
+        """Outputs [n, dim]. Returns ``loss``, its thirds ``anchor``, ``neighbour`` and ``mixed``, and ``accuracy``."""
+        own = 1.0 if self.epoch < self.alone_epochs else 0.5
+        weights = {"anchor": (own, 1 - own), "neighbour": (1 - own, own), "mixed": (share, 1 - share)}
+        with torch.autocast(student[0].device.type, enabled=False):
+            (k, b), parts = unit_rows(*teacher), {}
+            for (name, (to_k, to_b)), z in zip(weights.items(), unit_rows(*student), strict=True):
+                negatives = self.queue.similarities(z)                          # [n, K]
+                (loss_k, accuracy), (loss_b, _) = (info_nce(z, x, negatives, self.s_temp) for x in (k, b))
+                parts[name] = to_k * loss_k + to_b * loss_b
+                parts.setdefault("accuracy", accuracy)
+            self.queue.put(k)
+        return {**parts, "loss": (parts["anchor"] + parts["neighbour"] + parts["mixed"]) / 3}
+
+
+def cutmix(images: Tensor, others: Tensor, concentration: float = 2.0) -> tuple[Tensor, float]:
+    """``images`` [n, 3, H, W] with one box out of ``others``, and the share of ``images`` that is left.
+
+    Yun et al., "CutMix", ICCV 2019: the box's sides are sqrt(1 - r) of the image's, r ~ Beta, and its centre is
+    anywhere; what lies outside is cut off, so the share is counted afterwards. Draws from torch's generator of the CPU.
+    """
+    height, width = images.shape[-2:]
+    ratio = (1 - float(torch.distributions.Beta(concentration, concentration).sample())) ** 0.5
+    (top, bottom), (left, right) = (_side(size, int(size * ratio) // 2) for size in (height, width))
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _side(size: int, half: int) -> tuple[int, int]:
+    centre = int(torch.randint(size, ()))
+    return max(0, centre - half), min(size, centre + half)

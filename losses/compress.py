@@ -1,0 +1,45 @@
+"""CompRess: the student's similarities to its own past outputs follow the teacher's similarities to its own.
+
+Abbasi Koohpayegani, Tejankar and Pirsiavash, "CompRess: Self-Supervised Learning by Compressing Representations",
+NeurIPS 2020, arXiv 2010.14713, equations 1 and 2. SEED with two queues of the same images: Q_t of the teacher's unit
+features, Q_s of a momentum student's, so that no projection between the two spaces is needed:
+
+    L = mean_i KL(softmax(z_t.Q_t / T) || softmax(z_s.Q_s / T))
+
+In the original the queues begin with independent noise, which teaches nothing for K / B steps (here items not yet
+filled are left out), are not saved with a checkpoint (here they are), and one process has them all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from losses.base import Loss, Needs
+from losses.queue import Queue, unit_rows
+
+NOTHING = -1e4  # of an item that is left out: its softmax is zero, and even over nothing else no NaN
+
+
+class CompRess(Loss):
+    """One view, pooled features of any two widths, no heads."""
+
+    needs = Needs(head="none", momentum=True)
+
+    def __init__(self, dim: int = 2048, student_dim: int = 512, queue_size: int = 128000, s_temp: float = 0.04,
+                 t_temp: float = 0.04) -> None:
+        super().__init__()
+        self.theirs, self.ours = Queue(queue_size, dim), Queue(queue_size, student_dim)
+        self.s_temp, self.t_temp = s_temp, t_temp
+
+    def forward(self, *, student: Tensor, teacher: Tensor, momentum: Tensor) -> dict[str, Tensor]:
+        """Features [b, student_dim], [b, dim] and the momentum student's [b, student_dim]. Returns ``loss``."""
+        with torch.autocast(student.device.type, enabled=False):
+            s, t, m = unit_rows(student, teacher, momentum)
+            empty = ~self.theirs.filled()
+            log_p = torch.log_softmax((self.theirs.similarities(t) / self.t_temp).masked_fill(empty, NOTHING), 1)
+            log_q = torch.log_softmax((self.ours.similarities(s) / self.s_temp).masked_fill(empty, NOTHING), 1)
+            loss = (log_p.exp() * (log_p - log_q)).sum(1).mean()                                # [b, K] -> []
+            self.theirs.put(t)
+            self.ours.put(m)
+        return {"loss": loss}

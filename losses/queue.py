@@ -1,0 +1,61 @@
+"""The last so many outputs of a network, over all processes: what contrastive losses compare a batch with.
+
+He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, section 3.2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.base import full_precision
+from runtime.device import all_gather
+
+
+class Queue(nn.Module):
+    """A ring of ``size`` unit vectors of ``dim`` numbers, float32; 65,536 x 128 are 33.6 MB on each process.
+
+    It begins with random directions, as in MoCo; :meth:`filled` tells them from what was put in. Every process puts in
+    what all have, so all hold the same. Its buffers are part of a checkpoint, bit for bit.
+    """
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("items", F.normalize(torch.randn(size, dim), dim=1))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))  # ever put in, by all processes
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def similarities(self, z: Tensor) -> Tensor:
+        """[b, dim] -> dot products with every item, [b, size]; later changes of the queue leave the gradient alone."""
+        return z @ self.items.to(z.dtype, copy=True).T
+
+    def filled(self) -> Tensor:
+        """Which items were put in, bool [size]."""
+        return torch.arange(len(self.items), device=self.count.device) < self.count
+
+    @torch.no_grad()
+    def put(self, z: Tensor) -> None:
+        """The rows [b, dim] of all processes, in rank order, over the oldest items. A collective."""
+        z = all_gather(z.detach()).to(self.items.dtype)
+        last = torch.arange(len(z), device=z.device)[-len(self):]  # of more than fit, the newest stay
+        self.items[(self.count + last) % len(self)] = z[last]
+        self.count += len(z)
+
+
+def unit_rows(*outputs: Tensor) -> tuple[Tensor, ...]:
+    """Each [b, d] with rows of length one, in full precision."""
+    return tuple(F.normalize(full_precision(x), dim=1) for x in outputs)
+
+
+def info_nce(z: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """-log(exp(z.p / T) / (exp(z.p / T) + sum_j exp(z.n_j / T))), the batch's mean.
+
+    ``z``, ``positive``: unit rows [b, d]; ``negatives``: the products z.n_j [b, K]. Returns the loss and the share of
+    rows whose positive is nearer than every negative.
+    """
+    right = (z * positive).sum(1)                                                       # [b]
+    loss = torch.logaddexp(right / temperature, (negatives / temperature).logsumexp(1)) - right / temperature
+    return loss.mean(), (right > negatives.amax(1)).float().mean().detach()

@@ -1,0 +1,127 @@
+"""Every method and some sums by the real script, at 32 pixels: that it runs, learns, is recorded, and goes on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_end_to_end import in_this_process, load, metrics, render, script, well
+
+from losses import LOSSES, needs_of
+from models.backbones import build_backbone
+from models.moco import MoCo
+
+WITH_QUEUE = {"seed": ["queue"], "compress": ["ours", "theirs"], "bingo": ["queue"], "disco": ["queue"],
+              "moco": ["queue"]}
+SUMS = {"coss+seed": ["--loss-weights", "1,0.5"], "disco+coss+moco": [], "seed+compress": []}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Twelve images, their neighbours in some order, and an untrained teacher with batch norm and its own head."""
+    folder, rng = tmp_path_factory.mktemp("methods"), np.random.default_rng(0)
+    for kind in range(4):
+        for i in range(3):
+            render(folder / "images" / f"class{kind}" / f"{i}.jpg", kind, rng)
+    near = [rng.permutation([j for j in range(12) if j != i])[:5] for i in range(12)]
+    np.save(folder / "closek_info.npy", np.stack(near).astype(np.int64))
+    torch.manual_seed(0)
+    teacher = MoCo(build_backbone("shufflenet_v2_x0_5", "cifar", 32), dim=16, queue_size=4)
+    torch.save({**teacher.record(), "state_dict": teacher.encoder_state()}, folder / "teacher.pth")
+    return folder
+
+
+def flags(work, names, output, *more):
+    needs = needs_of(names)
+    pairs = ["--sampler", "cf", "--closek-info", work / "closek_info.npy", "--nearest-k", 1, "--total-k", 5, "-b", 3]
+    return ["--data", work / "images", "-a", "squeezenet1_1", "--loss", names, "--output", work / output,
+            *(["--distill", work / "teacher.pth"] if needs.teacher else ["--moco-dim", 16, "--image-size", 32]),
+            *(pairs if needs.bag else ["--sampler", "random", "-b", 6]), "--queue-size", 8, "--lr", 0.001, "--epochs",
+            2, "-p", 1, "--device", "cpu", "--workers", 0, *SUMS.get(names, []), *more]
+
+
+@pytest.mark.parametrize("names", [*LOSSES, *SUMS])
+def test_every_method_runs(names, work):
+    folder = names.replace("+", "_")
+    well(in_this_process("train_distill.py", *flags(work, names, folder)))
+    lines = metrics(work / folder)
+    assert len(lines) == (8 if needs_of(names).bag else 4)
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    state = load(work / folder / "checkpoint.pth")
+    queues = [f"losses.{name}.{queue}" for name in names.split("+") for queue in WITH_QUEUE.get(name, [])]
+    assert sorted(state.get("loss", {})) == sorted(f"{queue}.{what}" for queue in queues for what in ("items", "count"))
+    for queue in queues:  # both epochs' images, or the anchors alone of pairs
+        assert state["loss"][f"{queue}.count"] == 24
+    assert ("momentum" in state) == needs_of(names).momentum
+    config = json.loads((work / folder / "config.json").read_text())
+    assert set(config["losses"]) == set(names.split("+"))
+    if names == "coss+seed":
+        assert {"coss/row", "coss/space", "coss/loss", "seed/loss", "seed/entropy"} <= set(lines[0])
+        for line in lines:
+            assert line["loss"] == pytest.approx(line["coss/loss"] + 0.5 * line["seed/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("names", ["bingo", "disco", "compress"])
+def test_one_epoch_and_then_another_is_both_at_once_bit_for_bit(names, work, monkeypatch):
+    """The queue, the momentum student, CutMix's draws and the teacher's batch statistics among what goes on."""
+    from runtime.loop import Trainer
+
+    output, whole = f"{names}_cut", Trainer.epoch
+    more = ["--teacher-bn", "train", "--warmup-epochs", 0]
+    well(in_this_process("train_distill.py", *flags(work, names, f"{names}_straight", *more)))
+
+    def interrupted(self, epoch, step_of):
+        if epoch:
+            raise KeyboardInterrupt
+        return whole(self, epoch, step_of)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "epoch", interrupted)
+        assert in_this_process("train_distill.py", *flags(work, names, output, *more)).rc == 130
+    well(in_this_process("train_distill.py", *flags(work, names, output, *more)))
+    one, two = (load(work / folder / "checkpoint.pth") for folder in (f"{names}_straight", output))
+    for part in ("state_dict", "loss", *(["momentum"] if needs_of(names).momentum else [])):
+        assert one[part].keys() == two[part].keys()
+        for key, value in one[part].items():
+            assert torch.equal(value, two[part][key]), key
+
+
+def test_two_processes_keep_one_queue(work):
+    output = "disco_two"
+    well(script("train_distill.py", *flags(work, "disco", output, "--epochs", 1), processes=2))
+    state = load(work / output / "checkpoint.pth")
+    assert state["loss"]["losses.disco.queue.count"] == 12
+
+
+@pytest.mark.parametrize(("names", "more", "words"), [
+    ("bingo", ["--nearest-k", 2], ["--loss bingo", "pairs", "--nearest-k 2", "--nearest-k 1"]),
+    ("bingo", ["--sampler", "random"], ["--loss bingo", "--sampler random", "--sampler cf"]),
+    ("bingo+coss", [], ["--loss", "bingo+coss", "pairs", "single images"]),
+    ("coss", ["--loss-weights", "1,2"], ["--loss-weights", "holds 2", "names 1"]),
+    ("coss", ["--loss-weights", "1,x"], ["--loss-weights"]),
+    ("seed", ["--distill", "{work}/headless.pth"], ["headless.pth", "has no head"]),
+])
+def test_what_is_refused(names, more, words, work):
+    state = {k: v for k, v in load(work / "teacher.pth")["state_dict"].items() if ".fc." not in k}
+    torch.save({"arch": "shufflenet_v2_x0_5", "stem": "cifar", "image_size": 32, "state_dict": state},
+               work / "headless.pth")
+    more = [str(x).format(work=work) for x in more]
+    line = flags(work, names if names != "bingo+coss" else "bingo", "refused", *more)
+    line[line.index("--loss") + 1] = names
+    done = in_this_process("train_distill.py", *line)
+    assert done.rc == 2, done.out + done.err
+    assert done.err.count("\n") == 1
+    for word in words:
+        assert word in done.err
+    assert not (work / "refused").exists()
+
+
+def test_a_teacher_is_asked_for_by_name_and_ignored_where_none_is_needed(work):
+    line = flags(work, "coss", "refused")
+    del line[line.index("--distill"):line.index("--distill") + 2]
+    done = in_this_process("train_distill.py", *line)
+    assert done.rc == 2
+    assert "--loss coss needs --distill" in done.err
+    done = well(in_this_process("train_distill.py", *flags(work, "moco", "alone", "--distill", work / "teacher.pth",
+                                                           "--epochs", 1)))
+    assert "--distill is not used by --loss moco" in done.out
