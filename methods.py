@@ -94,6 +94,18 @@ def options(args: argparse.Namespace) -> dict[str, object]:
             "disco_weight": args.disco_weight, "disco_sum": args.disco_sum}
 
 
+def unused(args: argparse.Namespace) -> list[str]:
+    """A sentence for each flag that was given and that no loss in --loss takes."""
+    given = [name for name, value in options(args).items() if value not in (None, False) and not takes(args.loss, name)]
+    given += ["distill"] if args.distill and not needs_of(args.loss).teacher else []
+    return [f"{flag(name)} is not used by --loss {args.loss}" for name in given]
+
+
+def flag(name: str) -> str:
+    """The spelling of a flag by its destination."""
+    return f"--{name if name in ('l_0', 'l_1') else name.replace('_', '-')}"
+
+
 def check_loss(args: argparse.Namespace) -> None:
     """What the command line must hold for --loss."""
     needs, count = needs_of(args.loss), args.loss.count("+") + 1

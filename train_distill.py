@@ -173,9 +173,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                **({"ema": average} if average else {})}
     run = Run.open(args.output, args.resume, config, record, VOLATILE | FILES, process, modules,
                    args.start_epoch)
-    if args.distill and not teacher:
-        notes.append(f"--distill is not used by --loss {args.loss}")
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
+                 *methods.unused(args),
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
         if line:

@@ -116,15 +116,13 @@ def our_stages(source: ImageSource, name: str, size: int, seed: int) -> dict[str
     """The same of the fast path on the host."""
     drawing, stages = augmentation(name, size), Stages()
     drawn = stages.measure("draw", lambda: drawing.draw(view_keys(seed, np.arange(len(source)), 0)))
-    views = torch.zeros(len(source), 3, size, size, dtype=torch.uint8)
-
-    def crop(image: torch.Tensor, i: int) -> None:
-        fast_crop(image, drawn.boxes(*image.shape[1:], [i])[0], drawn.flip[i], views[i])
+    views = torch.zeros(len(source), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # as a device gets them
 
     for i in range(len(source)):
-        image = stages.measure("decode", source.pixels, i)
-        stages.measure("crop + resize", crop, image, i)
-    stages.measure("colour", apply_colour, views, torch.from_numpy(drawn.colour))  # as in a batch: behind the crops
+        image, boxes = stages.measure("decode", source.crops, i, lambda *size, row=i: drawn.boxes(*size, [row]))
+        stages.measure("crop + resize", fast_crop, image, boxes[0], drawn.flip[i], views[i])
+    colour = torch.from_numpy(drawn.colour)
+    stages.measure("colour", lambda: apply_colour(views.contiguous(), colour))  # as in a batch: behind the crops
     return stages.per_image(len(source))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +15,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import pil_to_tensor
+
+from data.jpeg_part import decode_part
 
 try:
     import simplejpeg  # optional, libjpeg-turbo alone: the same pixels an eighth sooner than torchvision's
@@ -72,6 +75,30 @@ def decode_rgb(data: bytes) -> torch.Tensor:
                 return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
             return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     return pil_to_tensor(open_rgb(io.BytesIO(data)))
+
+
+def decode_crops(data: bytes, crops: Callable[[int, int], np.ndarray]) -> tuple[torch.Tensor, np.ndarray]:
+    """A file's content -> uint8 [3, h, w], the part of decode_rgb's pixels that holds the crops, and the crops in it.
+
+    crops(height, width) of the whole image gives int64 [..., 4], (top, left, height, width). Raises BadImage as
+    decode_rgb does, but for a JPEG damaged below its crops, which goes unnoticed.
+    """
+    if data[:2] == b"\xff\xd8" and _is_plain_jpeg(data):
+        boxes = np.empty(0)
+
+        def hull(height: int, width: int) -> tuple[int, int, int, int]:
+            nonlocal boxes
+            boxes = crops(height, width)
+            tops, lefts, heights, widths = zip(*boxes.reshape(-1, 4).tolist(), strict=True)  # few: lists are faster
+            return min(tops), min(lefts), max(map(sum, zip(tops, heights, strict=True))), \
+                max(map(sum, zip(lefts, widths, strict=True)))
+
+        part = decode_part(data, hull)
+        if part:
+            pixels, *corner = part
+            return pixels, boxes - (*corner, 0, 0)
+    pixels = decode_rgb(data)
+    return pixels, crops(*pixels.shape[1:])
 
 
 def _is_plain_jpeg(data: bytes) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.augment import Augmentation, Transform, eval_transform, view_keys
+from data.augment import Augmentation, Transform, Views, eval_transform, view_keys
 from data.batches import BadImageLog, Batch, Key, as_key, named_deaths, open_or_replace
 from data.cache import CachedSource
 from data.colour import apply_colour
@@ -49,15 +50,17 @@ class ViewDataset(Dataset):
         indices, stamps = np.array([as_key(key) for key in keys], np.int64).reshape(-1, 2).T
         drawn = [augmentation.draw(view_keys(self.seed, stamps, number))
                  for number, augmentation in enumerate(self.augmentations)]
-        views = [_shared(len(keys), augmentation.image_size) for augmentation in self.augmentations]
+        views = [_shared(len(keys), augmentation.image_size, self.colour_later) for augmentation in self.augmentations]
         bad: list[tuple[int, str]] = []
         decoded, whole = 0, True
-        for image, rows in self._opened(indices, stamps, bad):
+        for opened, rows in self._opened(indices, stamps, drawn, bad):
             decoded += 1
-            whole = whole and image is not None
-            for view, parameters in zip(views, drawn, strict=True) if image is not None else ():
-                shape = image.shape[1:] if isinstance(image, torch.Tensor) else (image.height, image.width)
-                for row, box in zip(rows, parameters.boxes(*shape, rows), strict=True):
+            if opened is None:
+                whole = False
+                continue
+            image, boxes = opened
+            for view, parameters, of_view in zip(views, drawn, boxes, strict=True):
+                for row, box in zip(rows, of_view[: len(rows)], strict=True):
                     if self.path == "fast":
                         fast_crop(image, box, parameters.flip[row], view[row])
                     else:
@@ -69,20 +72,31 @@ class ViewDataset(Dataset):
         return Batch(tuple(views) if whole else (), torch.from_numpy(indices.copy()), bad,
                      colour if self.colour_later else (), decoded)
 
-    def _opened(self, indices: np.ndarray, stamps: np.ndarray, bad: list) -> Iterator[tuple[object, list[int]]]:
-        """Each image of the batch and its rows; several times where replacements must differ."""
+    def _opened(self, indices: np.ndarray, stamps: np.ndarray, drawn: list[Views], bad: list,
+                ) -> Iterator[tuple[tuple | None, list[int]]]:
+        """What _open gives of each image of the batch, and its rows; several times where replacements must differ."""
         rows_of: dict[int, list[int]] = {}
         for row, index in enumerate(indices.tolist()):
             rows_of.setdefault(index, []).append(row)
-        open_image = self.source.pixels if self.path == "fast" else self.source.open
         for index, rows in rows_of.items():
-            image, found = open_or_replace(open_image, index, int(stamps[rows[0]]), self.seed, len(self.source))
-            bad += found
-            yield image, rows[:1] if found else rows
-            for row in rows[1:] if found else ():
-                image, found = open_or_replace(open_image, index, int(stamps[row]), self.seed, len(self.source))
+            waiting = [rows]
+            for some in waiting:
+                opened, found = open_or_replace(partial(self._open, drawn, some), index, int(stamps[some[0]]),
+                                                self.seed, len(self.source))
                 bad += found
-                yield image, [row]
+                if found and some is rows:  # each row has a replacement of its own
+                    waiting += [[row] for row in rows[1:]]
+                yield opened, some[:1] if found else some
+
+    def _open(self, drawn: list[Views], rows: list[int], index: int) -> tuple[object, np.ndarray]:
+        """An image, or as much of it as these rows' views show, and their crops in it: int64 [views, rows, 4]."""
+        def crops(height: int, width: int) -> np.ndarray:
+            return np.stack([parameters.boxes(height, width, rows) for parameters in drawn])
+
+        if self.path == "fast":
+            return self.source.crops(index, crops)
+        image = self.source.open(index)
+        return image, crops(image.height, image.width)
 
 
 class EvaluationDataset(Dataset):
@@ -199,7 +213,7 @@ class TrainingLoader:
                 "--cache device")
 
     def _finished(self, batch: Batch) -> Batch:
-        views = tuple(view.to(self.device, non_blocking=True) for view in batch.views)
+        views = tuple(view.to(self.device, non_blocking=True).contiguous() for view in batch.views)
         if batch.colour:
             views = tuple(apply_colour(*pair) for pair in zip(views, batch.colour, strict=bool(views)))
         return batch._replace(views=views, colour=())
@@ -224,12 +238,16 @@ class TrainingLoader:
         return batch
 
 
-def _shared(count: int, size: int) -> torch.Tensor:
-    """uint8 [count, 3, size, size]; in a worker in shared memory, so that sending it copies nothing."""
+def _shared(count: int, size: int, channels_last: bool) -> torch.Tensor:
+    """uint8 [count, 3, size, size]; in a worker in shared memory, so that sending it copies nothing.
+
+    channels_last: in the layout that resizing writes. A device takes the channels apart sooner than a CPU.
+    """
     if torch.utils.data.get_worker_info() is None:
-        return torch.empty(count, 3, size, size, dtype=torch.uint8)
-    shared = torch.UntypedStorage._new_shared(count * 3 * size * size)  # as torch's own default_collate
-    return torch.empty(0, dtype=torch.uint8).set_(shared).view(count, 3, size, size)
+        flat = torch.empty(count * 3 * size * size, dtype=torch.uint8)
+    else:  # as torch's own default_collate
+        flat = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(count * 3 * size * size))
+    return flat.view(count, size, size, 3).permute(0, 3, 1, 2) if channels_last else flat.view(count, 3, size, size)
 
 
 def _loader_options(workers: int, device_type: str, persistent: bool) -> dict:

@@ -12,40 +12,23 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import UserError
-from runtime.state import save_json, write_atomic
+from runtime.state import save_json
 
 ROWS_PER_CHUNK = 65536
 MINE = "mine again with compute_knn.py"
 
 
-def save_neighbours(folder: Path, name: str, ids: np.ndarray, info: dict) -> Path:
-    """Write folder/name.npy and its JSON twin, and return the path of the first.
-
-    name is closek_info (nearest first) or fark_info (farthest first); ids is int64 [N, k], without the image
-    itself. info holds fingerprint, source, teacher_sha256, teacher_arch, transform, image_size and metric;
-    images and k are taken from ids. Each file appears whole or not at all.
-    """
-    if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        raise ValueError(f"neighbours are integers [N, k], not {ids.dtype} {list(ids.shape)}")
-    folder = Path(folder)
-    path = folder / f"{name}.npy"
-    twin = path.with_suffix(".json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    twin.unlink(missing_ok=True)  # so that a crash between the two never leaves new numbers with an old twin
-    write_atomic(path, lambda file: np.save(file, ids.astype(np.int64, copy=False)))
-    save_json({**info, "images": ids.shape[0], "k": ids.shape[1]}, twin)
-    return path
-
-
 def place_neighbours(rows: Path, folder: Path, name: str, info: dict) -> Path:
     """Move ``rows``, a whole .npy file int64 [N, k] on the same disk, to folder/name.npy and write its JSON twin.
 
-    As save_neighbours, for a file that several processes wrote; returns its new path.
+    name is closek_info (nearest first) or fark_info (farthest first), of neighbours without the image itself. info
+    holds fingerprint, source, teacher_sha256, teacher_arch, transform, image_size and metric; images and k are taken
+    from the file. Returns its new path.
     """
     path = Path(folder) / f"{name}.npy"
     images, k = np.load(rows, mmap_mode="r", allow_pickle=False).shape
     twin = path.with_suffix(".json")
-    twin.unlink(missing_ok=True)
+    twin.unlink(missing_ok=True)  # so that a crash between the two never leaves new numbers with an old twin
     rows.replace(path)
     save_json({**info, "images": images, "k": k}, twin)
     return path

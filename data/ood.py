@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,21 +52,31 @@ def open_elsewhere(name: str, folder: str, classes: list[str]) -> list[Elsewhere
     if variants:
         short = {f: f.removeprefix(V2).removesuffix("-format-val") for f in variants}
         return [_open(f"{name}/{short[f]}", path / f, classes) for f in variants]
-    corrupted = [] if has_images else [
-        _open(f"{name}/{corruption}/{severity}", place, classes, corruption, severity)
-        for corruption, severity, place in _corruptions(path, folders)]
-    return corrupted or [_open(name, path, classes)]
+    found = [] if has_images else _corruptions(path, folders)
+    if found:
+        return [_open(f"{name}/{corruption}/{severity}", place, classes, corruption, severity)
+                for corruption, severity, place in found]
+    return [_open(name, path, classes)]
 
 
-def _corruptions(path: Path, folders: list[str], depth: int = 1) -> Iterator[tuple[str, int, Path]]:
-    """Corruption, severity and folder, also where corruptions lie in groups (noise/, blur/ …)."""
+def _corruptions(path: Path, folders: list[str], depth: int = 1) -> list[tuple[str, int, Path]]:
+    """Corruption, severity and folder, also where corruptions lie in groups (noise/, blur/ …); [] unless that is all
+    that lies there."""
+    found = []
     for name in folders:
         inner, has_images = list_folder(path / name, f"--ood {path}")
-        if inner and not has_images and set(inner) <= {"1", "2", "3", "4", "5"} and not list_folder(
-                path / name / inner[0], f"--ood {path}")[1]:
-            yield from ((name, int(severity), path / name / severity) for severity in inner)
-        elif depth and not has_images:
-            yield from _corruptions(path / name, inner, depth - 1)
+        if has_images or not inner:
+            return []
+        if {*inner} <= {"1", "2", "3", "4", "5"} and not list_folder(path / name / inner[0], f"--ood {path}")[1]:
+            found += [(name, int(severity), path / name / severity) for severity in inner]
+        elif depth:
+            below = _corruptions(path / name, inner, depth - 1)
+            if not below:
+                return []
+            found += below
+        else:
+            return []
+    return found
 
 
 def _open(name: str, folder: Path, classes: list[str], corruption: str | None = None,

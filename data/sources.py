@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from data.images import decode_rgb, open_rgb, read_bytes
+from data.images import decode_crops, decode_rgb, open_rgb, read_bytes
 from runtime.errors import UserError
 
 
@@ -100,6 +100,14 @@ class ImageSource:
         """Image i as uint8 [3, H, W], the pixels of `open`, sooner where they can be had. Raises BadImage."""
         data = self.encoded(i)
         return pil_to_tensor(self.open(i)) if data is None else decode_rgb(data)
+
+    def crops(self, i: int, boxes: Callable[[int, int], np.ndarray]) -> tuple[torch.Tensor, np.ndarray]:
+        """Pixels of image i that hold its crops, uint8 [3, h, w], and where in them these lie; see decode_crops."""
+        data = self.encoded(i)
+        if data is not None:
+            return decode_crops(data, boxes)
+        pixels = self.pixels(i)
+        return pixels, boxes(*pixels.shape[1:])
 
     def location(self, i: int) -> str:
         """Where a person finds image i."""

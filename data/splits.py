@@ -1,6 +1,8 @@
-"""A labelled training set and a labelled test set whose classes mean the same."""
+"""Two labelled sets whose classes mean the same: training and test images, or queries and a database."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 
@@ -31,3 +33,29 @@ def open_labelled(root: str, flag: str = "--data") -> tuple[ImageSource, ImageSo
     test = test.take(np.arange(len(test)))
     test.labels, test.classes = renumbered[test.labels], train.classes
     return train, test
+
+
+QUERY_FOLDERS, DATABASE_FOLDERS = ("query", "queries"), ("database", "gallery")
+
+
+def open_queries(spec: str, flag: str = "--data") -> tuple[ImageSource, ImageSource | None]:
+    """Labelled queries, and the images among which they are looked for, or None for the other queries.
+
+    Two sets where ``spec`` is a folder that holds query/ (or queries/) and database/ (or gallery/); their labels are
+    numbered by all class names of both. Else one: the test images of whatever data.datasets.open_source takes. Raises
+    :class:`UserError` if there are no labels.
+    """
+    pair = [next((Path(spec) / name for name in names if (Path(spec) / name).is_dir()), None)
+            for names in (QUERY_FOLDERS, DATABASE_FOLDERS)]
+    if None in pair:
+        return open_source(spec, "test", labelled=True, flag=flag), None
+    queries, database = (open_source(str(folder), "test", labelled=True, flag=flag) for folder in pair)
+    classes = sorted({*queries.classes, *database.classes})
+    number = {name: i for i, name in enumerate(classes)}
+    renumbered = []
+    for source in (queries, database):
+        taken = source.take(np.arange(len(source)))
+        taken.labels = np.array([number[name] for name in source.classes], dtype=np.int64)[source.labels]
+        taken.classes = classes
+        renumbered.append(taken)
+    return renumbered[0], renumbered[1]

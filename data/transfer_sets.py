@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -97,6 +98,8 @@ def open_transfer_set(name: str, root: Path, download: bool = False, seed: int =
         raise UserError(f"--datasets {name} needs {error.name}, which is not installed; run `pip install {error.name}`"
                         ) from None
     except Exception as error:  # torchvision: RuntimeError for what is not there, URLError, a wrong MD5, damaged lists
+        with contextlib.suppress(OSError):
+            (root / layout.folder).rmdir()  # torchvision makes it before it fetches; only an empty one goes
         raise UserError(_missing(name, layout, root, download, error)) from None
 
 

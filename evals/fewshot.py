@@ -38,7 +38,7 @@ class FewShot:
     interval: float
 
 
-def episodes(labels: np.ndarray, ways: int, each: int, count: int, seed: int) -> np.ndarray:
+def episodes(labels: np.ndarray, ways: int, each: int, count: int, seed: int, label: str = "few-shot") -> np.ndarray:
     """Images of ``count`` episodes, int64 [count, ways, each]: ``ways`` classes, ``each`` different images of each.
 
     Drawn without replacement among the classes of ``labels`` [n] that have ``each`` images. The same seed draws the
@@ -47,7 +47,7 @@ def episodes(labels: np.ndarray, ways: int, each: int, count: int, seed: int) ->
     groups = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     groups = [group for group in groups if len(group) >= each]
     if len(groups) < ways:
-        raise UserError(f"few-shot: {ways} classes an episode need {each} images each, and {len(groups)} classes have "
+        raise UserError(f"{label}: {ways} classes an episode need {each} images each, and {len(groups)} classes have "
                         "so many; give fewer --ways, --shots or --queries")
     random = np.random.default_rng(seed)
     chosen = np.empty((count, ways, each), dtype=np.int64)

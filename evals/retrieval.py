@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from runtime.device import Process, gather_objects
@@ -17,6 +18,26 @@ PROTOCOLS = {"easy": (("easy",), ("junk", "hard")), "medium": (("easy", "hard"),
 PRECISION_AT = (1, 5, 10)
 RECALL_AT = (1, 2, 4, 8)
 SCORES = {"cpu": 2 << 20, "cuda": 32 << 20}  # at a time
+
+
+class Describe(nn.Module):
+    """Images uint8 [b, 3, H, W] of any size to descriptors [b, d] of length 1: the mean over ``scales`` of ``trunk``'s
+    features of length 1, images resized bilinearly, as in Radenovic et al., TPAMI 2018, section 4.3.
+
+    ``normalise``: uint8 images to what ``trunk`` takes. ``backbone`` says what the features are of.
+    """
+
+    def __init__(self, normalise: nn.Module, trunk: nn.Module, scales: Sequence[float], backbone: nn.Module) -> None:
+        super().__init__()
+        self.normalise, self.trunk, self.scales, self.backbone = normalise, trunk, tuple(scales), backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        whole, total = self.normalise(images), 0.0
+        for scale in self.scales:
+            scaled = whole if scale == 1 else F.interpolate(whole, scale_factor=scale, mode="bilinear",
+                                                            align_corners=False)
+            total = total + F.normalize(self.trunk(scaled).float(), dim=1)
+        return F.normalize(total, dim=1)
 
 
 def revisited(scores: Tensor, truth: Sequence[Mapping[str, Sequence[int]]], at: Sequence[int] = PRECISION_AT,

@@ -46,8 +46,8 @@ def head_scores(logits: Callable[[Tensor], Tensor], features: Tensor, labels: np
         right5 = (first == here[:, None]).any(1)
         right_all = everywhere.argmax(1) == label
         nll = -log_p.gather(1, here[:, None])[:, 0]
-        parts.append(torch.stack([right, right5, right_all, nll, log_p.amax(1).exp()], 1).double().cpu())
-    right, right5, right_all, nll, confidence = torch.cat(parts).unbind(1)
+        parts.append(torch.stack([right, right5, right_all, nll, log_p.amax(1).exp()]).double().cpu())
+    right, right5, right_all, nll, confidence = torch.cat(parts, 1)
     return {"top1": 100 * float(right.mean()), "top5": 100 * float(right5.mean()),
             "top1_all": 100 * float(right_all.mean()), "ece": expected_calibration_error(confidence, right),
             "nll": float(nll.mean())}

@@ -6,8 +6,9 @@ features, Q_s of a momentum student's, so that no projection between the two spa
 
     L = mean_i KL(softmax(z_t.Q_t / T) || softmax(z_s.Q_s / T))
 
-In the original the queues begin with independent noise, which teaches nothing for K / B steps (here items not yet
-filled are left out), are not saved with a checkpoint (here they are), and one process has them all.
+The queues are long and wide: 128,000 x 2,048 are 1.05 GB on each process, and 128,000 x 512 another 0.26 GB. In the
+original they begin with independent noise, which teaches nothing for K / B steps (here items not yet filled are left
+out), and are not saved with a checkpoint (here they are).
 """
 
 from __future__ import annotations

@@ -67,9 +67,12 @@ class Updater:
         return self.passes or model
 
     def step(self, loss: torch.Tensor, rate: float) -> None:
-        """Backward, update at learning rate ``rate``, and clear the gradients. Nothing here waits for a card."""
+        """Backward, update at learning rate ``rate`` (times a group's own ``lr_scale``), and clear the gradients.
+
+        Nothing here waits for a card, but for a gradient scaler beside an optimizer that is not fused.
+        """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         self.scaler.scale(loss).backward()
         if self.passes:
             self.passes.backward()

@@ -123,5 +123,7 @@ def test_a_teacher_is_asked_for_by_name_and_ignored_where_none_is_needed(work):
     assert done.rc == 2
     assert "--loss coss needs --distill" in done.err
     done = well(in_this_process("train_distill.py", *flags(work, "moco", "alone", "--distill", work / "teacher.pth",
-                                                           "--epochs", 1)))
-    assert "--distill is not used by --loss moco" in done.out
+                                                           "--epochs", 1, "--smd-tau", 1, "--l_0", 2)))
+    for words in ("--distill", "--smd-tau", "--l_0"):
+        assert f"{words} is not used by --loss moco" in done.out
+    assert "--queue-size is" not in done.out

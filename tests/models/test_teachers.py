@@ -148,3 +148,31 @@ def test_untrained_is_frozen_and_decided_by_the_seed():
     assert_same(one.state_dict(), untrained("resnet18", 32).state_dict())
     assert not any(p.requires_grad for p in one.parameters())
     assert not torch.equal(one.backbone.conv1.weight, untrained("resnet18", 32).backbone.conv1.weight)
+
+
+def test_answers_are_features_and_its_own_heads_output():
+    backbone = build_backbone("squeezenet1_1", image_size=32)
+    head = nn.Sequential(nn.Linear(512, 7), nn.ReLU(), nn.Linear(7, 3))
+    teacher = FrozenEncoder(backbone, head=head)
+    features, projected = teacher.answers(images(), ("features", "head"))
+    assert torch.equal(features, teacher(images()))
+    assert torch.equal(projected, head(features))
+    assert not projected.requires_grad
+    assert [len(x) for x in (teacher.answers(images(), ()), teacher.answers(images(), ("head",)))] == [0, 1]
+    assert teacher.widths() == {"features": 512, "head": 3}
+    assert FrozenEncoder(backbone).widths() == {"features": 512}
+
+
+def test_batch_statistics_are_the_batchs_and_leave_the_running_ones_alone():
+    backbone = build_backbone("shufflenet_v2_x0_5", image_size=32)
+    twin = copy.deepcopy(backbone).train()
+    teacher = FrozenEncoder(backbone)
+    plain, before = teacher(images()), state_of(teacher)
+    teacher.use_batch_statistics()
+    for _ in range(2):  # and again after somebody called train
+        with torch.no_grad():
+            assert torch.equal(teacher(images()), twin(Normalise()(images())))
+        assert_same(before, teacher.state_dict())
+        teacher.train()
+    assert not torch.allclose(teacher(images()), plain, rtol=1e-3)
+    assert not [m for m in teacher.modules() if m.training and not isinstance(m, nn.BatchNorm2d)]

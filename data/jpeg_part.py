@@ -1,0 +1,85 @@
+"""Decoding only the part of a JPEG that a crop needs, by libjpeg-turbo 3 through its TurboJPEG interface in C.
+
+Rows below the part are not decoded at all; rows above and columns beside it take no inverse transform and no colour
+conversion. No Python library offers this without a detour that costs what it saves, so the five functions are
+called by ctypes. The library comes with the wheel `turbojpeg`, or as the system's libturbojpeg.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+
+import torch
+
+# turbojpeg.h of libjpeg-turbo 3
+DECOMPRESS, RGB = 1, 0
+STOP_ON_WARNING, SUBSAMPLING, WIDTH, HEIGHT = 0, 4, 5, 6
+BLOCK_WIDTH = (8, 16, 16, 8, 8, 32, 8)  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
+MARGIN = 2  # pixels: colour is interpolated from its neighbours, of which there may be one for two pixels
+
+
+class _Region(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ("x", "y", "width", "height")]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """libturbojpeg of version 3 or later; None where there is none."""
+    handle, number, data = ctypes.c_void_p, ctypes.c_int, (ctypes.c_char_p, ctypes.c_size_t)
+    for place in _places():
+        try:
+            found = ctypes.CDLL(place)
+            found.tj3Init.restype, found.tj3Init.argtypes = handle, [number]
+            found.tj3Set.argtypes, found.tj3Get.argtypes = [handle, number, number], [handle, number]
+            found.tj3DecompressHeader.argtypes = [handle, *data]
+            found.tj3SetCroppingRegion.argtypes = [handle, _Region]
+            found.tj3Decompress8.argtypes = [handle, *data, handle, number, number]
+            found.tj3Destroy.restype, found.tj3Destroy.argtypes = None, [handle]
+        except (OSError, AttributeError):  # no library, or one of version 2
+            continue
+        return found
+    return None
+
+
+def _places() -> Iterator[str]:
+    wheel = importlib.util.find_spec("turbojpeg")  # its symbols are found through the module that is linked to it
+    if wheel and wheel.origin and not wheel.origin.endswith(".py"):
+        yield wheel.origin
+    if system := ctypes.util.find_library("turbojpeg"):
+        yield system
+
+
+def decode_part(data: bytes, choose: Callable[[int, int], tuple[int, int, int, int]],
+                ) -> tuple[torch.Tensor, int, int] | None:
+    """A plain JPEG's content -> uint8 [3, h, w] and the row and column of the image at which these pixels begin.
+
+    choose(height, width) gives the part that is needed as (top, left, bottom, right); somewhat more may come. Its
+    pixels are those of the whole image's decoding. None where there is no library, or where this one has the
+    slightest objection to the file: decode it as a whole, then.
+    """
+    turbo = library()
+    if turbo is None or not data.endswith(b"\xff\xd9"):  # an end that is missing would go unnoticed below the part
+        return None
+    handle = turbo.tj3Init(DECOMPRESS)
+    try:
+        turbo.tj3Set(handle, STOP_ON_WARNING, 1)
+        if turbo.tj3DecompressHeader(handle, data, len(data)):
+            return None
+        height, width, sampling = (turbo.tj3Get(handle, name) for name in (HEIGHT, WIDTH, SUBSAMPLING))
+        if not 0 <= sampling < len(BLOCK_WIDTH):
+            return None
+        top, left, bottom, right = choose(height, width)
+        top, bottom, right = max(0, top - MARGIN), min(height, bottom + MARGIN), min(width, right + MARGIN)
+        left = max(0, left - MARGIN) // BLOCK_WIDTH[sampling] * BLOCK_WIDTH[sampling]
+        pixels = torch.empty(bottom - top, right - left, 3, dtype=torch.uint8)
+        region = _Region(left, top, right - left, bottom - top)
+        if turbo.tj3SetCroppingRegion(handle, region) or turbo.tj3Decompress8(
+                handle, data, len(data), pixels.data_ptr(), 0, RGB):
+            return None
+    finally:
+        turbo.tj3Destroy(handle)
+    return pixels.permute(2, 0, 1), top, left

@@ -1,0 +1,72 @@
+"""scripts/methods.sh: every method's line is a command line that train_distill.py takes, with the paper's numbers."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import train_distill
+from losses import LOSSES, build_objective
+from methods import options
+
+ROOT = Path(__file__).resolve().parent.parent
+# The script itself, with the launcher replaced by one that prints the command line.
+SHOW = """source() { :; }; environment() { :; }; launch() { shift 2; printf '%s\\n' "$@"; }
+. scripts/methods.sh "$@"
+"""
+
+
+def command_line(*words):
+    return subprocess.run(["bash", "-c", SHOW, "bash", *words], cwd=ROOT, capture_output=True, text=True, timeout=30)
+
+
+def parsed(*words):
+    done = command_line(*words)
+    assert done.returncode == 0, done.stderr
+    args = train_distill.parse_args(done.stdout.splitlines())
+    train_distill.check_flags(args)
+    return args
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_method_has_a_line(name):
+    args = parsed(name)
+    assert (args.loss, args.student_arch, args.output) == (name, "resnet18", f"runs/{name}_resnet18")
+    assert bool(args.distill) == (name != "moco")
+
+
+PUBLISHED = {  # method, student -> flags, settings
+    ("seed", "resnet18"): ({"lr": 0.03, "batch_size": 256, "epochs": 200, "sampler": "random", "weight_decay": 1e-4},
+                           {"queue_size": 65536, "s_temp": 0.2, "t_temp": 1e-4}),
+    ("bingo", "resnet34"): ({"lr": 0.03, "batch_size": 256, "nearest_k": 1, "total_k": 5, "weight_decay": 1e-4},
+                            {"s_temp": 0.2, "bingo_alone": 11}),
+    ("bingo", "efficientnet_b0"): ({"weight_decay": 4e-5, "teacher_bn": "train"}, {"s_temp": 0.12}),
+    ("disco", "resnet18"): ({"lr": 0.03, "batch_size": 256, "epochs": 200, "moco_m": 0.999, "teacher_bn": "train"},
+                            {"s_temp": 0.2, "disco_weight": 32}),
+    ("smd", "resnet18"): ({"lr": 0.1, "batch_size": 512, "epochs": 100, "warmup_epochs": 0}, {"smd_tau": 0.04}),
+    ("smd", "efficientnet_b0"): ({}, {"smd_tau": 0.004}),
+    ("moco", "resnet18"): ({"lr": 0.03, "batch_size": 256, "moco_dim": 128, "moco_m": 0.999}, {"s_temp": 0.2}),
+    ("coss", "resnet18"): ({"lr": 0.03, "batch_size": 64, "nearest_k": 15, "total_k": 31, "epochs": 25},
+                           {"l_0": 1, "l_1": 1, "s_temp": 0.1, "t_temp": 0.07}),
+}
+
+
+@pytest.mark.parametrize(("method", "student"), PUBLISHED)
+def test_the_papers_numbers(method, student):
+    flags, settings = PUBLISHED[method, student]
+    args = parsed(method, student)
+    found = build_objective(args.loss, args.loss_weights, args.beta, **options(args)).losses[args.loss].settings
+    assert {name: getattr(args, name) for name in flags} == flags
+    assert {name: found[name] for name in settings} == settings
+
+
+def test_further_flags_are_handed_on():
+    assert parsed("seed", "resnet34", "--amp", "bf16", "--lr", "0.06").lr == 0.06
+
+
+@pytest.mark.parametrize("words", [["sed"], [], ["seed", "resnet19"], ["seed", "--amp", "bf16"]])
+def test_wrong_words(words):
+    done = command_line(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
