@@ -7,6 +7,7 @@
     python evaluate.py robustness --train ROOT --ood v2=DIR sketch=DIR … --weights FILE
     python evaluate.py overlap --data DIR --teacher FILE --weights FILE [FILE ...]
     python evaluate.py retrieval --data DIR | --root DIR --datasets roxford5k rparis6k --weights FILE
+    python evaluate.py video --data DAVIS --weights FILE
 
 Each sub-command adds a line to results.jsonl in --output, keeps the features that it extracts there, and prints one
 table, or with --json one JSON object. Each may be started by torchrun too. COMMAND --help explains its flags.
@@ -20,7 +21,7 @@ import json
 import sys
 
 import cli
-from commands import finetune, linear, overlap, retrieval, robustness, transfer
+from commands import finetune, linear, overlap, retrieval, robustness, transfer, video
 from runtime.device import start_process
 from runtime.errors import run_script
 
@@ -31,6 +32,7 @@ COMMANDS = {
     "robustness": robustness,
     "retrieval": retrieval,
     "overlap": overlap,
+    "video": video,
 }
 
 

@@ -26,8 +26,9 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
                        help="factor of the whole loss; default 1")
     group.add_argument("--s-temp", type=cli.number(float, above=0), default=None, metavar="T",
                        help="student temperature; default the method's own: coss (a pure scale), dino, dinoss and dist "
-                            "0.1, seed, bingo, disco and moco 0.2, compress 0.04. (The original code gave dist the "
-                            "student's features as the teacher's and the other way round; here each has its own)")
+                            "0.1, seed, bingo (whose EfficientNets have 0.12), disco and moco 0.2, compress 0.04. (The "
+                            "original code gave dist the student's features as the teacher's and the other way round; "
+                            "here each has its own)")
     group.add_argument("--t-temp", type=cli.number(float, above=0), default=None, metavar="T",
                        help="teacher temperature; default the method's own: coss (a pure scale), dino, dinoss and dist "
                             "0.07, seed 1e-4, compress 0.04")

@@ -41,9 +41,10 @@ from models.report import Report
 from models.teachers import Encoder, FrozenEncoder, load_frozen
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
-from runtime.loop import Run, Trainer
+from runtime.loop import Trainer
 from runtime.micro_batches import in_parts, parts_of
 from runtime.optim import Updater, precision
+from runtime.run import Run
 from runtime.state import VOLATILE
 
 SAMPLERS = {"random": set(), "cf": {"closek_info", "fark_info"}, "cluster": {"cluster_info"},
@@ -115,7 +116,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "memory: the student passes twice, and the gradient is that of the whole batch, for every "
                             "loss. Only batch norm differs, whose statistics are then those of M images (of a view), "
                             "as if the batch had been M; default 0, all at once")
-    group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last epoch")
+    group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last step")
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
     return parser.parse_args(argv)
@@ -171,8 +172,9 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     modules = {"state_dict": student, "updater": updater,
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
                **({"ema": average} if average else {})}
-    run = Run.open(args.output, args.resume, config, record, VOLATILE | FILES, process, modules,
-                   args.start_epoch)
+    run = Run.open(config=config, record=record, volatile=VOLATILE | FILES, process=process, modules=modules,
+                   per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
+                   **cli.run_options(args))
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
                  *methods.unused(args),
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
@@ -185,7 +187,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     model = wrap(student, process)
     forward = updater.in_micro_batches(model, args.micro_batch)
     answers = in_parts(lambda images: teacher.answers(images, needs.teacher), args.micro_batch)
-    run.restore_random_state(args.seed)
+    run.restore_own_state(args.seed)
 
     @torch.no_grad()
     def targets_of(inputs: Inputs) -> dict[str, tuple[torch.Tensor, ...]]:
@@ -207,7 +209,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                       args.print_freq, bad_images.check,
                       monitor=lambda parts: agreement(parts["student"], parts.get("teacher")))
     for epoch in range(run.epoch, args.epochs):
-        sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch, run.step)
         loss.set_epoch(epoch)
         model.train()
         trainer.epoch(epoch, step)
@@ -216,7 +218,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         if knn and ((epoch + 1) % args.knn_every == 0 or epoch + 1 == args.epochs):
             run.note(epoch, "knn", {"top1": knn.score(Encoder(backbone).to(process.device))}, knn.description)
         exports = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
-        run.save(epoch, modules, {name: network.student_state() for name, network in exports.items()})
+        run.save(epoch, {name: network.student_state() for name, network in exports.items()})
     run.finish(bad_images.summary() if bad_images.counts else "")
 
 

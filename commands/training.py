@@ -21,8 +21,9 @@ from data.samplers import RandomSampler
 from data.sources import ImageSource
 from evals.classifier import labels_of
 from runtime.device import Process
-from runtime.loop import Run, Trainer
+from runtime.loop import Trainer
 from runtime.optim import Updater
+from runtime.run import Run
 
 
 def add_training_flags(parser: argparse.ArgumentParser, data: cli.Group, *, epochs: int, milestones: str, factor: float,
@@ -103,7 +104,7 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: commo
     record = {**spec.record(), "mean": list(network.encoder.mean), "std": list(network.encoder.std), "config": config}
     run = Run.open(str(common.open_output(args) / f"{command}-{name}"), "auto", config, record, {"weights"}, process,
                    modules)
-    run.restore_random_state(args.seed)
+    run.restore_own_state(args.seed)
 
     def step(batch: Batch) -> dict[str, Tensor]:
         images, = batch.views                                              # uint8 [b, 3, S, S], on the device
@@ -115,13 +116,13 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: commo
     trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, rate_at, args.print_freq,
                       bad_images.check)
     for epoch in range(run.epoch, args.epochs):
-        sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch, run.step)
         trainer.epoch(epoch, step)
         top1, top5 = score()
         history.rows.append({"epoch": epoch + 1, "top1": top1, "top5": top5})
         run.note(epoch, "test", {"top1": top1, "top5": top5}, f"{len(test):,} test images")
         tensors = export()
-        run.save(epoch, modules, {"last.pth": tensors} | (
+        run.save(epoch, {"last.pth": tensors} | (
             {"best.pth": tensors} if history.best()["epoch"] == epoch + 1 else {}))
     run.finish(bad_images.summary() if bad_images.counts else "")
     return history

@@ -93,8 +93,9 @@ class Updater:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`: what has been accumulated. Options (decay, momentum) stay this run's."""
         mine, theirs = self.optimizer.state_dict(), state["optimizer"]
-        if state["kind"] != type(self.optimizer).__name__:
-            raise ValueError(f"it was trained by {state['kind']} and --optimizer is {type(self.optimizer).__name__}")
+        kind = state.get("kind", "SGD")  # once the only one
+        if kind != type(self.optimizer).__name__:
+            raise ValueError(f"it was trained by {kind} and --optimizer is {type(self.optimizer).__name__}")
         if [x["params"] for x in mine["param_groups"]] != [x["params"] for x in theirs["param_groups"]]:
             raise ValueError("its parameters are grouped in another way")
         self.optimizer.load_state_dict({"state": theirs["state"], "param_groups": mine["param_groups"]})

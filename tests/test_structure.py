@@ -134,6 +134,7 @@ MINIMAL = {
     ("evaluate", "robustness"): ["--train", "d", "--ood", "v2=v", "--weights", "t.pth"],
     ("evaluate", "overlap"): ["--data", "d", "--teacher", "t.pth", "--weights", "s.pth"],
     ("evaluate", "retrieval"): ["--data", "d", "--weights", "s.pth"],
+    ("evaluate", "video"): ["--data", "d", "--weights", "s.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 

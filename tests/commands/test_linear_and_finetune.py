@@ -12,7 +12,7 @@ from torchvision import transforms as T
 
 from models.backbones import build_backbone
 from models.teachers import FrozenEncoder
-from runtime.loop import Run
+from runtime.run import Run
 
 ARCH = "shufflenet_v2_x0_5"
 
