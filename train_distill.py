@@ -172,7 +172,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     modules = {"state_dict": student, "updater": updater,
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
                **({"ema": average} if average else {})}
-    run = Run.open(config=config, record=record, volatile=VOLATILE | FILES, process=process, modules=modules,
+    run = Run.open(config=config, record=record, volatile=VOLATILE | FILES | methods.LOSS_FLAGS, process=process,
+                   modules=modules, complete=methods.complete,
                    per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
                    **cli.run_options(args))
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
