@@ -27,7 +27,7 @@ from pathlib import Path
 from compare import differences
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMON = ["--data", "demo", "--subset", "0.04", "--image-size", "32", "-b", "8", "--epochs", "6", "-p", "3",
+COMMON = ["--data", "demo", "--subset", "0.04", "--image-size", "32", "-b", "8", "--epochs", "10", "-p", "3",
           "--save-every", "5", "--keep", "3", "--workers", "1", "--device", "cpu"]
 FLAGS = {
     "train_distill.py": [*COMMON, "--distill", str(ROOT / "assets" / "demo_teacher.pth"), "-a", "shufflenet_v2_x0_5",
@@ -116,6 +116,25 @@ def disturbed(script: str, flags: Sequence[str], output: Path, processes: int, l
             raise SystemExit(f"it ended with {code}:\n{log.read_text()[-3000:]}")
 
 
+def undisturbed(script: str, flags: Sequence[str], output: Path, processes: int, log: Path) -> tuple[float, float]:
+    """Seconds until the first step, about, and of the whole run."""
+    begin, began = 0.0, time.monotonic()
+    process = start(script, flags, output, processes, log)
+    while process.poll() is None:
+        if not begin and "epochs of" in log.read_text():
+            begin = time.monotonic() - began
+        time.sleep(0.1)
+    if process.returncode != 0:
+        raise SystemExit(log.read_text()[-3000:])
+    return begin, time.monotonic() - began
+
+
+def share(begin: float, train: float, kills: int) -> float:
+    """Seconds L such that ``kills`` starts, killed at moments spread over ``begin`` + L, do most of the training."""
+    mean = 0.6 * train / max(1, kills)  # = L^2 / 2 (begin + L)
+    return mean + (mean * mean + 2 * mean * begin) ** 0.5
+
+
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,8 +142,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="more than one: by torchrun; default 1")
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="default 20")
     parser.add_argument("--latest", type=float, default=0, metavar="S",
-                        help="seconds after a start within which it is killed; default: a third of the undisturbed "
-                             "run, and 3 s for starting")
+                        help="seconds after a start within which it is killed; default: what lets the run come to its "
+                             "end soon after the last kill")
     parser.add_argument("--seed", type=int, default=0, help="of the kinds and moments; default 0")
     return parser.parse_args()
 
@@ -134,11 +153,8 @@ def main() -> int:
     args = parse_args()
     work = Path(tempfile.mkdtemp(prefix="chaos-"))
     flags, log = FLAGS[args.script], work / "said.txt"
-    began = time.monotonic()
-    if start(args.script, flags, work / "calm", args.processes, log).wait() != 0:
-        raise SystemExit(log.read_text()[-3000:])
-    calm = time.monotonic() - began
-    latest = args.latest or calm / 3 + 3
+    begin, calm = undisturbed(args.script, flags, work / "calm", args.processes, log)
+    latest = args.latest or begin + share(begin, calm - begin, args.kills)
     done, starts, seconds = disturbed(args.script, flags, work / "wild", args.processes, log, args.kills, latest,
                                       random.Random(args.seed))
     found = differences(work / "calm", work / "wild")
