@@ -5,8 +5,8 @@
     python tests/chaos/chaos.py --kills 20 --processes 2 --script train_teacher.py
 
 A kill is SIGTERM, SIGINT or SIGUSR1 to the process (with several: SIGTERM to torchrun or to one rank), or SIGKILL to
-all of it or, with several, to one rank. The moment is drawn: one kill in four falls while the process starts, the others
-while it trains and saves. Prints what was done and one Markdown row, and ends with 1 if anything differs.
+all of it or, with several, to one rank. One kill in four falls at a moment of the start, the others at one of the
+training and its saves. Prints what was done and one Markdown row, and ends with 1 if anything differs.
 """
 
 from __future__ import annotations
