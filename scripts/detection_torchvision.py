@@ -219,13 +219,12 @@ def leave_result(args: argparse.Namespace, process: Process, identity: dict[str,
     *_, final = rows
     settings = {name: getattr(args, name) for name in ("norm", "epochs", "batch_size", "lr", "schedule", "momentum",
                                                        "weight_decay", "amp", "sizes", "max_size", "seed")}
-    add_result(Path(args.output), {
-        "command": "detection", "weights": args.weights, **identity, "data": args.data or [args.train, args.test],
-        "sources": sources, "settings": settings, "metrics": {name: final[name] for name in NAMES},
-        "classes": final["classes"], "epochs": rows, "versions": versions(), "processes": process.world_size,
-        "device": str(process.device)})
     lines = [{"class": "all", **{name: final[name] for name in NAMES}},
              *({"class": name, "AP": value} for name, value in final["classes"].items())]
+    add_result(Path(args.output), {
+        "command": "detection", "weights": args.weights, **identity, "data": args.data or [args.train, args.test],
+        "sources": sources, "settings": settings, "metrics": {name: final[name] for name in NAMES}, "table": lines,
+        "epochs": rows, "versions": versions(), "processes": process.world_size, "device": str(process.device)})
     save_table(Path(args.output) / "detection.md", lines)
     print(f"detection: {args.weights}, {identity['arch']}, Faster R-CNN with a feature pyramid; "
           f"{sources['test']['title']}, {sources['test']['images']:,} images")

@@ -142,7 +142,8 @@ def define() -> type:
             if comm.is_main_process():
                 add_result(Path(cfg.OUTPUT_DIR), {
                     "command": "detectron2", "weights": cfg.MODEL.WEIGHTS, "sha256": file_sha256(cfg.MODEL.WEIGHTS),
-                    "data": list(cfg.DATASETS.TEST), "settings": cfg.dump(), "metrics": scores, "versions": versions(),
+                    "data": list(cfg.DATASETS.TEST), "settings": cfg.dump(), "metrics": scores,
+                    "table": [{"task": task, **values} for task, values in scores.items()], "versions": versions(),
                     "processes": comm.get_world_size()})
             return scores
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sources import randomise
 from torch import nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
@@ -9,7 +10,6 @@ from torchvision.ops import FrozenBatchNorm2d
 from models.backbones import build_backbone
 from models.detection import faster_rcnn, freeze_norm, parameter_groups
 from runtime.errors import UserError
-from sources import randomise
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -42,9 +42,8 @@ def test_the_pyramid_stands_on_the_trunk(trunk, images, norm):
     ours = build_backbone("resnet18", image_size=64)
     ours.load_state_dict(trunk.state_dict())
     detector = faster_rcnn(ours, MEAN, STD, classes=3, norm=norm).eval()
-    theirs = resnet_fpn_backbone(backbone_name="resnet18", weights=None,
-                                 norm_layer=nn.BatchNorm2d).eval()
-    theirs.body.load_state_dict({k: v for k, v in trunk.state_dict().items()})
+    theirs = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d).eval()
+    theirs.body.load_state_dict(trunk.state_dict())
     with torch.no_grad():
         stages = [detector.backbone.body(images), theirs.body(images)]
         assert list(stages[0]) == ["0", "1", "2", "3"]

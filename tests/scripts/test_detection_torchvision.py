@@ -100,7 +100,7 @@ def test_from_a_student_to_a_score_and_the_same_after_a_stop(tmp_path, monkeypat
     assert result["settings"]["schedule"] is None
     assert set(result["metrics"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
     assert 0 <= result["metrics"]["AP"] <= result["metrics"]["AP50"] <= 100
-    assert set(result["classes"]) == {"red", "blue"}
+    assert [row["class"] for row in result["table"]] == ["all", "red", "blue"]
     assert (whole / "detection.md").read_text().startswith("| class | AP ")
 
     # Stopped in the middle of the second epoch, and started again with the images named in the other way.
@@ -167,7 +167,8 @@ def test_untrained_weights_need_an_architecture():
 
 
 def test_every_flag_is_explained_and_read(monkeypatch):
-    source = "".join((ROOT / name).read_text() for name in ("scripts/detection_torchvision.py", "cli.py", "networks.py"))
+    files = "scripts/detection_torchvision.py", "cli.py", "networks.py"
+    source = "".join((ROOT / name).read_text() for name in files)
     unread = [name for name in vars(script.parse_args(["--weights", "w", "--output", "o"]))
               if f"args.{name}" not in source and f'"{name}"' not in source]
     assert not unread

@@ -153,7 +153,7 @@ def test_exported_names_and_shapes_are_those_of_detectron2s_network(exported, de
         shapes = {name: array.shape for name, array in content["model"].items()}
         assert shapes == layout(depth, found["MODEL.RESNETS.RES2_OUT_CHANNELS"])
         told = {name: value for name, value in content["settings"].items() if name in found}
-        assert {"MODEL.RESNETS.DEPTH", "MODEL.RESNETS.STRIDE_IN_1X1", "MODEL.PIXEL_MEAN", "INPUT.FORMAT"} <= told.keys()
+        assert {"MODEL.RESNETS.DEPTH", "MODEL.RESNETS.STRIDE_IN_1X1", "MODEL.PIXEL_STD", "INPUT.FORMAT"} <= told.keys()
         assert told == {name: found[name] for name in told}  # the default normalisation is ImageNet's
     assert content["settings"].keys() - KINDS.keys() == {"MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"}
 
@@ -203,8 +203,9 @@ def test_in_detectron2_itself(script, exported, depth, head):
     path = exported(depth)
     weights = script.read_weights(str(path))
     script.define()
-    cfg = script.configure(script.parse_args(["--config", f"coco_1x_r{depth}_{head}", "--weights", str(path), "--output",
-                                              "o", "MODEL.DEVICE", "cpu"]), weights["settings"])
+    args = script.parse_args(["--config", f"coco_1x_r{depth}_{head}", "--weights", str(path), "--output", "o",
+                              "MODEL.DEVICE", "cpu"])
+    cfg = script.configure(args, weights["settings"])
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     assert script.not_loaded(model.state_dict(), weights["model"]) == []
