@@ -12,7 +12,9 @@ from typing import NoReturn
 from data.loader import CACHES, DATA_PATHS
 from models.backbones import STEMS
 from runtime.errors import UserError
+from runtime.nonfinite import POLICIES
 from runtime.optim import learning_rate
+from runtime.run import Interval
 
 Group = argparse._ArgumentGroup
 
@@ -45,6 +47,15 @@ def number(kind: type, least: float = -math.inf, most: float = math.inf, *, abov
         return value
 
     return parse
+
+
+def interval(text: str) -> str:
+    """A type for argparse: text that runtime.run.Interval can read."""
+    try:
+        Interval.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def boolean(text: str) -> bool:
@@ -147,10 +158,32 @@ def add_run_flags(parser: argparse.ArgumentParser, what: str) -> Group:
     group.add_argument("--output", metavar="DIR", required=True, help=what)
     group.add_argument("--resume", nargs="?", const="force", default="auto", metavar="PATH",
                        help="default: go on if --output holds this very run, else start; --resume alone goes on there "
-                            "with changed settings; --resume PATH goes on from that checkpoint")
+                            "with changed settings; --resume PATH goes on from that checkpoint. A run goes on at the "
+                            "step where it stopped, on a CPU to the bit as if it had not")
+    group.add_argument("--save-every", type=interval, default="30m", metavar="N",
+                       help="write checkpoint.pth within an epoch too, every N steps (500) or seconds, minutes or "
+                            "hours (90s, 30m, 2h), 0 for never; default 30m. It is written after each epoch, and on "
+                            "SIGTERM, SIGUSR1 and Ctrl-C, which end the run after its step with exit code 75 (a second "
+                            "Ctrl-C ends it at once)")
+    group.add_argument("--keep", type=number(int, 1), default=2, metavar="K",
+                       help="checkpoints that are kept, checkpoint.pth and those before it; if the newest cannot be "
+                            "read, the one before it is taken; default 2")
+    group.add_argument("--on-nonfinite", choices=POLICIES, default="stop",
+                       help="a loss that is not finite ends the run with exit code 3 (stop, default), or the step is "
+                            "left out, gradients that are not finite too (skip; the host then waits for the device in "
+                            "each step). Either way nonfinite.json and nonfinite.pth hold what the step began with")
+    group.add_argument("--nonfinite-limit", type=number(int, 0), default=10, metavar="N",
+                       help="steps in a row that --on-nonfinite skip may leave out before it ends the run; default 10")
     group.add_argument("-p", "--print-freq", type=number(int, 1), default=500, metavar="N",
                        help="steps between two lines of the log and of metrics.jsonl; default 500, the original's")
     return group
+
+
+def run_options(args: argparse.Namespace) -> dict[str, object]:
+    """The flags of :func:`add_run_flags` and --start-epoch, as keywords of runtime.run.Run.open."""
+    return {"output": args.output, "resume": args.resume, "start_epoch": args.start_epoch,
+            "save_every": args.save_every, "keep": args.keep, "on_nonfinite": args.on_nonfinite,
+            "nonfinite_limit": args.nonfinite_limit}
 
 
 def add_knn_flags(group: Group) -> None:

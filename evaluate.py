@@ -2,10 +2,12 @@
 """Evaluate a network from any checkpoint; architecture, stem and normalisation are found in the file.
 
     python evaluate.py linear --data ROOT --weights FILE [--cached]     # ROOT holds train/ and val/ or test/
+    python evaluate.py finetune --labels 0.01 --data ROOT --weights FILE
     python evaluate.py transfer --data ROOT | --datasets cifar10 pets … --root DIR  --weights FILE [--few-shot]
     python evaluate.py robustness --train ROOT --ood v2=DIR sketch=DIR … --weights FILE
     python evaluate.py overlap --data DIR --teacher FILE --weights FILE [FILE ...]
     python evaluate.py retrieval --data DIR | --root DIR --datasets roxford5k rparis6k --weights FILE
+    python evaluate.py video --data DAVIS --weights FILE
 
 Each sub-command adds a line to results.jsonl in --output, keeps the features that it extracts there, and prints one
 table, or with --json one JSON object. Each may be started by torchrun too. COMMAND --help explains its flags.
@@ -19,12 +21,19 @@ import json
 import sys
 
 import cli
-from commands import linear, overlap, retrieval, robustness, transfer
+from commands import finetune, linear, overlap, retrieval, robustness, transfer, video
 from runtime.device import start_process
 from runtime.errors import run_script
 
-COMMANDS = {"linear": linear, "transfer": transfer, "robustness": robustness, "overlap": overlap,
-            "retrieval": retrieval}
+COMMANDS = {
+    "linear": linear,
+    "finetune": finetune,
+    "transfer": transfer,
+    "robustness": robustness,
+    "retrieval": retrieval,
+    "overlap": overlap,
+    "video": video,
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -26,8 +26,9 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
                        help="factor of the whole loss; default 1")
     group.add_argument("--s-temp", type=cli.number(float, above=0), default=None, metavar="T",
                        help="student temperature; default the method's own: coss (a pure scale), dino, dinoss and dist "
-                            "0.1, seed, bingo, disco and moco 0.2, compress 0.04. (The original code gave dist the "
-                            "student's features as the teacher's and the other way round; here each has its own)")
+                            "0.1, seed, bingo (whose EfficientNets have 0.12), disco and moco 0.2, compress 0.04. (The "
+                            "original code gave dist the student's features as the teacher's and the other way round; "
+                            "here each has its own)")
     group.add_argument("--t-temp", type=cli.number(float, above=0), default=None, metavar="T",
                        help="teacher temperature; default the method's own: coss (a pure scale), dino, dinoss and dist "
                             "0.07, seed 1e-4, compress 0.04")
@@ -92,6 +93,18 @@ def options(args: argparse.Namespace) -> dict[str, object]:
             "space_batch": args.space_batch, "smd_tau": args.smd_tau, "smd_batch": args.smd_batch,
             "rkd_weights": args.rkd_weights, "queue_size": args.queue_size, "bingo_alone": args.bingo_alone,
             "disco_weight": args.disco_weight, "disco_sum": args.disco_sum}
+
+
+def unused(args: argparse.Namespace) -> list[str]:
+    """A sentence for each flag that was given and that no loss in --loss takes."""
+    given = [name for name, value in options(args).items() if value not in (None, False) and not takes(args.loss, name)]
+    given += ["distill"] if args.distill and not needs_of(args.loss).teacher else []
+    return [f"{flag(name)} is not used by --loss {args.loss}" for name in given]
+
+
+def flag(name: str) -> str:
+    """The spelling of a flag by its destination."""
+    return f"--{name if name in ('l_0', 'l_1') else name.replace('_', '-')}"
 
 
 def check_loss(args: argparse.Namespace) -> None:

@@ -96,7 +96,7 @@ def write(args: argparse.Namespace) -> None:
     for location, reason in done.bad:
         print(f"left out: {location} ({reason})")
     if done.bad:
-        print(f"{len(done.bad):,} images are left out, so the fingerprint is not that of --data: neighbour files must "
+        print(f"images left out: {len(done.bad):,}, so the fingerprint is not that of --data: neighbour files must "
               "be mined from the packed file")
     before = f" ({done.resumed:,} of them before)" if done.resumed else ""
     print(f"{done.path}: {done.images:,} images{before}, {done.size / 1e9:,.3f} GB")

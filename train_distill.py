@@ -38,8 +38,9 @@ from models.report import Report
 from models.teachers import Encoder, FrozenEncoder, load_frozen
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
-from runtime.loop import Run, Trainer
+from runtime.loop import Trainer
 from runtime.optim import Updater, precision
+from runtime.run import Run
 from runtime.state import VOLATILE
 
 SAMPLERS = {"random": set(), "cf": {"closek_info", "fark_info"}, "cluster": {"cluster_info"},
@@ -102,7 +103,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("optimisation")
     cli.add_schedule_flags(group, lr=0.03, epochs=25, source="the paper's")
-    group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last epoch")
+    group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last step")
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
     return parser.parse_args(argv)
@@ -149,17 +150,17 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     record = {**student.record(), "config": config, "teacher": config["teacher"]}
     modules = {"state_dict": student, "updater": updater,
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {})}
-    run = Run.open(args.output, args.resume, config, record, VOLATILE | FILES, process, modules,
-                   args.start_epoch)
-    if args.distill and not teacher:
-        notes.append(f"--distill is not used by --loss {args.loss}")
+    run = Run.open(config=config, record=record, volatile=VOLATILE | FILES, process=process, modules=modules,
+                   per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
+                   **cli.run_options(args))
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
+                 *methods.unused(args),
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
         if line:
             run.log.say(line)
     model = wrap(student, process)
-    run.restore_random_state(args.seed)
+    run.restore_own_state(args.seed)
 
     @torch.no_grad()
     def targets_of(inputs: Inputs) -> dict[str, tuple[torch.Tensor, ...]]:
@@ -181,7 +182,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                       args.print_freq, bad_images.check,
                       monitor=lambda parts: agreement(parts["student"], parts.get("teacher")))
     for epoch in range(run.epoch, args.epochs):
-        sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch, run.step)
         loss.set_epoch(epoch)
         model.train()
         trainer.epoch(epoch, step)
@@ -189,7 +190,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         run.log.say(f"epoch {epoch + 1}: {sampler.statistics}")
         if knn and ((epoch + 1) % args.knn_every == 0 or epoch + 1 == args.epochs):
             run.note(epoch, "knn", {"top1": knn.score(Encoder(backbone).to(process.device))}, knn.description)
-        run.save(epoch, modules, {"student.pth": student.student_state()})
+        run.save(epoch, {"student.pth": student.student_state()})
     run.finish(bad_images.summary() if bad_images.counts else "")
 
 

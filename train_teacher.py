@@ -26,8 +26,9 @@ from models.backbones import build_backbone, check_batch
 from models.moco import MoCo
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
-from runtime.loop import Run, Trainer
+from runtime.loop import Trainer
 from runtime.optim import Updater, precision
+from runtime.run import Run
 from runtime.state import VOLATILE
 
 
@@ -63,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("optimisation")
     cli.add_schedule_flags(group, lr=0.03, epochs=200, source="MoCo v2's", warmup=0)
-    group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last epoch")
+    group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last step")
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
     return parser.parse_args(argv)
@@ -96,15 +97,15 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     config = {**vars(args), "image_size": image_size, "data_fingerprint": source.fingerprint(),
               "processes": process.world_size}
     modules = {"state_dict": moco, "updater": updater}
-    run = Run.open(args.output, args.resume, config, {**moco.record(), "config": config}, VOLATILE, process, modules,
-                   args.start_epoch)
+    run = Run.open(config=config, record={**moco.record(), "config": config}, volatile=VOLATILE, process=process,
+                   modules=modules, **cli.run_options(args))
     for line in (cli.ignored_flags_note(args), f"data: {source.description}",
                  f"MoCo v2: {args.arch}, {args.epochs} epochs of {len(sampler)} steps of {args.batch_size} images, "
                  f"queue {args.moco_k}, on {process.world_size} x {process.device.type}"):
         if line:
             run.log.say(line)
     model = wrap(moco, process)
-    run.restore_random_state(args.seed)
+    run.restore_own_state(args.seed)
 
     def step(batch: Batch) -> dict[str, torch.Tensor]:
         query, key = batch.views  # uint8 [b, 3, S, S], on the device
@@ -113,12 +114,12 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, cli.schedule(args),
                       args.print_freq, bad_images.check)
     for epoch in range(run.epoch, args.epochs):
-        sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch, run.step)
         model.train()
         trainer.epoch(epoch, step)
         if knn and ((epoch + 1) % args.knn_every == 0 or epoch + 1 == args.epochs):
             run.note(epoch, "knn", {"top1": knn.score(moco.trunk())}, knn.description)
-        run.save(epoch, modules, {"teacher.pth": moco.encoder_state()})
+        run.save(epoch, {"teacher.pth": moco.encoder_state()})
     run.finish(bad_images.summary() if bad_images.counts else "")
 
 

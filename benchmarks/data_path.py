@@ -4,6 +4,7 @@
     python benchmarks/data_path.py --data DIR                 # one thread, stage by stage
     python benchmarks/data_path.py --data DIR -j 2            # also through loaders with two workers
     python benchmarks/data_path.py --data DIR train.pack      # several sources beside the folder's reference
+    python benchmarks/data_path.py --data DIR --device        # also colour and whole views on a GPU, if there is one
 
 The reference is a folder opened with Pillow and torchvision's transforms in the original's order (crop, jitter, grey,
 blur, flip, tensor, normalise), float32 out. Ours gives uint8; `host` is what workers do where a device applies colour,
@@ -30,7 +31,7 @@ from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.augment import PRESETS, augmentation, view_keys  # noqa: E402
-from data.colour import apply_colour  # noqa: E402
+from data.colour import apply_colour, colour_batch  # noqa: E402
 from data.datasets import open_source  # noqa: E402
 from data.loader import build_loader  # noqa: E402
 from data.resident import decode_all  # noqa: E402
@@ -152,22 +153,56 @@ def show(label: str, ours: float, reference: float) -> None:
     print(f"  {label:<34} {ours:8.3f} ms {1e3 / ours:9.0f} images/s   {reference / ours:5.2f} x", flush=True)
 
 
-def resident(source: ImageSource, name: str, size: int, device: torch.device, rounds: int) -> list[float]:
-    """Milliseconds a view of batched crops and colour of images that lie on the device (one size)."""
-    images, _ = decode_all(source, "device", device, 2)
-    drawing, times = augmentation(name, size), []
+def pace(work: Callable[[int], object], device: torch.device, rounds: int, images: int) -> float:
+    """Milliseconds an image, by the wall, of work(step), which does so many; after one turn that is not counted."""
+    times = []
     for turn in range(rounds + 1):
-        start, done = time.perf_counter(), 0
-        for step in range(20):
-            rows = torch.randint(len(images), (512,))
-            drawn = drawing.draw(view_keys(turn, np.arange(512) + 512 * step, 0))
-            view = batched_crop(images[rows.to(device)], drawn.boxes(*images.shape[-2:]), drawn.flip, size)
-            apply_colour(view, torch.from_numpy(drawn.colour))
-            done += 512
+        start = time.perf_counter()
+        for step in range(10):
+            work(10 * turn + step)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - start) / done)
-    return times[1:]
+        times.append(1e3 * (time.perf_counter() - start) / (10 * images))
+    return statistics.median(times[1:])
+
+
+def resident(images: torch.Tensor, name: str, size: int, device: torch.device, rounds: int, batch: int,
+             compiled: bool | None = None) -> float:
+    """Milliseconds a view of crops and colour of uint8 [N, 3, H, W] on the device; compiled None: as in training."""
+    drawing = augmentation(name, size)
+
+    def work(step: int) -> None:
+        rows = torch.randint(len(images), (batch,)).to(device)
+        drawn = drawing.draw(view_keys(step, np.arange(batch), 0))
+        view = batched_crop(images[rows], drawn.boxes(*images.shape[-2:]), drawn.flip, size)
+        colour = torch.from_numpy(drawn.colour)
+        apply_colour(view, colour) if compiled is None else colour_batch(view, colour, compiled)
+
+    return pace(work, device, rounds, batch)
+
+
+def device_work(name: str, device: torch.device, rounds: int) -> None:
+    """Of made-up pixels: colour at 224, and whole views of small images that lie on the device; eager and compiled."""
+    batch, many = (256, 4096) if device.type == "cuda" else (16, 256)
+    print(f"on the device ({torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}), wall time")
+    large = torch.randint(0, 256, (batch, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
+    small = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8, device=device)
+
+    def colour(compiled: bool) -> Callable[[int], object]:
+        drawing = augmentation(name, SIZE)
+        return lambda step: colour_batch(
+            large, torch.from_numpy(drawing.draw(view_keys(step, np.arange(batch), 0)).colour), compiled)
+
+    for compiled in (False, True):
+        how = "compiled" if compiled else "eager"
+        try:
+            alone = pace(colour(compiled), device, rounds, batch)
+            views = resident(small, name, 32, device, rounds, many, compiled)
+        except Exception as error:  # torch.compile raises what its compilers raise
+            print(f"  {how} was not possible: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            continue
+        print(f"  {f'colour at {SIZE}, batch {batch}, {how}':<46} {1e3 / alone:9.0f} images/s")
+        print(f"  {f'--cache device, 32 x 32, batch {many}, {how}':<46} {1e3 / views:9.0f} images/s", flush=True)
 
 
 def main() -> None:
@@ -180,8 +215,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-j", "--workers", type=int, default=0, help="also through loaders with so many workers")
     parser.add_argument("--cache", action="store_true", help="also with all images on the device (images of one size)")
+    parser.add_argument("--device", action="store_true",
+                        help="also what a device does, eager and compiled: colour, and all of 32 x 32 images on it")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sources = {spec: open_source(spec) for spec in args.data}
     first = next(iter(sources.values()))
     if len(first) < BATCH or not Path(first.location(0)).is_file():
@@ -225,10 +263,12 @@ def main() -> None:
             show(label, value, times["reference"])
 
     if args.cache:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         print(f"images on the device ({device.type}), wall time")
-        times = resident(first, args.aug, args.image_size, device, args.rounds)
-        show("batched crop + colour", statistics.median(times), total)
+        images, _ = decode_all(first, "device", device, 2)
+        show("batched crop + colour", resident(images, args.aug, args.image_size, device, args.rounds, 512), total)
+
+    if args.device:
+        device_work(args.aug, device, args.rounds)
 
 
 if __name__ == "__main__":

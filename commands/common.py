@@ -26,7 +26,7 @@ LABELLED = ("labelled images: a folder that holds train/ and val/ or test/, each
 # Flags that do not decide a result: where things lie, how the work is done, and what the record says elsewhere.
 NOT_SETTINGS = {"command", "weights", "data", "output", "json", "device", "workers", "distributed", "local_rank",
                 "features", "resume", "print_freq", "arch", "stem", "image_size", "branch", "mean", "std",
-                "checkpoint_key", "trust_checkpoint", "feature_batch"}
+                "checkpoint_key", "trust_checkpoint", "feature_batch", "cache", "image_cache"}
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = LABELLED, required: bool = True,
@@ -64,7 +64,8 @@ class Network:
 
     def record(self) -> dict[str, Any]:
         """What is written of it beside a result."""
-        return {"weights": self.file, "sha256": self.identity["sha256"], **self.spec.record()}
+        return {"weights": self.file, "sha256": self.identity["sha256"], "branch": self.identity.get("branch"),
+                **self.spec.record(), "mean": list(self.encoder.mean), "std": list(self.encoder.std)}
 
 
 def open_network(args: argparse.Namespace, process: Process, weights: str | None = None, flag: str = "--weights",
@@ -98,6 +99,11 @@ def features(network: Network, source: ImageSource, args: argparse.Namespace, pr
     return found
 
 
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that decide a result."""
+    return {name: value for name, value in sorted(vars(args).items()) if name not in NOT_SETTINGS}
+
+
 def finish(command: str, args: argparse.Namespace, process: Process, nets: Sequence[Network],
            data: Mapping[str, ImageSource], metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | None = None,
            title: str | None = None, **more: Any) -> dict[str, Any]:
@@ -106,13 +112,12 @@ def finish(command: str, args: argparse.Namespace, process: Process, nets: Seque
     ``metrics``: plain numbers by name, nested where that says more; `evaluate.py all` and --compare read them.
     ``rows``: the table, by default one row of the metrics. ``data``: the sources by role. ``more``: further entries.
     """
-    settings = {name: value for name, value in sorted(vars(args).items()) if name not in NOT_SETTINGS}
     record = {"command": command, **(nets[0].record() if len(nets) == 1 else
                                      {"networks": [net.record() for net in nets]}),
               "data": args.data,
               "sources": {role: {"title": source.title, "images": len(source), "classes": len(source.classes),
                                  "fingerprint": source.fingerprint()} for role, source in data.items()},
-              "settings": settings, "metrics": dict(metrics), **more, "versions": versions(),
+              "settings": settings(args), "metrics": dict(metrics), **more, "versions": versions(),
               "processes": process.world_size, "device": str(process.device)}
     rows = [dict(metrics)] if rows is None else rows
     if process.is_main:

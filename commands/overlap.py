@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,14 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
                            std=None)
     teacher = common.open_network(teacher_args, process, args.teacher, "--teacher")
     space = common.features(teacher, source, teacher_args, process, "teacher's features")
-    own_head = head_of(args.teacher, args.teacher_branch, args)
+    own_heads = heads_of(args.teacher, args.teacher_branch, args)
     found, compared, nets = {}, {}, [teacher]
     for name, file in zip(names, args.weights, strict=True):
         found_in_file = networks.UNTRAINED in args.weights and file != networks.UNTRAINED
         own = changed(args, arch=None, stem=None) if found_in_file else args  # --arch is what the untrained one needs
         student = common.open_network(own, process, file)
         features = common.features(student, source, own, process, f"features of {name}")
-        target, projected, how = common_space(space, features, own_head, head_of(file, args.branch, args))
+        target, projected, how = common_space(space, features, own_heads, heads_of(file, args.branch, args))
         found[name] = {**neighbourhoods(space, features, ks, process, process.is_main),
                        **similarity(space, features, projected, process, target)}
         compared[name] = how
@@ -101,32 +102,36 @@ def student_names(files: Sequence[str], given: Sequence[str] | None) -> list[str
     return names if len(set(names)) == len(names) else [f"{i}: {name}" for i, name in enumerate(names, 1)]
 
 
-def common_space(teacher: Tensor, student: Tensor, teacher_head: nn.Module | None, head: nn.Module | None,
+def common_space(teacher: Tensor, student: Tensor, teacher_heads: Sequence[nn.Module], heads: Sequence[nn.Module],
                  ) -> tuple[Tensor | None, Tensor | None, str]:
     """Features of one width of trunk features [n, d_t] and [n, d_s], and in words where they come from.
 
     The student's head where it leads to the teacher's trunk (CoSS, SMD) or, behind both heads, to the teacher's head
-    (SEED, BINGO, DisCo); the trunks themselves where neither does and they have one width; else None.
+    (SEED, BINGO, DisCo); the trunks themselves where none does and they have one width; else None.
     """
-    widths = [None if x is None else (next(layer.in_features for layer in x if isinstance(layer, nn.Linear)),
-                                      width_of(x)) for x in (teacher_head, head)]
-    if widths[1] == (student.shape[1], teacher.shape[1]):
-        return teacher, through(head, student), "student's head, teacher's trunk"
-    if None not in widths and widths[0][1] == widths[1][1] and widths[1][0] == student.shape[1]:
-        return through(teacher_head, teacher), through(head, student), "both heads"
+    heads = [head for head in heads if width_into(head) == student.shape[1]]
+    for head in heads:
+        if width_of(head, student.shape[1]) == teacher.shape[1]:
+            return teacher, through(head, student), "student's head, teacher's trunk"
+    for own, head in itertools.product(teacher_heads, heads):
+        if width_into(own) == teacher.shape[1] and width_of(own, 0) == width_of(head, 0):
+            return through(own, teacher), through(head, student), "both heads"
     if student.shape[1] == teacher.shape[1]:
         return teacher, student, "both trunks"
     return None, None, "no common width"
 
 
-def head_of(file: str, branch: str | None, args: argparse.Namespace) -> nn.Sequential | None:
-    """The head in a checkpoint; None for one of no known kind, and for none."""
+def width_into(head: nn.Module) -> int | None:
+    """The width of what a head takes; None for one without a linear layer."""
+    return next((layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear)), None)
+
+
+def heads_of(file: str, branch: str | None, args: argparse.Namespace) -> list[nn.Module]:
+    """The heads of a known kind in a checkpoint."""
     if file == networks.UNTRAINED:
-        return None
-    try:
-        return read_checkpoint(file, args.checkpoint_key, branch=branch, trust=args.trust_checkpoint).head().eval()
-    except UserError:  # the trunk has been read from this file, so it is the head that is not there
-        return None
+        return []
+    checkpoint = read_checkpoint(file, args.checkpoint_key, branch=branch, trust=args.trust_checkpoint)
+    return [head.eval() for head in checkpoint.heads()]
 
 
 @torch.inference_mode()

@@ -51,6 +51,10 @@ PRESETS: dict[str, Preset] = {
     "simclr": _MOCO_V1,
 }
 
+# The linear protocol's and fine-tuning's: torchvision's RandomResizedCrop with its own scale, and a flip. Not for
+# distillation, so not in PRESETS.
+LINEAR = Preset((0.08, 1.0), (0.0, 0.0, 0.0, 0.0), 0.0, blur_probability=0.0, grayscale_probability=0.0)
+
 # ---- parameters
 
 # Columns of a view's colour parameters, float32. Factors as in torchvision, 1 for none; hue in turns, 0 for

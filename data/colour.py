@@ -11,6 +11,9 @@ the operations that the image takes, which fits its caches.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,28 +65,47 @@ def colour_image(image: Tensor, value: list[float]) -> Tensor:
 # ---- a batch, one fixed list of operations
 
 
-def colour_batch(images: Tensor, colour: Tensor) -> Tensor:
-    """uint8 [b, 3, S, S] and float32 [b, 8] on the host -> uint8 [b, 3, S, S], all images at once."""
+def colour_batch(images: Tensor, colour: Tensor, compiled: bool = False) -> Tensor:
+    """uint8 [b, 3, S, S] and float32 [b, 8] on the host -> uint8 [b, 3, S, S], all images at once.
+
+    compiled: through torch.compile, to the same pixels. Not the default: on a CPU it compiles for longer than it saves,
+    and on a GPU it has not been measured (benchmarks/data_path.py --device does).
+    """
     def on_device(x: Tensor) -> Tensor:
         x = x.pin_memory() if images.device.type == "cuda" else x
         return x.to(images.device, non_blocking=True)[..., None, None, None]
 
-    blends = [part.unbind(1) for part in on_device(_blend_table(colour)).unbind(1)]  # 6 times (factor, grey, mean)
-    grey = on_device(colour[:, GREY])
+    jittered = colour[:, ORDER] >= 0
+    table = _blend_table(colour)  # [b, 6, 3]
+    values = torch.stack([colour[:, GREY], jittered.float(), _hue_steps(colour[:, HUE]), colour[:, SIGMA],
+                          colour[:, SOLARIZE]], 1)  # [b, 5]
+    taken = bool(jittered.any()), bool((colour[:, SIGMA] > 0).any()), bool((colour[:, SOLARIZE] < 256).any())
+    work = _compiled() if compiled else _colour
+    return work(images, on_device(table), on_device(values), *taken)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_colour)
+
+
+def _colour(images: Tensor, table: Tensor, values: Tensor, turns: bool, blurs: bool, solarizes: bool) -> Tensor:
+    """Everything on one device. table [b, 6, 3, 1, 1, 1], values [b, 5, 1, 1, 1]; what no image takes is left out."""
+    blends = [part.unbind(1) for part in table.unbind(1)]  # 6 times (factor, grey, mean)
+    grey, jittered, hue, sigma, solarize = values.unbind(1)
     x = images.float()
     x = torch.where(grey == 1, _luma(x), x)
     for blend in blends[:3]:
         x = _blend_any(x, *blend)
-    if (colour[:, ORDER] >= 0).any():
-        jittered = on_device(colour[:, ORDER] >= 0)
-        x = torch.where(jittered, _turn_hue(x, on_device(_hue_steps(colour[:, HUE]))), x)
+    if turns:
+        x = torch.where(jittered > 0, _turn_hue(x, hue), x)
     for blend in blends[3:]:
         x = _blend_any(x, *blend)
     x = torch.where(grey == 2, _luma(x), x)
-    if (colour[:, SIGMA] > 0).any():
-        x = _blur_batch(x, on_device(colour[:, SIGMA])[..., 0])
-    if (colour[:, SOLARIZE] < 256).any():
-        x = torch.where(x >= on_device(colour[:, SOLARIZE]), 255 - x, x)
+    if blurs:
+        x = _blur_batch(x, sigma[..., 0])
+    if solarizes:
+        x = torch.where(x >= solarize, 255 - x, x)
     return x.to(torch.uint8)
 
 
@@ -155,7 +177,7 @@ def _turn_hue(x: Tensor, steps: Tensor) -> Tensor:
         place = hue + offset
         place.sub_((place / 6).floor_(), alpha=6)
         share = torch.minimum(place, 4 - place).clamp_(0, 1)
-        torch.sub(value, share.mul_(drop), out=turned[:, channel])
+        turned[:, channel] = value - share.mul_(drop)  # out= would break the compiled graph
     return turned.add_(0.5).floor_()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -267,5 +268,9 @@ def _whole(batch: Batch) -> Batch:  # the data sets give whole batches
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C is the main process's to answer: it ends the workers. (Their one thread each is torch's doing.)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals to a job, from a terminal or torchrun to its whole process group, are the main process's to answer: it
+    # finishes its step, for which it may need the workers, and ends them. (Their one thread each is torch's doing.)
+    os.setpgrp()
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

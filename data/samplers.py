@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ class RandomSampler(Sampler[list[Key]]):
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.group_size = 1  # images that an anchor brings, itself included
         self.epoch = self.first_step = 0
-        self.statistics: Statistics | None = None  # of the last epoch that was gone through, from its first_step on
+        self.statistics: Statistics | None = None  # of the last epoch that was gone through
 
     @property
     def images_per_step(self) -> int:
@@ -121,6 +122,10 @@ class RandomSampler(Sampler[list[Key]]):
             first_stamp = epoch * STAMPS_PER_EPOCH + step * self.global_images_per_step
             stamps = range(first_stamp, first_stamp + len(indices))
             yield list(zip(indices[mine].tolist(), stamps[mine], strict=True))
+        for groups in islice(self._steps(epoch, 0), first_step):  # those that were done before a resume
+            indices = groups.reshape(-1)
+            seen[indices] = True
+            shown += len(indices)
         self.statistics = Statistics(shown, int(np.count_nonzero(seen)), self.num_images)
 
     def _steps(self, epoch: int, first_step: int) -> Iterator[np.ndarray]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from evals.metrics import places
 from runtime.device import free_memory
 
 CHUNK = 8192
@@ -50,17 +51,16 @@ class Heads:
     def logits(self, rows: Tensor) -> Tensor:
         """[b, d] -> [b, H, C]."""
         heads, classes, width = self.weight.shape
-        return (self.scale(rows) @ self.weight.view(-1, width).T + self.bias.view(-1)).view(-1, heads, classes)
+        return (self.scale(rows) @ self.weight.reshape(-1, width).T + self.bias.view(-1)).view(-1, heads, classes)
 
     def accuracy(self, features: Tensor, labels: Tensor, top: Sequence[int] = (1, 5)) -> Tensor:
         """float64 [H, len(top)]: percent of features [n, d] whose label is among the first k classes."""
         hits = torch.zeros(self.weight.shape[0], len(top), dtype=torch.float64)
         for start in range(0, len(labels), CHUNK // 8):
             part = slice(start, start + CHUNK // 8)
-            logits = self.logits(features[part].to(self.weight.device))
-            order = logits.topk(min(max(top), logits.shape[-1]), dim=-1).indices.cpu()    # [b, H, max(top)]
-            right = order == labels[part, None, None]
-            hits += torch.stack([right[..., :k].any(-1).sum(0) for k in top], dim=1)
+            logits = self.logits(features[part].to(self.weight.device))                   # [b, H, C]
+            where = places(logits, labels[part, None].expand(logits.shape[:2]).to(logits.device))
+            hits += torch.stack([(where < k).sum(0) for k in top], dim=1).cpu()
         return 100 * hits / max(len(labels), 1)
 
 

@@ -70,6 +70,12 @@ class Loss(nn.Module):
     settings: Mapping[str, Any] = {}  # the constructor's arguments, for a run's config.json
     epoch = 0  # from 0 on, of the epoch that is going on
 
+    @property
+    def per_process(self) -> bool:
+        """Whether its value depends on how a batch is shared among processes, as one does that is taken over the batch
+        of each."""
+        return "local" in self.settings.values()
+
     def set_epoch(self, epoch: int) -> None:
         """Called before each epoch, for what changes during training."""
         self.epoch = epoch

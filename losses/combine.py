@@ -26,6 +26,10 @@ class Objective(Loss):
         self.losses = nn.ModuleDict(losses)
         self.weights, self.beta = list(weights or [1.0] * len(losses)), beta
 
+    @property
+    def per_process(self) -> bool:
+        return any(loss.per_process for loss in self.losses.values())
+
     def set_epoch(self, epoch: int) -> None:
         for loss in self.losses.values():
             loss.set_epoch(epoch)
@@ -54,7 +58,7 @@ class Objective(Loss):
             total = total + weight * found["loss"]
             alone = len(self.losses) == 1
             parts |= found if alone else {f"{name}/{part}": value for part, value in found.items()}
-        return {**parts, "loss": self.beta * total}
+        return {"loss": self.beta * total, **{name: part for name, part in parts.items() if name != "loss"}}
 
     def _keywords(self, needs: Needs, given: Mapping[str, Outputs], places: Mapping[str, list[int]],
                   ) -> dict[str, Tensor | tuple[Tensor, ...]]:

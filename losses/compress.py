@@ -1,7 +1,7 @@
 """CompRess: the student's similarities to its own past outputs follow the teacher's similarities to its own.
 
 Abbasi Koohpayegani, Tejankar and Pirsiavash, "CompRess: Self-Supervised Learning by Compressing Representations",
-NeurIPS 2020, arXiv 2010.14713, equations 1 and 2. SEED with two queues of the same images: Q_t of the teacher's unit
+NeurIPS 2020, arXiv 2010.14713. SEED with two queues of the same images: Q_t of the teacher's unit
 features, Q_s of a momentum student's, so that no projection between the two spaces is needed:
 
     L = mean_i KL(softmax(z_t.Q_t / T) || softmax(z_s.Q_s / T))

@@ -1,7 +1,7 @@
 """DisCo: MoCo v2 for the student, and its outputs drawn to the teacher's.
 
 Gao et al., "DisCo: Remedying Self-supervised Learning on Lightweight Models with Distilled Contrastive Learning",
-ECCV 2022, arXiv 2104.09124, equations 1 to 4. With unit outputs s and t of both heads for two views x1, x2:
+ECCV 2022, arXiv 2104.09124. With unit outputs s and t of both heads for two views x1, x2:
 
     L = L_MoCo(s(x1), momentum(x2)) + w mean_i (|t_i(x1) - s_i(x1)|^2 + |t_i(x2) - s_i(x2)|^2)
 
@@ -31,6 +31,10 @@ class DisCo(Loss):
         super().__init__()
         self.queue, self.s_temp = Queue(queue_size, dim), s_temp
         self.weight, self.summed = disco_weight, disco_sum
+
+    @property
+    def per_process(self) -> bool:
+        return self.summed
 
     def inputs(self, views: Sequence[Tensor]) -> Inputs:
         """Student and teacher see both views, the moving average the second."""

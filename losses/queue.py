@@ -38,10 +38,14 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def put(self, z: Tensor) -> None:
-        """The rows [b, dim] of all processes, in rank order, over the oldest items. A collective."""
+        """The rows [b, dim] of all processes, in rank order, over the oldest items. A collective.
+
+        A row that is not finite (a step that half precision overflowed) leaves the item in its place as it was.
+        """
         z = all_gather(z.detach()).to(self.items.dtype)
         last = torch.arange(len(z), device=z.device)[-len(self):]  # of more than fit, the newest stay
-        self.items[(self.count + last) % len(self)] = z[last]
+        places = (self.count + last) % len(self)
+        self.items[places] = torch.where(z[last].isfinite().all(1, keepdim=True), z[last], self.items[places])
         self.count += len(z)
 
 

@@ -27,6 +27,8 @@ CHUNK = 2**24  # numbers of one part's differences and cosines, 64 MiB in float3
 class RKD(Loss):
     """The distance-wise and the angle-wise loss together."""
 
+    per_process = True
+
     def __init__(self, rkd_weights: Sequence[float] = (1.0, 2.0)) -> None:
         super().__init__()
         self.distance_weight, self.angle_weight = rkd_weights

@@ -1,7 +1,7 @@
 """SEED: the student's similarities to a queue of teacher outputs follow the teacher's own.
 
-Fang et al., "SEED: Self-supervised Distillation for Visual Representation", ICLR 2021, arXiv 2101.04731, equations 4
-to 6. With unit outputs z_s and z_t of both heads and a queue Q of z_t:
+Fang et al., "SEED: Self-supervised Distillation for Visual Representation", ICLR 2021, arXiv
+2101.04731. With unit outputs z_s and z_t of both heads and a queue Q of z_t:
 
     p = softmax([z_t.z_t, z_t.Q] / T_t),  L = - mean_i sum_j p_ij log softmax([z_s.z_t, z_s.Q] / T_s)_ij
 

@@ -53,7 +53,7 @@ class FeatureMap(nn.Module):
     def __init__(self, backbone: nn.Module, stride: int = 8) -> None:
         super().__init__()
         self.is_transformer = is_transformer(backbone)
-        self.backbone, self.stage, self.stride = backbone, None, None
+        self.backbone, self.stage, self.name = backbone, None, "patch tokens"
         if self.is_transformer:
             self.stride = _patch(backbone)
             return

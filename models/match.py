@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,13 +139,30 @@ class Checkpoint:
     def head(self) -> nn.Sequential:
         """The branch's own head; raises :class:`UserError` where the file has none of a known kind."""
         for pattern in self.layout.head:
-            prefix = self._absolute(pattern)
-            tensors = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
-            while len({k.partition(".")[0] for k in tensors}) == 1 and all("." in k for k in tensors):
-                tensors = {k.partition(".")[2]: v for k, v in tensors.items()}  # a head inside a head
-            if tensors:
-                return head_from(tensors, f"{self.flag} {self.path}: the head {prefix}*")
+            if tensors := self._head_tensors(pattern):
+                return head_from(tensors, f"{self.flag} {self.path}: the head {self._absolute(pattern)}*")
         return head_from({}, f"{self.flag} {self.path}")
+
+    def heads(self) -> list[nn.Sequential]:
+        """The branch's own heads of a known kind: one for each of the losses that trained a student, else one or none.
+        """
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, value in next(filter(None, map(self._head_tensors, self.layout.head)), {}).items():
+            first, _, rest = name.partition(".")
+            several = bool(rest) and not first.isdigit()  # names of heads, not numbers of layers
+            groups.setdefault(first if several else "", {})[rest if several else name] = value
+        found = []
+        for tensors in groups.values():
+            with contextlib.suppress(UserError):
+                found.append(head_from(tensors, str(self.path)))
+        return found
+
+    def _head_tensors(self, pattern: str) -> dict[str, Tensor]:
+        prefix = self._absolute(pattern)
+        tensors = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+        while len({k.partition(".")[0] for k in tensors}) == 1 and all("." in k for k in tensors):
+            tensors = {k.partition(".")[2]: v for k, v in tensors.items()}  # a head inside a head
+        return tensors
 
     def _sorted(self, arch: str | None) -> tuple[dict[str, tuple[str, Tensor]], dict[str, list[Any]], list[str]]:
         """The branch's tensors (trunk's name -> raw name, tensor), what lies beside them by prefix, and strays."""

@@ -6,26 +6,39 @@ import contextlib
 import inspect
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
-from runtime.errors import UserError
+from runtime.errors import PeerLost, UserError
+
+T = TypeVar("T")
+
+JOIN_SECONDS = 600  # that processes which start at the same time may lie apart
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a run: alone, or one of ``world_size`` started by torchrun."""
+    """One process of a run: alone, or one of ``world_size`` started by torchrun.
+
+    ``control`` is a group of all ranks over the hosts' network, for the few numbers that decide what they do next:
+    no device is waited for. ``closing`` holds what is to be closed at the end of the process, in whatever way.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    control: dist.ProcessGroup | None = field(default=None, compare=False)
+    closing: ExitStack = field(default_factory=ExitStack, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -43,14 +56,38 @@ def start_process(device: str = "auto") -> Iterator[Process]:
     chosen = _pick_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if world_size == 1:
-        yield Process(0, 1, chosen)
-        return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield Process(dist.get_rank(), dist.get_world_size(), chosen)
-    finally:
-        dist.destroy_process_group()
+    with ExitStack() as closing:
+        if world_size == 1:
+            yield Process(0, 1, chosen, closing=closing)
+            return
+        store, rank, world_size = own_store()
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank,
+                                world_size=world_size)
+        closing.callback(dist.destroy_process_group)
+        yield Process(dist.get_rank(), dist.get_world_size(), chosen, dist.new_group(backend="gloo"), closing)
+
+
+def own_store() -> tuple[dist.Store, int, int]:
+    """The launcher's store under a name that this start of the processes has alone; rank and world size.
+
+    torchrun keeps one store for all the starts of ``--max-restarts``, in which gloo and NCCL would find addresses of
+    processes that are gone (pytorch issue 135712). So the first rank draws a name, and answers each of the others
+    under the name that it drew for itself: what earlier processes left never answers.
+    """
+    store, rank, world_size = next(rendezvous("env://"))
+    mine, until = uuid.uuid4().hex, time.monotonic() + JOIN_SECONDS
+    if rank == 0:
+        store.set("start", mine)
+        for other in range(1, world_size):
+            store.set(f"{mine}/{other}/{store.get(f'{mine}/{other}').decode()}", "")
+        return dist.PrefixStore(mine, store), rank, world_size
+    while time.monotonic() < until:
+        name = store.get("start").decode()
+        store.set(f"{name}/{rank}", mine)
+        if store.check([f"{name}/{rank}/{mine}"]):
+            return dist.PrefixStore(name, store), rank, world_size
+        time.sleep(0.02)
+    raise PeerLost
 
 
 def _pick_device(name: str, local_rank: int) -> torch.device:
@@ -144,6 +181,46 @@ def gather_objects(value: Any) -> list[Any]:
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def highest(values: list[int], process: Process) -> list[int]:
+    """The highest of every rank's ``values``, place by place. Raises :class:`PeerLost` if a rank is gone."""
+    if process.control is None:
+        return values
+    tensor = torch.tensor(values)
+    try:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, process.control)
+    except RuntimeError:
+        raise PeerLost from None
+    return tensor.tolist()
+
+
+def share_error(error: UserError | None, process: Process) -> None:
+    """Raise the error of the first rank that has one, on every rank: nobody is left waiting in a collective."""
+    errors: list[UserError | None] = [None] * process.world_size
+    if process.control is None:
+        errors = [error]
+    else:
+        dist.all_gather_object(errors, error, process.control)
+    found = next((e for e in errors if e), None)
+    if found:
+        found.every_process = True
+        raise found
+
+
+def on_first_rank(work: Callable[[], T], process: Process) -> T:
+    """What ``work`` returns on the first rank (small, picklable), on every rank; so too the error that it raises."""
+    value, error = None, None
+    if process.is_main:
+        try:
+            value = work()
+        except UserError as problem:
+            error = problem
+    share_error(error, process)
+    values = [value]
+    if process.control is not None:
+        dist.broadcast_object_list(values, 0, process.control)
+    return values[0]
 
 
 def barrier() -> None:

@@ -1,12 +1,16 @@
-"""The one exception that is meant for people, and the wrapper that prints it."""
+"""The one exception that is meant for people, how a run ends, and the wrapper that says so to the caller."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable
 
-EXIT_BAD_INPUT, EXIT_STOPPED = 2, 3
+EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_LOST, EXIT_PAUSED = 2, 3, 4, 75  # 75 is sysexits' EX_TEMPFAIL: try again
+WAIT_FOR_LAUNCHER = 10.0  # seconds that a process whose peer is gone leaves to torchrun, which names the one that died
 
 
 class UserError(Exception):
@@ -34,16 +38,77 @@ class RunStopped(UserError):
     exit_code = EXIT_STOPPED
 
 
+class PeerLost(UserError):
+    """Another process of the job is gone, so this one cannot go on; its own error is said elsewhere."""
+
+    exit_code = EXIT_LOST
+
+    def __init__(self, message: str = "the connection to another process of this job broke, so this one ends too; what "
+                 "happened is said by that process or by torchrun's report; start the same command again to go on from "
+                 "the last checkpoint", every_process: bool = True) -> None:
+        super().__init__(message, every_process)
+
+
+class RunPaused(Exception):
+    """A run that a signal ended after its checkpoint was written: started again, it goes on.
+
+    The exit code is 75; but 0 under ``torchrun --max-restarts N``, which takes any other for a failure and would
+    start the processes again.
+    """
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) else EXIT_PAUSED
+
+
 def run_script(main: Callable[[], None]) -> None:
-    """Run a root script's ``main`` and turn a :class:`UserError` into one line on stderr and exit code 2."""
+    """Run a root script's ``main``; turn a :class:`UserError` into one line on stderr and its exit code.
+
+    Under torchrun the error is also written to the file from which its report is made, so that the rank that
+    failed first stands at the top of it.
+    """
     try:
         main()
+    except RunPaused as pause:
+        sys.exit(pause.exit_code)
     except UserError as error:
-        if not error.every_process or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        _end(error)
     except BrokenPipeError:  # the reader of our output (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if is_lost_connection(error):
+            _end(PeerLost())
+        _tell_launcher(str(error), traceback.format_exc())
+        raise
+
+
+def _end(error: UserError) -> None:
+    if isinstance(error, PeerLost):
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            time.sleep(WAIT_FOR_LAUNCHER)  # its SIGTERM ends this process, which then has failed in nobody's eyes
+    else:
+        _tell_launcher(f"error: {error}")
+    if not error.every_process or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective failed because a peer went away; what gloo and NCCL say has no type of its own."""
+    words = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited",
+             "communicator was aborted", "Connection refused")
+    return (isinstance(error, RuntimeError) and int(os.environ.get("WORLD_SIZE", 1)) > 1
+            and any(word in str(error) for word in words))
+
+
+def _tell_launcher(message: str, stack: str | None = None) -> None:
+    """Write torchrun's error file (torch.distributed.elastic.multiprocessing.errors) if it asked for one."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    extra = {"py_callstack": stack or message, "timestamp": str(int(time.time()))}
+    with open(path, "w") as file:  # noqa: PTH123
+        json.dump({"message": {"message": message, "extraInfo": extra}}, file)

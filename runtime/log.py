@@ -1,9 +1,10 @@
-"""What a run leaves and shows: config.json, metrics.jsonl, TensorBoard, a log, a progress bar; and the alarm."""
+"""What a run leaves and shows: config.json, metrics.jsonl, TensorBoard, a log, a progress bar."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,18 +16,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime.device import all_reduce_mean
-from runtime.errors import RunStopped
-from runtime.state import CONFIG, save_json
+from runtime.errors import UserError
+from runtime.state import CONFIG, save_json, write_atomic
 
-METRICS, LOG, NONFINITE = "metrics.jsonl", "log.txt", "nonfinite.json"
+METRICS, LOG = "metrics.jsonl", "log.txt"
 
 
 class RunLog:
-    """The run's folder. On every rank but the first all of it is a no-op, so callers need not ask who they are."""
+    """The run's folder. On every rank but the first all of it is a no-op, so callers need not ask who they are.
+
+    Trouble in writing (a full disk) raises nothing here, where other ranks would be left waiting; it stands in
+    ``problem`` for the run to share.
+    """
 
     def __init__(self, folder: Path, config: dict[str, Any], is_main: bool, first_step: int = 0) -> None:
         """``first_step``: the global step that comes next; what an interrupted run wrote beyond it is dropped."""
         self.is_main, self.folder = is_main, folder
+        self.problem: UserError | None = None
         if not is_main:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank writes
@@ -39,31 +45,52 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line on the screen and in log.txt."""
         if self.is_main:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
-            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.text, flush=True)
+            with self._noting_trouble():
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+                print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.text, flush=True)
 
     def scalars(self, step: int, epoch: int, values: dict[str, float], group: str = "train") -> None:
         """One line of metrics.jsonl and one point a curve. ``step`` counts updates made since the run began."""
         if self.is_main:
             line = {"step": step, "epoch": epoch, "group": group, **values}
-            print(json.dumps(line), file=self.metrics, flush=True)
-            for name, value in values.items():
-                self.board.add_scalar(f"{group}/{name}", value, step)
+            with self._noting_trouble():
+                print(json.dumps(line), file=self.metrics, flush=True)
+                for name, value in values.items():
+                    self.board.add_scalar(f"{group}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Have everything on the disk that was written so far, before a checkpoint says that it was."""
+        if self.is_main:
+            with self._noting_trouble():
+                os.fsync(self.metrics.fileno())
+                self.board.flush()
 
     def close(self) -> None:
         """Flush and close everything."""
         if self.is_main:
-            self.board.close()
-            self.metrics.close()
-            self.text.close()
+            for file in (self.board, self.metrics, self.text):
+                with self._noting_trouble():
+                    file.close()
+
+    @contextlib.contextmanager
+    def _noting_trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # the reader of the screen went away
+            raise
+        except OSError as error:
+            self.problem = self.problem or UserError(
+                f"{self.folder} cannot be written any more ({error.strerror or error}); make room, and start the same "
+                "command again to go on")
 
     @staticmethod
     def _drop_after(path: Path, first_step: int) -> None:
         if path.exists():
             whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
             kept = [line for line in whole if json.loads(line)["step"] <= first_step and first_step]
-            path.write_text("".join(line + "\n" for line in kept))
+            text = "".join(line + "\n" for line in kept).encode()
+            write_atomic(path, lambda file: file.write(text) and None)
 
 
 class Averages:
@@ -89,13 +116,25 @@ class Averages:
         self.totals, self.counts = {}, {}
         return dict(zip(names, means.tolist(), strict=True))
 
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's sums and counts since the last :meth:`take`."""
+        return {"totals": {name: total.cpu() for name, total in self.totals.items()}, "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.totals = {name: total.to(device) for name, total in state["totals"].items()}
+        self.counts = dict(state["counts"])
+
 
 class Meter:
     """Yields the batches of one epoch behind a progress bar, and measures the speed and the wait for data."""
 
-    def __init__(self, loader: Iterable[Any], steps: int, images_per_step: int, label: str, is_main: bool) -> None:
+    def __init__(self, loader: Iterable[Any], steps: int, images_per_step: int, label: str, is_main: bool,
+                 first: int = 0) -> None:
+        """``steps`` of the epoch, of which the loader gives those from ``first`` on."""
         self.loader, self.images = loader, images_per_step
-        self.bar = tqdm(total=steps, desc=label, unit="step", leave=False, disable=None if is_main else True)
+        self.bar = tqdm(total=steps, initial=first, desc=label, unit="step", leave=False,
+                        disable=None if is_main else True)
         self.steady_waited = self.steady = 0.0
         self._restart()
 
@@ -135,35 +174,6 @@ class Meter:
 
     def _restart(self) -> None:
         self.start, self.waited, self.given = time.perf_counter(), 0.0, 0
-
-
-class FiniteAlarm:
-    """Stops a run whose loss is not finite, one step late so that the device is never waited for."""
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        self.path = folder / (NONFINITE if rank == 0 else f"rank{rank}.{NONFINITE}")
-        self.last: tuple[dict[str, Tensor], Tensor, int, int] | None = None
-
-    def watch(self, parts: dict[str, Tensor], indices: Tensor, epoch: int, step: int) -> None:
-        """Check the step before this one, and keep this one for the next call."""
-        self.check()
-        self.last = ({k: v.detach() for k, v in parts.items() if v.ndim == 0}, indices, epoch, step)
-
-    def check(self) -> None:
-        """Raise :class:`RunStopped` if the step last watched was not finite, with its parts and indices saved."""
-        if self.last is None:
-            return
-        tensors, indices, epoch, step = self.last
-        self.last = None
-        if math.isfinite(tensors["loss"]):
-            return
-        parts = {k: float(v) for k, v in tensors.items()}
-        save_json({"epoch": epoch, "step": step, "parts": {k: str(v) for k, v in parts.items()},
-                   "indices": indices.tolist()}, self.path)
-        said = ", ".join(f"{k} {v:.6g}" for k, v in parts.items())
-        raise RunStopped(f"the loss is not finite at epoch {epoch}, step {step} ({said}); the batch's indices are in "
-                         f"{self.path}, and the last checkpoint is untouched: lower --lr, or use --amp bf16 or off",
-                         every_process=False)
 
 
 def duration(seconds: float) -> str:

@@ -1,104 +1,26 @@
-"""One epoch of any training here, and the opening and closing of a run. The scripts say what a step is."""
+"""One epoch of any training here. The scripts say what a step is."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from runtime.device import Process, seed_everything
-from runtime.errors import RunStopped, UserError
-from runtime.log import Averages, FiniteAlarm, Meter, RunLog, duration
+from runtime.device import gather_objects, highest, share_error
+from runtime.errors import UserError
+from runtime.log import Meter, duration
+from runtime.nonfinite import FiniteAlarm
 from runtime.optim import Updater
-from runtime.state import CHECKPOINT, find_resume, load_checkpoint, random_state, save_checkpoint, set_random_state
+from runtime.run import Run
 
 Parts = dict[str, Tensor]
 
 WAIT_SHARE = 0.2  # of an epoch, from which on there is advice
-
-
-@dataclass
-class Run:
-    """A run's folder, log and place in time: ``epoch`` to do next, ``steps`` done since it began."""
-
-    output: Path
-    process: Process
-    log: RunLog
-    record: Mapping[str, Any]
-    epoch: int
-    steps: int
-    resumed: dict[str, Any] | None
-
-    @classmethod
-    def open(cls, output: str, resume: str, config: dict[str, Any], record: Mapping[str, Any], volatile: set[str],
-             process: Process, modules: Mapping[str, nn.Module | Updater], start_epoch: int | None = None) -> Run:
-        """Start in ``output``, or go on from its last epoch: restores ``modules``, the log and the random state.
-
-        ``config`` says which run this is (see :func:`runtime.state.find_resume`); ``record`` goes into every
-        checkpoint. Raises :class:`UserError` before anything is written if the folder holds a different run.
-        """
-        folder = Path(output)
-        path = find_resume(folder, resume, config, volatile)
-        state = load_checkpoint(path) if path else None
-        if state:
-            restore(modules, state, path)
-        epoch, steps = (state["epoch"], state["steps"]) if state else (0, 0)
-        if start_epoch is not None and not (state and resume == "auto"):  # a restart goes on, whatever it began with
-            epoch = start_epoch
-        log = RunLog(folder, config, process.is_main, steps)
-        run = cls(folder, process, log, record, epoch, steps, state)
-        if path:
-            log.say(f"going on from {path} at epoch {run.epoch}")
-        return run
-
-    def restore_random_state(self, seed: int) -> None:
-        """Each rank's own random state: that of the checkpoint, or a fresh one from (seed, rank)."""
-        rank, world = self.process.rank, self.process.world_size
-        if not (self.resumed and set_random_state(self.resumed["random"], rank, world)):
-            seed_everything(seed + rank)
-
-    def save(self, epoch: int, modules: Mapping[str, nn.Module | Updater],
-             exports: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """After ``epoch``: checkpoint.pth to go on from, and each of ``exports`` {file name: tensors} to use."""
-        random = random_state()  # a collective: every rank gives its own
-        broken = [f"{name}: {key}" for name, tensors in exports.items() for key, value in tensors.items()
-                  if value.is_floating_point() and not torch.isfinite(value).all()]
-        if broken:
-            raise RunStopped(f"the weights are not finite after epoch {epoch} ({broken[0]}); nothing was saved over "
-                             "the last checkpoint: lower --lr, or use --amp bf16 or off", every_process=False)
-        if self.process.is_main:
-            done = {**self.record, "epoch": epoch + 1, "steps": self.steps}
-            states = {name: module.state_dict() for name, module in modules.items()}
-            save_checkpoint({**done, **states, "random": random}, self.output / CHECKPOINT)
-            for name, tensors in exports.items():
-                save_checkpoint({**done, "state_dict": dict(tensors)}, self.output / name)
-
-    def note(self, epoch: int, group: str, values: dict[str, float], description: str) -> None:
-        """Scalars beside those of training, and a line in the log."""
-        self.log.scalars(self.steps, epoch, values, group)
-        self.log.say(f"epoch {epoch + 1}: {description}: " + "  ".join(f"{k} {v:.2f}" for k, v in values.items()))
-
-    def finish(self, *lines: str) -> None:
-        """Last words, and the log closed."""
-        for line in (*filter(None, lines), f"done: {self.output}"):
-            self.log.say(line)
-        self.log.close()
-
-
-def restore(modules: Mapping[str, nn.Module | Updater], state: Mapping[str, Any], path: Path) -> None:
-    """Load each module's part of a checkpoint, strictly."""
-    for name, module in modules.items():
-        try:
-            module.load_state_dict(state[name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--resume {path} does not fit this run's {name} ({reason}); give the checkpoint of a run "
-                            "with the same networks, or another --output") from None
 
 
 @dataclass
@@ -120,26 +42,80 @@ class Trainer:
     monitor: Callable[[Parts], Parts] | None = None
 
     def __post_init__(self) -> None:
-        self.averages, self.alarm = Averages(), FiniteAlarm(self.run.output, self.run.process.rank)
-        self.first_epoch, self.began = self.run.epoch, time.monotonic()
+        run = self.run
+        self.alarm = FiniteAlarm(run.output, run.process.rank, run.modules, run.nonfinite_limit)
+        if run.on_nonfinite == "skip":
+            self.updater.optimizer.register_step_pre_hook(self._look)
+        self.done, self.began, self.bad = 0, time.monotonic(), ""
 
     def epoch(self, epoch: int, step_of: Callable[[Any], Parts]) -> None:
-        """One pass over the loader. ``step_of(batch)`` is the forward pass; its dict has ``loss`` and other parts."""
-        steps = len(self.loader)
-        meter = Meter(self.loader, steps, self.images_per_step, f"epoch {epoch}", self.run.process.is_main)
-        for step, batch in enumerate(meter):
-            self.check(batch)
+        """One pass over the loader, which begins at ``run.step``, the step to do next.
+
+        ``step_of(batch)`` is the forward pass; its dict has ``loss`` and other parts. Between two steps all ranks
+        decide whether to save or to stop (see :meth:`runtime.run.Run.between_steps`).
+        """
+        run, first = self.run, self.run.step
+        run.epoch, steps = epoch, first + len(self.loader)
+        meter = Meter(self.loader, steps, self.images_per_step, f"epoch {epoch}", run.process.is_main, first)
+        batches = iter(meter)
+        for step in range(first, steps):
+            batch, error = self._next(batches)
+            run.between_steps(error)
             rate = self.rate(epoch, step, steps)
+            self.alarm.begin(batch, epoch, step)
             with self.updater.autocast():
                 parts = step_of(batch)
-            self.alarm.watch(parts, batch.indices, epoch, step)
+            self.alarm.watch(parts)
             self.updater.step(parts["loss"], rate)
-            self.run.steps += 1
-            self.averages.add(parts)
+            run.step, run.steps, self.done = step + 1, run.steps + 1, self.done + 1
+            if self._was_skipped():
+                parts = {}
+            run.averages.add(parts)
             if (step + 1) % self.print_freq == 0 or step + 1 == steps:
                 self._report(epoch, step + 1, steps, parts, rate, meter)
-        self.alarm.check()
+        _, error = self._next(batches)  # the end: samplers say what they have shown
+        share_error(error, run.process)
         self._say_of_data(epoch, meter.wait_share())
+
+    def _next(self, batches: Iterator[Any]) -> tuple[Any, UserError | None]:
+        """The next batch, None after the last; and what speaks against going on on this rank."""
+        batch = error = None
+        try:
+            batch = next(batches, None)
+            if batch is not None:
+                self.check(batch)
+        except UserError as found:
+            error = found
+        return batch, self.alarm.problem() or error
+
+    def _look(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Before an update, with --on-nonfinite skip: one that is not finite on any rank becomes none, since an
+        optimizer leaves parameters without a gradient alone."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self._agreed_bad(gradients):
+            optimizer.zero_grad(set_to_none=True)
+
+    def _agreed_bad(self, gradients: list[Tensor]) -> bool:
+        said = self.alarm.bad_step(gradients)
+        if highest([int(bool(said))], self.run.process)[0]:
+            self.bad = next(filter(None, gather_objects(said)))
+        return bool(self.bad)
+
+    def _was_skipped(self) -> bool:
+        """Whether the step just done was left out; then it is undone but for being counted."""
+        run = self.run
+        if run.on_nonfinite == "stop":
+            return False
+        if self.alarm.values is not None:  # a gradient scaler made no update, and says why only of gradients
+            self._agreed_bad([])
+        if not self.bad:
+            run.skipped = 0
+            return False
+        run.log.say(f"{self.bad}; the step is left out")
+        self.bad, run.skipped = "", run.skipped + 1
+        self.alarm.undo()
+        self.alarm.refuse_row(run.skipped)
+        return True
 
     def _say_of_data(self, epoch: int, waited: float) -> None:
         """Once an epoch, what the loader saved, and its advice if the step waits for it."""
@@ -151,13 +127,12 @@ class Trainer:
 
     @torch.no_grad()
     def _report(self, epoch: int, done: int, steps: int, parts: Parts, rate: float, meter: Meter) -> None:
-        if self.monitor:
-            self.averages.add(self.monitor(parts))
-        values = {**self.averages.take(), "lr": rate, **meter.rates()}
-        past = (epoch - self.first_epoch) * steps + done
-        left = (self.epochs - self.first_epoch) * steps - past
+        if self.monitor and parts:
+            self.run.averages.add(self.monitor(parts))
+        values = {**self.run.averages.take(), "lr": rate, **meter.rates()}
+        left = (self.epochs - epoch) * steps - done
         self.run.log.scalars(self.run.steps, epoch, values)
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.run.log.say(f"epoch {epoch + 1}/{self.epochs} step {done}/{steps}  {text}  "
-                         f"eta {duration((time.monotonic() - self.began) / past * left)}")
-        meter.show({"loss": values["loss"]})
+                         f"eta {duration((time.monotonic() - self.began) / self.done * left)}")
+        meter.show({"loss": values.get("loss", math.nan)})

@@ -56,9 +56,9 @@ class Updater:
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def step(self, loss: torch.Tensor, rate: float) -> None:
-        """Backward, update at learning rate ``rate``, and clear the gradients."""
+        """Backward, update at learning rate ``rate`` (times a group's own ``lr_scale``), and clear the gradients."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -11,7 +11,7 @@
 # ImageNet, 25 epochs of about 20,000 steps of 1,024 images; the paper's run has 4 GPUs (the space term is taken over
 # each GPU's batch, so another number of GPUs is another batch for it). Make the neighbours first, with
 # scripts/compute_knn.sh of the same row. Further flags are handed on:  bash scripts/cf_train.sh resnet18 --amp bf16
-# Paths are taken from the project's folder. A run that was cut short goes on from its last epoch when it is started again.
+# Paths are taken from the project's folder. A run that was cut short goes on from its last step when it is started again.
 set -euo pipefail
 
 DATA=${DATA:-/data/imagenet}                       # holds train/ and val/

@@ -146,7 +146,8 @@ def test_teacher_run_leaves_mocos_layout(teacher):
     assert set(saved["state_dict"]) == {f"module.encoder_q.{key}" for key in trunk | head}
     assert (saved["arch"], saved["stem"], saved["image_size"]) == (TEACHER, "cifar", 32)
     assert {path.name.partition(".tfevents")[0] for path in folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "teacher.pth", "events.out"}
+        "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "checkpoint-000000004.pth", "teacher.pth",
+        "events.out"}
     assert [line["step"] for line in metrics(folder)] == list(range(1, 9))
     assert load(folder / "checkpoint.pth")["state_dict"]["queue"].shape == (128, 16)
 
@@ -196,7 +197,8 @@ def test_mined_neighbours_are_the_nearest(teacher, neighbours, tree):
 
 def test_what_a_run_leaves(run, teacher):
     assert {path.name.partition(".tfevents")[0] for path in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "student.pth", "events.out"}
+        "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "checkpoint-000000010.pth", "student.pth",
+        "events.out"}
     config = json.loads((run / "config.json").read_text())
     assert config["student_arch"] == STUDENT
     assert config["teacher_sha256"] == hashlib.sha256(teacher.read_bytes()).hexdigest()
@@ -401,7 +403,8 @@ def test_two_processes_train_and_leave_one_run(distil_flags, work):
     assert "2 x cpu" in done.out
     assert "--distributed" in done.out  # accepted, ignored, with a word
     assert {path.name.partition(".tfevents")[0] for path in folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "student.pth", "events.out"}
+        "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "checkpoint-000000010.pth", "student.pth",
+        "events.out"}
     lines = metrics(folder)
     assert [line["step"] for line in lines] == [5, 10, 15, 20]  # -b counts anchors over all processes
     assert lines[-1]["loss"] < lines[0]["loss"]

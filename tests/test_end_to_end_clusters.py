@@ -190,7 +190,7 @@ def test_training_over_clusters_logs_what_each_epoch_has_shown(run):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_student(run, distil_flags, tmp_path, monkeypatch):
-    from runtime.loop import Run
+    from runtime.run import Run
 
     save = Run.save
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_end_to_end import in_this_process, load, metrics, render, script, well
+from test_end_to_end_resume import at, differences
 
 from losses import LOSSES, needs_of
 from models.backbones import build_backbone
@@ -62,35 +63,34 @@ def test_every_method_runs(names, work):
 
 
 @pytest.mark.parametrize("names", ["bingo", "disco", "compress"])
-def test_one_epoch_and_then_another_is_both_at_once_bit_for_bit(names, work, monkeypatch):
+def test_stopped_in_mid_epoch_it_ends_as_if_nothing_had_been(names, work):
     """The queue, the momentum student, CutMix's draws and the teacher's batch statistics among what goes on."""
-    from runtime.loop import Trainer
-
-    output, whole = f"{names}_cut", Trainer.epoch
+    straight, cut = f"{names}_straight", f"{names}_cut"
     more = ["--teacher-bn", "train", "--warmup-epochs", 0]
-    well(in_this_process("train_distill.py", *flags(work, names, f"{names}_straight", *more)))
-
-    def interrupted(self, epoch, step_of):
-        if epoch:
-            raise KeyboardInterrupt
-        return whole(self, epoch, step_of)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "epoch", interrupted)
-        assert in_this_process("train_distill.py", *flags(work, names, output, *more)).rc == 130
-    well(in_this_process("train_distill.py", *flags(work, names, output, *more)))
-    one, two = (load(work / folder / "checkpoint.pth") for folder in (f"{names}_straight", output))
+    well(in_this_process("train_distill.py", *flags(work, names, straight, *more)))
+    for plan in ("0:0:1:TERM", "0:0:3:TERM"):
+        assert at(plan, "train_distill.py", *flags(work, names, cut, *more)).rc == 75
+    well(in_this_process("train_distill.py", *flags(work, names, cut, *more)))
+    assert differences(work / straight, work / cut) == []
+    one, two = (load(work / folder / "checkpoint.pth") for folder in (straight, cut))
     for part in ("state_dict", "loss", *(["momentum"] if needs_of(names).momentum else [])):
         assert one[part].keys() == two[part].keys()
         for key, value in one[part].items():
             assert torch.equal(value, two[part][key]), key
 
 
-def test_two_processes_keep_one_queue(work):
-    output = "disco_two"
-    well(script("train_distill.py", *flags(work, "disco", output, "--epochs", 1), processes=2))
-    state = load(work / output / "checkpoint.pth")
-    assert state["loss"]["losses.disco.queue.count"] == 12
+def test_two_processes_train_as_one(work):
+    """A student without batch norm, so that nothing depends on who has which image: losses, queue and weights."""
+    well(in_this_process("train_distill.py", *flags(work, "disco", "disco_one", "--epochs", 1)))
+    well(script("train_distill.py", *flags(work, "disco", "disco_two", "--epochs", 1), processes=2))
+    for name in ("loss", "moco", "distance"):
+        one, two = ([line[name] for line in metrics(work / folder)] for folder in ("disco_one", "disco_two"))
+        assert two == pytest.approx(one, rel=1e-3), name
+    one, two = (load(work / folder / "checkpoint.pth") for folder in ("disco_one", "disco_two"))
+    assert two["loss"]["losses.disco.queue.count"] == 12
+    for part in ("state_dict", "loss", "momentum"):
+        for key, value in one[part].items():
+            torch.testing.assert_close(two[part][key], value, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("names", "more", "words"), [
@@ -123,5 +123,7 @@ def test_a_teacher_is_asked_for_by_name_and_ignored_where_none_is_needed(work):
     assert done.rc == 2
     assert "--loss coss needs --distill" in done.err
     done = well(in_this_process("train_distill.py", *flags(work, "moco", "alone", "--distill", work / "teacher.pth",
-                                                           "--epochs", 1)))
-    assert "--distill is not used by --loss moco" in done.out
+                                                           "--epochs", 1, "--smd-tau", 1, "--l_0", 2)))
+    for words in ("--distill", "--smd-tau", "--l_0"):
+        assert f"{words} is not used by --loss moco" in done.out
+    assert "--queue-size is" not in done.out

@@ -129,10 +129,12 @@ MINIMAL = {
     ("inspect_checkpoint",): ["t.pth"],
     ("pack_dataset",): ["--data", "d", "--output", "o.pack"],
     ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
+    ("evaluate", "finetune"): ["--data", "d", "--weights", "t.pth", "--labels", "0.01"],
     ("evaluate", "transfer"): ["--data", "d", "--weights", "t.pth"],
     ("evaluate", "robustness"): ["--train", "d", "--ood", "v2=v", "--weights", "t.pth"],
     ("evaluate", "overlap"): ["--data", "d", "--teacher", "t.pth", "--weights", "s.pth"],
     ("evaluate", "retrieval"): ["--data", "d", "--weights", "s.pth"],
+    ("evaluate", "video"): ["--data", "d", "--weights", "s.pth"],
     ("export",): ["--weights", "t.pth", "--to", "torchvision", "--output", "o.pth"],
 }
 

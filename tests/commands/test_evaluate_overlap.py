@@ -9,9 +9,9 @@ from PIL import Image
 from torch import nn
 
 import evaluate
-from commands.overlap import common_space, student_names
+from commands.overlap import common_space, heads_of, student_names
 from models.backbones import build_backbone
-from models.heads import build_head
+from models.heads import build_head, build_heads
 from runtime.device import Process
 from runtime.errors import UserError
 
@@ -24,16 +24,36 @@ def head(*widths):
 
 def test_what_is_compared():
     teacher, narrow, wide = torch.randn(6, 8), torch.randn(6, 5), torch.randn(6, 8)
-    own = head(8, 4)
-    target, projected, how = common_space(teacher, narrow, own, head(5, 8))
+    own = [head(8, 4)]
+    target, projected, how = common_space(teacher, narrow, own, [head(5, 8)])
     assert (target is teacher, projected.shape, how) == (True, (6, 8), "student's head, teacher's trunk")
-    target, projected, how = common_space(teacher, wide, own, head(8, 4))
+    target, projected, how = common_space(teacher, wide, own, [head(8, 4)])
     assert (target.shape, projected.shape, how) == ((6, 4), (6, 4), "both heads")
-    assert target.allclose(own(teacher))
-    assert common_space(teacher, wide, own, None)[::2] == (teacher, "both trunks")
-    assert common_space(teacher, wide, None, head(8, 4))[1] is wide
-    assert common_space(teacher, narrow, own, None) == (None, None, "no common width")
-    assert common_space(teacher, narrow, own, head(8, 8)) == (None, None, "no common width")  # no head of this trunk
+    assert target.allclose(own[0](teacher))
+    several = [head(8, 4), head(8, 8)]                       # of a sum of losses
+    assert common_space(teacher, wide, own, several)[1].allclose(several[1](wide))
+    assert common_space(teacher, wide, own, [])[::2] == (teacher, "both trunks")
+    assert common_space(teacher, wide, [], [head(8, 4)])[1] is wide
+    assert common_space(teacher, narrow, own, []) == (None, None, "no common width")
+    assert common_space(teacher, narrow, own, [head(8, 8)]) == (None, None, "no common width")  # not of this trunk
+
+
+def test_the_heads_in_a_file(tmp_path):
+    args = evaluate.parse_args(["overlap", "--data", "d", "--teacher", "t", "--weights", "s"])
+    backbone = {f"backbone.{k}": v for k, v in build_backbone("squeezenet1_1", image_size=64).state_dict().items()}
+
+    def widths(module):
+        path = tmp_path / "student.pth"
+        torch.save({"state_dict": {**backbone, **{f"proj_head.{k}": v for k, v in module.state_dict().items()}}}, path)
+        return [[layer.out_features for layer in x if isinstance(layer, nn.Linear)]
+                for x in heads_of(str(path), None, args)]
+
+    assert widths(nn.Identity()) == []
+    assert widths(nn.Linear(512, 7)) == [[7]]
+    assert widths(build_head("projection", 512, 9)) == [[2048, 9]]
+    wanted = [("projection", "trunk"), ("mlp", "head"), ("linear", "trunk"), ("none", None)]
+    assert widths(build_heads(wanted, 512, {"trunk": 9, "head": 4, None: 512})) == [[2048, 9], [512, 4], [9]]
+    assert heads_of("untrained", None, args) == []
 
 
 def test_names():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from data import colour
 from data.augment import COLOUR, JITTER_ORDERS, NO_COLOUR, PRESETS, Augmentation, view_keys
 from data.colour import apply_colour, colour_batch, colour_image
 from data.views import pil_colour
@@ -176,3 +177,13 @@ def test_on_a_card():
     there = apply_colour(images.cuda(), rows)
     assert there.is_cuda
     assert (there.cpu().double() - colour_batch(images, rows).double()).abs().mean((1, 2, 3)).max() < 0.1
+
+
+def test_a_batch_is_one_graph_of_the_same_pixels(monkeypatch):
+    """Without a compiler: traced whole, and run as traced."""
+    rows = Augmentation(PRESETS["moco_v2"], 16).draw(view_keys(0, np.arange(COUNT), 0)).colour
+    rows[::5, COLOUR.index("solarize")] = 128
+    images, rows = torch.from_numpy(IMAGES[16]).permute(0, 3, 1, 2), torch.from_numpy(rows)
+    traced = torch.compile(colour._colour, backend="eager", fullgraph=True)
+    monkeypatch.setattr(colour, "_compiled", lambda: traced)
+    assert torch.equal(colour_batch(images, rows, compiled=True), colour_batch(images, rows))

@@ -88,3 +88,5 @@ def test_published_defaults():
     for loss in (MoCo(), DisCo()):
         assert (loss.queue.items.shape, loss.s_temp) == ((65536, 128), 0.2)
     assert (DisCo().weight, DisCo().summed) == (32, False)
+    assert DisCo(disco_sum=True).per_process
+    assert not DisCo().per_process

@@ -51,6 +51,15 @@ def test_half_precision_rows_are_kept_in_float32():
     assert torch.equal(queue.items[:2], rows(2).half().float())
 
 
+def test_a_row_that_is_not_finite_is_left_out():
+    queue, keys = Queue(5, 3).double(), rows(3)
+    before = queue.items.clone()
+    keys[1, 2], keys[2, 0] = torch.inf, torch.nan
+    queue.put(keys)
+    assert torch.equal(queue.items, torch.cat([keys[:1], before[1:]]))
+    assert int(queue.count) == 3
+
+
 def test_goes_on_from_a_file_bit_for_bit():
     queue = Queue(5, 3)
     queue.put(rows(7).float())

@@ -9,7 +9,7 @@ from models.backbones import build_backbone
 from models.distiller import Distiller
 from models.moco import MoCo
 from models.teachers import load_frozen
-from runtime.loop import CHECKPOINT
+from runtime.store import CHECKPOINT
 
 CLASSIFIER = {"fc.weight", "fc.bias"}
 

@@ -1,8 +1,12 @@
 """Exit codes and the one line on stderr."""
 
-import pytest
+import json
 
-from runtime.errors import RunStopped, UserError, run_script
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+import runtime.errors
+from runtime.errors import PeerLost, RunPaused, RunStopped, UserError, is_lost_connection, run_script
 
 
 def run(raised, capsys):
@@ -24,6 +28,8 @@ def run(raised, capsys):
     (UserError("--data x was not found; give y"), 2, "error: --data x was not found; give y\n"),
     (RunStopped("the loss is not finite"), 3, "error: the loss is not finite\n"),
     (KeyboardInterrupt(), 130, ""),
+    (RunPaused(), 75, ""),
+    (PeerLost("a peer is gone"), 4, "error: a peer is gone\n"),
 ])
 def test_exit_codes(raised, code, err, capsys):
     found, streams = run(raised, capsys)
@@ -44,3 +50,49 @@ def test_one_line_a_machine_for_what_every_process_meets(monkeypatch, capsys, lo
 def test_what_is_nobodys_fault_but_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_script(lambda: 1 / 0)
+
+
+def test_a_pause_is_no_failure_that_torchrun_should_answer_by_starting_again(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert run(RunPaused(), capsys)[0] == 75
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert run(RunPaused(), capsys)[0] == 0
+
+
+LOST = "[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:51234"
+
+
+@pytest.mark.parametrize(("error", "processes", "lost"), [
+    (RuntimeError(LOST), 2, True), (RuntimeError(LOST), 1, False), (RuntimeError("shapes do not fit"), 2, False),
+    (ValueError(LOST), 2, False)])
+def test_a_lost_connection_is_told_from_other_trouble(monkeypatch, error, processes, lost):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert is_lost_connection(error) is lost
+
+
+def test_who_lost_a_peer_leaves_the_word_to_it(monkeypatch, capsys, tmp_path):
+    slept = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr(runtime.errors.time, "sleep", slept.append)
+    code, streams = run(RuntimeError(LOST), capsys)
+    assert code == 4
+    assert streams.err.startswith("error: the connection to another process")
+    assert "gloo" not in streams.err
+    assert slept == [10.0]  # in which torchrun, which has seen the other die, ends this process
+    assert not (tmp_path / "error.json").exists()
+
+
+@pytest.mark.parametrize(("error", "words"), [(UserError("--data x was not found; give y"), "error: --data x was not"),
+                                              (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero")])
+def test_torchruns_report_begins_with_the_error(monkeypatch, capsys, tmp_path, error, words):
+    """As torchrun itself reads the file."""
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    try:
+        run(error, capsys)
+    except ZeroDivisionError:
+        assert "Traceback" in json.loads(path.read_text())["message"]["extraInfo"]["py_callstack"]
+    failure = ProcessFailure(local_rank=1, pid=5, exitcode=1, error_file=str(path))
+    assert words in failure.message["extraInfo"]["py_callstack"]
+    assert failure.timestamp > 1_700_000_000

@@ -1,0 +1,134 @@
+"""Training a classifier on labelled images, epoch by epoch with resume: what linear and finetune share."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import cli
+from commands import common
+from data.augment import LINEAR, Augmentation
+from data.cache import CachedSource
+from data.loader import BadImageLog, Batch, build_loader
+from data.samplers import RandomSampler
+from data.sources import ImageSource
+from evals.classifier import labels_of
+from runtime.device import Process
+from runtime.loop import Trainer
+from runtime.optim import Updater
+from runtime.run import Run
+
+
+def add_training_flags(parser: argparse.ArgumentParser, data: cli.Group, *, epochs: int, milestones: str, factor: float,
+                       source: str) -> cli.Group:
+    """Batches, schedule and precision; ``source`` says where the defaults come from. Returns the group."""
+    cli.add_view_flags(data)
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=cli.number(int, 1), default=epochs, metavar="N",
+                       help=f"passes over the training images; default {epochs}, {source}")
+    group.add_argument("-b", "--batch-size", type=cli.number(int, 1), default=None, metavar="N",
+                       help=f"images of a step over all processes; default 256, {source}, or all where there are fewer")
+    group.add_argument("--schedule", type=cli.number(int, 0), nargs="*", default=None, metavar="EPOCH",
+                       help=f"epochs at which the rate is multiplied by --factor; default: at {milestones}, {source}")
+    group.add_argument("--factor", type=cli.number(float, above=0, most=1), default=factor, metavar="X",
+                       help=f"see --schedule; default {factor:g}, {source}")
+    group.add_argument("--momentum", type=cli.number(float, 0, 1), default=0.9,
+                       help=f"SGD momentum; default 0.9, {source}")
+    group.add_argument("--wd", "--weight-decay", dest="weight_decay", type=cli.number(float, 0), default=0.0,
+                       metavar="W", help=f"weight decay; default 0, {source}")
+    group.add_argument("--amp", choices=("auto", "off", "fp16", "bf16"), default="off",
+                       help="mixed precision of the network, the classifier stays float32: off (default, as the "
+                            "original), fp16 with a gradient scaler, bf16, or auto, fp16 on a card and off on a CPU")
+    group.add_argument("-p", "--print-freq", type=cli.number(int, 1), default=500, metavar="N",
+                       help="steps between two lines of the log and of metrics.jsonl; default 500")
+    return group
+
+
+@dataclass
+class History:
+    """The test scores of the epochs done, in order: ``epoch`` (from 1), ``top1``, ``top5`` in percent."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def best(self) -> dict[str, float]:
+        """The first epoch with the highest top-1."""
+        return max(self.rows, key=lambda row: row["top1"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.rows = list(state["rows"])
+
+
+def batch_size(args: argparse.Namespace, images: int, process: Process) -> int:
+    """--batch-size, or 256, or all the images that there are, as far as they divide among the processes."""
+    if args.batch_size:
+        return args.batch_size
+    return max(min(256, images) // process.world_size, 1) * process.world_size
+
+
+def fit(args: argparse.Namespace, process: Process, command: str, network: common.Network, train: ImageSource,
+        test: ImageSource, trained: nn.Module, updater: Updater, rate: float, milestones: list[int],
+        forward: Callable[[Tensor, Tensor], dict[str, Tensor]], score: Callable[[], tuple[float, float]],
+        export: Callable[[], Mapping[str, Tensor]], decided: Mapping[str, Any]) -> History:
+    """Train ``trained`` in OUTPUT/COMMAND-ID/ and score it after each epoch; the same command again goes on there.
+
+    ``forward(images, labels)`` gives the parts of a step on this rank, ``score()`` top-1 and top-5 on the test images
+    (a collective), ``export()`` the tensors of best.pth and last.pth. ID stands for everything that decides the
+    result, ``decided`` among it, so that runs with other settings never meet.
+    """
+    sampler = RandomSampler(len(train), batch_size(args, len(train), process), process.rank, process.world_size,
+                            args.seed)
+    spec = network.spec
+    source = CachedSource(train, args.image_cache) if args.image_cache else train
+    loader = build_loader(source, [Augmentation(LINEAR, spec.image_size)], sampler, args.workers, args.seed,
+                          process.device, args.data_path, args.cache)
+    bad_images, label_of = BadImageLog(train, args.on_bad_image), labels_of(torch.from_numpy(train.labels))
+    history = History()
+    modules = {"state_dict": trained, "updater": updater, "history": history}
+    config = {"command": command, **common.settings(args), **decided, **network.record(),
+              "batch_size": sampler.batch_size, "schedule": milestones, "train": train.fingerprint(),
+              "test": test.fingerprint()}
+    identity = {key: value for key, value in config.items() if key != "weights"}
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    record = {**spec.record(), "mean": list(network.encoder.mean), "std": list(network.encoder.std), "config": config}
+    run = Run.open(str(common.open_output(args) / f"{command}-{name}"), "auto", config, record, {"weights"}, process,
+                   modules)
+    run.restore_own_state(args.seed)
+
+    def step(batch: Batch) -> dict[str, Tensor]:
+        images, = batch.views                                              # uint8 [b, 3, S, S], on the device
+        return forward(images, label_of(batch.indices, batch.bad).to(process.device))
+
+    def rate_at(epoch: int, step: int, steps: int) -> float:  # noqa: ARG001 - the trainer's signature
+        return rate * args.factor ** sum(epoch >= milestone for milestone in milestones)
+
+    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, rate_at, args.print_freq,
+                      bad_images.check)
+    for epoch in range(run.epoch, args.epochs):
+        sampler.set_epoch(epoch, run.step)
+        trainer.epoch(epoch, step)
+        top1, top5 = score()
+        history.rows.append({"epoch": epoch + 1, "top1": top1, "top5": top5})
+        run.note(epoch, "test", {"top1": top1, "top5": top5}, f"{len(test):,} test images")
+        tensors = export()
+        run.save(epoch, {"last.pth": tensors} | (
+            {"best.pth": tensors} if history.best()["epoch"] == epoch + 1 else {}))
+    run.finish(bad_images.summary() if bad_images.counts else "")
+    return history
+
+
+def report(history: History) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The metrics and the table: the best epoch by the test images, as papers report it, and the last."""
+    rows = {"best": history.best(), "last": history.rows[-1]}
+    return rows, [{"of": name, **row} for name, row in rows.items()]

@@ -1,0 +1,27 @@
+"""Top-k accuracy whose ties are decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def places(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many classes stand before the true one: int64 [...] of logits [..., C] and labels int64 [...].
+
+    Of equal logits the lower class number stands first, as for argmax. A true class whose logit is not a number stands
+    last.
+    """
+    true = logits.gather(-1, labels[..., None])                                                       # [..., 1]
+    lower = torch.arange(logits.shape[-1], device=logits.device) < labels[..., None]                  # [..., C]
+    before = ((logits > true) | ((logits == true) & lower)).sum(-1)
+    return torch.where(true[..., 0].isnan(), logits.shape[-1], before)
+
+
+def accuracy(logits: Tensor, labels: Tensor, top: Sequence[int] = (1, 5)) -> list[float]:
+    """Percent of rows [n, C] whose label int64 [n] is among the first k classes, for each k of ``top``."""
+    where = torch.cat([places(part, truth.to(part.device)) for part, truth in
+                       zip(logits.split(8192), labels.split(8192), strict=True)] or [labels])
+    return [100 * float((where < k).double().mean()) if len(where) else float("nan") for k in top]

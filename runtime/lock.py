@@ -1,0 +1,98 @@
+"""A folder that belongs to one job at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+
+LOCK = "run.lock"
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+class FolderLock:
+    """Holds ``folder/run.lock``, which says who does, until :meth:`release` or the end of the process.
+
+    The lock is the system's (POSIX, so the children of the process do not share it, and NFS keeps it between
+    machines): it ends with its process, however that ends, and a file that was left behind is no lock. On a file
+    system without locks the host and the process that the file names decide.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises :class:`UserError` if another job holds it, or the folder cannot be written."""
+        self.path = folder / LOCK
+        self.left_by = None  # whose lock was found left behind
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            problem = self._take()
+            while problem is None and not self._is_the_file():  # its last owner removed it between open and lock
+                os.close(self.file)
+                problem = self._take()
+            if problem is None:
+                self._sign()
+        except OSError as error:
+            raise UserError(f"--output {folder} cannot be written ({error.strerror or error}); make room or choose "
+                            "another folder") from None
+        if problem:
+            os.close(self.file)
+            raise UserError(f"--output {folder} is in use by {problem}, or choose another folder")
+
+    def release(self) -> None:
+        """Remove the file and let go."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        with contextlib.suppress(OSError):
+            os.close(self.file)
+
+    def _take(self) -> str | None:
+        """Open and lock the file; who is in the way, and what to do about it."""
+        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = self._read()
+            if error.errno not in NO_LOCKS:
+                return f"{_named(owner)}; wait until that job ends"
+            if _may_live(owner):
+                return f"{_named(owner)}; wait until that job ends, remove {self.path} if it has ended"
+        return None
+
+    def _is_the_file(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self.file), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _sign(self) -> None:
+        owner = self._read()
+        self.left_by = _named(owner) if owner else None
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        os.ftruncate(self.file, 0)
+        os.pwrite(self.file, json.dumps(mine).encode(), 0)
+
+    def _read(self) -> dict[str, Any] | None:
+        with contextlib.suppress(OSError, ValueError):
+            owner = json.loads(os.pread(self.file, 4096, 0))
+            return owner if isinstance(owner, dict) else None
+        return None
+
+
+def _named(owner: dict[str, Any] | None) -> str:
+    if not owner:
+        return "another job"
+    return f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
+
+
+def _may_live(owner: dict[str, Any] | None) -> bool:
+    """Whether the owner that a file names may still run: a living process of this host, or one of another host."""
+    if not owner:
+        return False
+    return owner.get("host") != socket.gethostname() or Path(f"/proc/{owner.get('pid')}").exists()

@@ -1,0 +1,131 @@
+"""A loss that is not finite: noticed without waiting for the device, saved to be looked into, or skipped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runtime.errors import RunStopped, UserError
+from runtime.state import random_state, save_json
+from runtime.store import save_checkpoint
+
+NONFINITE = "nonfinite"
+POLICIES = ("stop", "skip")
+
+
+class Snapshot:
+    """Copies of all tensors of modules, as they last were; taking it copies within the device's memory."""
+
+    def __init__(self, modules: Mapping[str, Any]) -> None:
+        self.modules = {name: module for name, module in modules.items() if isinstance(module, nn.Module)}
+        self.copies: dict[str, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Remember everything as it is."""
+        for name, module in self.modules.items():
+            state, copies = module.state_dict(), self.copies.setdefault(name, {})
+            if {k: v.shape for k, v in copies.items()} != {k: v.shape for k, v in state.items()}:
+                self.copies[name] = {key: value.clone() for key, value in state.items()}
+            else:
+                torch._foreach_copy_(list(copies.values()), list(state.values()))
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        """Make everything what it was."""
+        for name, module in self.modules.items():
+            state = module.state_dict()
+            torch._foreach_copy_(list(state.values()), list(self.copies[name].values()))
+
+
+class FiniteAlarm:
+    """Looks at the loss of every step: :meth:`begin`, forward pass, :meth:`watch`, and then one of two.
+
+    To stop a run, :meth:`problem` reads it one step late, when the device has it anyway. To skip steps,
+    :meth:`bad_step` reads it before the update, with the gradients, and :meth:`undo` makes modules what they were.
+
+    Either way ``nonfinite.json`` (of other ranks: ``rankN.nonfinite.json``) names the images of the last such step,
+    and ``nonfinite.pth`` holds what it began with: every module's tensors, the views, the random state.
+    """
+
+    def __init__(self, folder: Path, rank: int, modules: Mapping[str, Any], limit: int = 10) -> None:
+        """``limit``: steps in a row that may be skipped."""
+        self.limit = limit
+        self.path = folder / f"{f'rank{rank}.' if rank else ''}{NONFINITE}.json"
+        self.snapshot = Snapshot(modules)
+        self.began: dict[str, Any] = {}
+        self.names: list[str] = []
+        self.values: Tensor | None = None
+        self.ready: torch.cuda.Event | None = None
+
+    def begin(self, batch: Any, epoch: int, step: int) -> None:
+        """Before the forward pass of a step."""
+        self.snapshot.take()
+        self.began = {"epoch": epoch, "step": step, "random": random_state(), "views": tuple(batch.views),
+                      "indices": batch.indices}
+
+    def watch(self, parts: Mapping[str, Tensor]) -> None:
+        """After the forward pass: have its scalars copied to the host as soon as they are there."""
+        scalars = {name: value.detach().float() for name, value in parts.items() if value.ndim == 0}
+        self.names, values = list(scalars), torch.stack(list(scalars.values()))
+        self.values = values.to("cpu", non_blocking=True)
+        if values.is_cuda:
+            self.ready = torch.cuda.Event()
+            self.ready.record()
+
+    def problem(self) -> RunStopped | None:
+        """What is to be said if the step last watched was not finite; what it began with is saved."""
+        parts = self._read()
+        if parts is None or math.isfinite(parts["loss"]):
+            return None
+        return RunStopped(f"{self._describe(parts)}, and the last checkpoint is untouched: lower --lr, use --amp bf16 "
+                          "or off, or leave such steps out by --on-nonfinite skip", every_process=False)
+
+    def bad_step(self, gradients: Iterable[Tensor]) -> str:
+        """Before the update: what is wrong with the step last watched, '' for nothing. The host waits for it.
+
+        ``gradients`` are looked at beside the loss; with a gradient scaler, which answers them itself, give none.
+        """
+        gradients = list(gradients)
+        largest = torch._foreach_norm(gradients, math.inf) if gradients else []
+        finite = bool(torch.stack(largest).isfinite().all()) if largest else True
+        parts = self._read()
+        return "" if finite and math.isfinite(parts["loss"]) else self._describe(parts)
+
+    def undo(self) -> None:
+        """Make modules what they were when the step began."""
+        self.snapshot.give_back()
+
+    def refuse_row(self, row: int) -> None:
+        """Raise :class:`RunStopped` if ``row`` steps in a row are too many."""
+        if row > self.limit:
+            raise RunStopped(f"{row} steps in a row were not finite, more than --nonfinite-limit {self.limit}; the "
+                             f"last one's images are in {self.path}, and the last checkpoint is untouched: lower --lr, "
+                             "or use --amp bf16 or off")
+
+    def _read(self) -> dict[str, float] | None:
+        if self.values is None:
+            return None
+        if self.ready is not None:
+            self.ready.synchronize()
+        values, self.values, self.ready = self.values.tolist(), None, None
+        return dict(zip(self.names, values, strict=True))
+
+    def _describe(self, parts: Mapping[str, float]) -> str:
+        """A sentence on the step, with what it began with saved."""
+        began = {**self.began, "indices": self.began["indices"].tolist()}
+        place = {"epoch": began["epoch"], "step": began["step"]}
+        said = ", ".join(f"{name} {value:.6g}" for name, value in parts.items())
+        kind = "loss is" if not math.isfinite(parts["loss"]) else "gradient is"
+        text = f"the {kind} not finite at epoch {place['epoch']}, step {place['step']} ({said}); "
+        try:
+            save_json({**place, "parts": {k: str(v) for k, v in parts.items()}, "indices": began["indices"]}, self.path)
+            save_checkpoint({**began, **self.snapshot.copies}, self.path.with_suffix(".pth"))
+        except UserError:  # a disk that is full must not hide what happened
+            return text + f"{self.path} could not be written"
+        return text + f"its images are in {self.path} and what it began with in {self.path.with_suffix('.pth').name}"

@@ -1,0 +1,281 @@
+"""A run's folder and its place in time: opening, what is decided between two steps, checkpoints, closing."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from runtime.device import Process, gather_objects, highest, on_first_rank, seed_everything, share_error
+from runtime.errors import RunPaused, RunStopped, UserError
+from runtime.lock import FolderLock
+from runtime.log import Averages, RunLog
+from runtime.signals import StopSignals, signal_name
+from runtime.state import check_same_run, random_state, set_random_state
+from runtime.store import CHECKPOINT, Checkpoints, digest, find_resume, load_checkpoint, load_newest, save_checkpoint
+
+Stateful = Any  # has state_dict and load_state_dict
+
+
+class Interval(NamedTuple):
+    """How often: every so many ``steps`` or ``seconds``, whichever is not 0."""
+
+    steps: int
+    seconds: float
+
+    @classmethod
+    def parse(cls, text: str) -> Interval:
+        """``500`` steps, or ``90s``, ``30m``, ``2h``; ``0`` is never. Raises ValueError."""
+        match = re.fullmatch(r"(\d+)([smh]?)", text)
+        if not match:
+            raise ValueError(f"{text!r} is no number of steps (500) and no time (90s, 30m, 2h)")
+        count, unit = int(match[1]), match[2]
+        return cls(0, count * {"s": 1.0, "m": 60.0, "h": 3600.0}[unit]) if unit else cls(count, 0.0)
+
+    def due(self, steps: int, seconds: float) -> bool:
+        """Whether it is time, after ``steps`` since the beginning and ``seconds`` since the last time."""
+        return bool(self.steps and steps and steps % self.steps == 0 or self.seconds and seconds >= self.seconds)
+
+
+@dataclass
+class Run:
+    """A run's folder, log and place in time: ``step`` of ``epoch`` comes next, ``steps`` were done since it began."""
+
+    output: Path
+    process: Process
+    log: RunLog
+    checkpoints: Checkpoints
+    record: Mapping[str, Any]
+    modules: Mapping[str, Stateful]
+    interval: Interval
+    closing: contextlib.ExitStack
+    on_nonfinite: str = "stop"
+    nonfinite_limit: int = 10
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    skipped: int = 0  # steps in a row up to now, because they were not finite
+    resumed: dict[str, Any] | None = None
+    signals: StopSignals = field(default_factory=StopSignals)
+    averages: Averages = field(default_factory=Averages)
+    saved_steps: int = -1  # as of the last checkpoint, and when it was written
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(cls, output: str, resume: str, config: dict[str, Any], record: Mapping[str, Any], volatile: set[str],
+             process: Process, modules: Mapping[str, Stateful], start_epoch: int | None = None,
+             save_every: str = "0", keep: int = 2, per_process: str = "", on_nonfinite: str = "stop",
+             nonfinite_limit: int = 10) -> Run:
+        """Start in ``output``, or go on from its last step: restores ``modules`` and the log.
+
+        ``config`` says which run this is (see :func:`runtime.state.check_same_run`); ``record`` goes into every
+        checkpoint. ``per_process`` says what of the run's mathematics depends on the number of processes, '' for
+        nothing. From here to :meth:`finish`, or the end of ``process``, the folder is this job's, and stop signals
+        are answered between steps. Raises :class:`UserError`, on every rank and before anything is written, if the
+        folder is in use or holds a different run.
+        """
+        folder, closing = Path(output), process.closing.enter_context(contextlib.ExitStack())
+        path, state, notes = _find(folder, resume, config, volatile, process, per_process, closing)
+        state = _restore_on_all(modules, state, path, process)
+        epoch, step, steps = (state["epoch"], state.get("step", 0), state["steps"]) if state else (0, 0, 0)
+        if start_epoch is not None and not (state and resume == "auto"):  # a restart goes on, whatever it began with
+            epoch, step = start_epoch, 0
+        log = RunLog(folder, config, False)
+
+        def open_log() -> None:
+            nonlocal log
+            log = RunLog(folder, config, True, steps)
+
+        on_first_rank(open_log, process)
+        closing.callback(log.close)
+        place = {"epoch": epoch, "step": step, "steps": steps, "skipped": state.get("skipped", 0) if state else 0}
+        in_place = path is not None and path.parent.samefile(folder) and path.name == CHECKPOINT
+        run = cls(folder, process, log, Checkpoints(folder, keep, steps if in_place else None), record, modules,
+                  Interval.parse(save_every), closing, on_nonfinite, nonfinite_limit, **place, resumed=state,
+                  saved_steps=steps if in_place else -1)
+        closing.enter_context(run.signals)
+        for note in notes:
+            log.say(note)
+        if path:
+            log.say(f"going on from {path} at epoch {epoch}" + (f", step {step}" if step else ""))
+        return run
+
+    def restore_own_state(self, seed: int) -> None:
+        """What each rank has of its own: random numbers, running averages, and buffers that differ among ranks.
+
+        Call it last before training, since DistributedDataParallel gives all ranks the first one's buffers. With
+        another number of processes than before, random numbers start anew from (seed, steps, rank), and each rank
+        takes the mean of the averages.
+        """
+        rank, state, self.resumed = self.process.rank, self.resumed, None
+        if state is None:
+            seed_everything(seed + rank)
+            return
+        states, device = state["random"], self.process.device
+        averages = state.get("averages") or [self.averages.state_dict()] * len(states)
+        if len(states) == self.process.world_size:
+            self.averages.load_state_dict(averages[rank], device)
+            load_buffers(self.modules, state["buffers"][rank] if "buffers" in state else {})
+            set_random_state(states[rank])
+            return
+        self.averages.load_state_dict(mean_state(averages), device)
+        words = np.random.SeedSequence((seed, self.steps, rank)).generate_state(1)
+        seed_everything(int(words[0]))
+        self.log.say(f"the run had {len(states)} processes and now has {self.process.world_size}: steps hold the same "
+                     "images, and random numbers start anew on each process")
+
+    def between_steps(self, error: UserError | None = None) -> None:
+        """What all ranks decide together before each step (a collective): to save, to stop, to give up.
+
+        ``error`` is what this rank met, if anything. Raises on every rank the error that any has; or
+        :class:`RunPaused`, with the checkpoint written, if a signal asked any to stop. A loss that is not finite goes
+        before a signal, so that no checkpoint holds what it made; an image that cannot be opened does not.
+        """
+        error = error or self.log.problem
+        grave = 0 if error is None else 2 if isinstance(error, RunStopped) else 1
+        due = self.interval.due(self.steps, time.monotonic() - self.saved_at)
+        signal, due, grave = highest([self.signals.asked, int(due), grave], self.process)
+        if grave == 2 or (grave and not signal):
+            share_error(error, self.process)
+        if (signal or due) and self.saved_steps != self.steps:
+            self._write({})
+        if signal:
+            self.log.say(f"stopped by {signal_name(signal)} before step {self.step} of epoch {self.epoch}; start the "
+                         "same command again to go on")
+            raise RunPaused
+
+    def save(self, epoch: int, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """After ``epoch``: checkpoint.pth to go on from, and each of ``exports`` {file name: tensors} to use."""
+        self.epoch, self.step = epoch + 1, 0
+        self._write(exports)
+
+    def _write(self, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
+        # Collectives: every rank gives its own.
+        ranks = {"random": gather_objects(random_state()), "averages": gather_objects(self.averages.state_dict()),
+                 "buffers": differing_buffers(self.modules, self.process.rank)}
+
+        def write() -> None:
+            self._refuse_broken(exports)
+            self.log.sync()
+            place = {**self.record, "epoch": self.epoch, "step": self.step, "steps": self.steps,
+                     "skipped": self.skipped}
+            states = {name: module.state_dict() for name, module in self.modules.items()}
+            for name, tensors in exports.items():  # first: after the last epoch's checkpoint nothing is done again
+                save_checkpoint({**place, "state_dict": dict(tensors)}, self.output / name)
+            self.checkpoints.save({**place, **states, **ranks})
+
+        on_first_rank(write, self.process)
+        self.saved_steps, self.saved_at = self.steps, time.monotonic()
+
+    def _refuse_broken(self, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
+        weights = {f"{name}: {key}": value for name, module in self.modules.items() if isinstance(module, nn.Module)
+                   for key, value in module.named_parameters()}
+        weights |= {f"{name}: {key}": value for name, tensors in exports.items() for key, value in tensors.items()}
+        broken = [name for name, value in weights.items()
+                  if value.is_floating_point() and not torch.isfinite(value).all()]
+        if broken:
+            raise RunStopped(f"the weights are not finite after {self.steps} steps ({broken[0]}); nothing was saved "
+                             "over the last checkpoint: lower --lr, or use --amp bf16 or off")
+
+    def note(self, epoch: int, group: str, values: dict[str, float], description: str) -> None:
+        """Scalars beside those of training, and a line in the log."""
+        self.log.scalars(self.steps, epoch, values, group)
+        self.log.say(f"epoch {epoch + 1}: {description}: " + "  ".join(f"{k} {v:.2f}" for k, v in values.items()))
+
+    def finish(self, *lines: str) -> None:
+        """Last words; the log is closed, the folder free, and signals are what they were."""
+        for line in (*filter(None, lines), f"done: {self.output}"):
+            self.log.say(line)
+        self.closing.close()
+
+
+def _find(folder: Path, resume: str, config: Mapping[str, Any], volatile: set[str], process: Process,
+          per_process: str, closing: contextlib.ExitStack,
+          ) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
+    """The folder made this job's; the checkpoint to go on from, its content, and notes. The first rank decides."""
+    state = None
+
+    def find() -> tuple[Path | None, list[str]]:
+        nonlocal state
+        paths, own = find_resume(folder, resume), resume in ("auto", "force")
+        if paths and resume == "auto":
+            check_same_run(folder, config, volatile)
+        loaded = None if own else load_newest(paths)
+        lock = FolderLock(folder)
+        closing.callback(lock.release)
+        for file in folder.glob(".*.tmp"):  # of a save that was killed
+            with contextlib.suppress(OSError):
+                file.unlink()
+        notes = [f"the lock of {lock.left_by} was left behind and is taken over"] if lock.left_by else []
+        paths = find_resume(folder, resume)  # again: until now the folder may have been another job's
+        if not paths:
+            return None, notes
+        path, state, damaged = loaded or load_newest(paths)
+        before = len(state["random"])
+        if per_process and resume == "auto" and before != process.world_size:
+            raise UserError(f"--output {folder} holds a run of {before} processes and this has {process.world_size}; "
+                            f"{per_process}, so it would be another run: start {before}, or add --resume to go on so")
+        return path, notes + [f"{line}; the one before it is taken" for line in damaged]
+
+    path, notes = on_first_rank(find, process)
+    return path, state, notes
+
+
+def _restore_on_all(modules: Mapping[str, Stateful], state: dict[str, Any] | None, path: Path | None,
+                    process: Process) -> dict[str, Any] | None:
+    """Load the checkpoint on every rank, or raise on every rank."""
+    problem = None
+    try:
+        if path:
+            state = state or load_checkpoint(path)
+            restore(modules, state, path)
+    except UserError as error:
+        problem = error
+    share_error(problem, process)
+    return state
+
+
+def restore(modules: Mapping[str, Stateful], state: Mapping[str, Any], path: Path) -> None:
+    """Load each module's part of a checkpoint, strictly."""
+    for name, module in modules.items():
+        try:
+            module.load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--resume {path} does not fit this run's {name} ({reason}); give the checkpoint of a run "
+                            "with the same networks, or another --output") from None
+
+
+def _buffers(modules: Mapping[str, Stateful]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": buffer for name, module in modules.items() if isinstance(module, nn.Module)
+            for key, buffer in module.named_buffers()}
+
+
+def differing_buffers(modules: Mapping[str, Stateful], rank: int) -> list[dict[str, Tensor]]:
+    """For each rank its buffers that are not as the first rank's, by name (a collective)."""
+    mine = _buffers(modules)
+    digests = gather_objects({name: digest(buffer) for name, buffer in mine.items()})
+    return gather_objects({name: mine[name].cpu() for name, value in digests[rank].items()
+                           if value != digests[0].get(name)})
+
+
+def load_buffers(modules: Mapping[str, Stateful], saved: Mapping[str, Tensor]) -> None:
+    """The inverse of :func:`differing_buffers`, for one rank."""
+    buffers = _buffers(modules)
+    for name, value in saved.items():
+        buffers[name].copy_(value)
+
+
+def mean_state(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """One state of :class:`Averages` whose means are those of all ``states`` together."""
+    names = states[0]["totals"]
+    return {"totals": {name: sum(state["totals"][name] for state in states) / len(states) for name in names},
+            "counts": states[0]["counts"]}

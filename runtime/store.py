@@ -1,0 +1,159 @@
+"""The checkpoints of a run: written whole, the last few kept, read with care."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+from runtime.state import write_atomic
+
+CHECKPOINT = "checkpoint.pth"
+OLDER = re.compile(r"checkpoint-(\d+)\.pth")  # the number of steps that had been done
+CHECKSUM = "checksum"
+
+
+class Damaged(Exception):
+    """A file that is not a whole checkpoint; the message says in what way."""
+
+
+class Checkpoints:
+    """``checkpoint.pth``, the newest, and those before it as ``checkpoint-STEPS.pth``: ``keep`` in all.
+
+    At every moment ``checkpoint.pth`` is a whole file: an older one gets its second name before the new one takes
+    its place, and is removed only after.
+    """
+
+    def __init__(self, folder: Path, keep: int, newest: int | None = None) -> None:
+        """``newest``: the steps of a ``checkpoint.pth`` that is known to be whole, which then is kept as an older."""
+        self.folder, self.keep, self.newest = folder, keep, newest
+
+    def save(self, state: dict[str, Any]) -> Path:
+        """Write ``state``, which holds tensors and plain values, with ``steps`` among them. Raises UserError."""
+        path, steps = self.folder / CHECKPOINT, state["steps"]
+        if self.keep > 1 and self.newest not in (None, steps):
+            self._keep_as(path, self.folder / f"checkpoint-{self.newest:09d}.pth")
+        save_checkpoint(state, path)
+        self.newest = steps
+        older = [(number, file) for number, file in older_checkpoints(self.folder) if number < steps]
+        kept = {file for _, file in older[:self.keep - 1]}
+        for _, file in older_checkpoints(self.folder):  # later ones are of a way that was left by going back
+            if file not in kept:
+                with contextlib.suppress(OSError):
+                    file.unlink()
+        return path
+
+    @staticmethod
+    def _keep_as(path: Path, older: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            older.unlink()
+        try:
+            os.link(path, older)
+        except FileNotFoundError:
+            return
+        except OSError:  # a file system without hard links: for a moment there is no checkpoint.pth, but its older name
+            with contextlib.suppress(OSError):
+                path.replace(older)
+
+
+def older_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(steps, file) of each ``checkpoint-STEPS.pth``, the newest first."""
+    found = ((OLDER.fullmatch(file.name), file) for file in folder.glob("checkpoint-*.pth"))
+    return sorted(((int(match[1]), file) for match, file in found if match), reverse=True)
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The checkpoints that a folder holds, the newest first."""
+    newest = folder / CHECKPOINT
+    return [newest] * newest.exists() + [file for _, file in older_checkpoints(folder)]
+
+
+def find_resume(output: Path, resume: str) -> list[Path]:
+    """The checkpoints to go on from, the best first; none for a fresh start. Raises :class:`UserError`.
+
+    ``resume``: ``auto`` goes on from what ``output`` holds, if anything; ``force`` must find something there;
+    anything else is the path of a checkpoint.
+    """
+    if resume not in ("auto", "force"):
+        if not Path(resume).is_file():
+            raise UserError(f"--resume {resume} is not a file; give a {CHECKPOINT}, or leave the flag out to go on "
+                            "from --output")
+        return [Path(resume)]
+    found = candidates(output)
+    if resume == "force" and not found:
+        raise UserError(f"--resume: {output} holds no {CHECKPOINT} to go on from; leave the flag out to start there")
+    return found
+
+
+def load_newest(paths: list[Path]) -> tuple[Path, dict[str, Any], list[str]]:
+    """The first of ``paths`` that is whole, what it holds, and a sentence on each that is not.
+
+    Raises :class:`UserError` if none is.
+    """
+    said = []
+    for path in paths:
+        try:
+            return path, read_checkpoint(path), said
+        except Damaged as error:
+            said.append(f"{path} is damaged ({error})")
+    raise UserError(f"--resume {'; '.join(said)}; nothing to go on from: remove such files to start anew")
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> Path:
+    """``torch.save`` with a checksum, atomically. ``state`` holds tensors and plain values, so that it loads safely."""
+    buffer = io.BytesIO()  # torch.save does not tell a full disk from other trouble
+    torch.save({**state, CHECKSUM: digest(state)}, buffer)
+    return write_atomic(path, lambda file: file.write(buffer.getbuffer()) and None)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A training checkpoint, on the CPU; raises :class:`UserError` if it is damaged."""
+    return load_newest([path])[1]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A training checkpoint, on the CPU; raises :class:`Damaged`."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load fails in many ways on a damaged file; each means the same to a person
+        raise Damaged(f"{type(error).__name__} on reading") from None
+    if not isinstance(state, dict) or not {"epoch", "steps", "random"} <= state.keys():
+        raise Damaged("not a training checkpoint of this project")
+    claimed = state.pop(CHECKSUM, None)  # the first runs had none
+    if claimed is not None and claimed != digest(state):
+        raise Damaged("its content does not have the checksum that it was written with")
+    return state
+
+
+def digest(value: Any) -> str:
+    """SHA-256 over a tree of dicts, lists, tensors and plain values: kinds, names, shapes and bytes."""
+    sha = hashlib.sha256()
+    for part in _parts(value):
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    if isinstance(value, Tensor):
+        yield f"tensor {value.dtype} {tuple(value.shape)}:".encode()
+        yield memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, dict):
+        yield f"dict {len(value)}:".encode()
+        for key, item in value.items():
+            yield f"{key!r}=".encode()
+            yield from _parts(item)
+    elif isinstance(value, (list, tuple)):
+        yield f"list {len(value)}:".encode()
+        for item in value:
+            yield from _parts(item)
+    else:
+        yield f"{value!r};".encode()

@@ -1,0 +1,75 @@
+"""How each method spends the image passes of scripts/compare_methods.sh, and at which learning rate."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from losses import needs_of  # noqa: E402
+from runtime.errors import UserError  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all students have in common."""
+
+    passes: int
+    epochs: int
+    batch: int
+    nearest_k: int
+    total_k: int
+
+    def rounded(self) -> Budget:
+        """The passes that give every method (1, 1.5 or 2 a batch's image) whole steps in every epoch."""
+        unit = 6 * self.epochs * self.batch
+        return replace(self, passes=max(1, self.passes // unit) * unit)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one method spends the budget."""
+
+    loss: str
+    sampler: str
+    anchors: int      # -b
+    nearest_k: int
+    total_k: int
+    epoch_steps: int
+    head_bn: bool
+
+
+def plan_of(entry: str, budget: Budget) -> Plan:
+    """``entry``: a loss or a sum of losses, and behind an @ the sampler (random or cf) if not the method's own."""
+    loss, _, sampler = entry.partition("@")
+    needs = needs_of(loss)
+    if sampler not in ("", "random", "cf"):
+        raise UserError(f"METHODS names {entry}; behind the @ may stand random or cf")
+    sampler = "cf" if needs.bag else sampler or ("cf" if "coss" in loss.split("+") else "random")
+    near, of = (0, 0) if sampler == "random" else (1, 5) if needs.bag else (budget.nearest_k, budget.total_k)
+    if budget.batch % (1 + near):
+        raise UserError(f"BATCH={budget.batch} is not whole anchors with {near} neighbours each; give a multiple of "
+                        f"{1 + near}")
+    steps = budget.passes / (budget.batch * needs.passes * budget.epochs)
+    if not steps.is_integer():
+        raise UserError(f"{entry} takes {needs.passes:g} passes an image, which does not divide PASSES={budget.passes}")
+    contrasts = needs.momentum and any(head != "none" for head, _ in needs.heads)  # with its own copy: disco and moco
+    return Plan(loss, sampler, budget.batch // (1 + near), near, of, int(steps), contrasts)
+
+
+def read_rates(entries: Iterable[str], files: Sequence[Path]) -> dict[str, float]:
+    """The learning rate of each entry: its own line, or that of its loss, of the first file that has one."""
+    found: dict[str, float] = {}
+    for path in reversed([path for path in files if path.is_file()]):
+        lines = [line.split() for line in path.read_text().splitlines() if line and not line.startswith("#")]
+        rates = {words[0]: float(words[1]) for words in lines}
+        found |= {entry: rates.get(entry, rates.get(entry.partition("@")[0])) for entry in entries
+                  if entry in rates or entry.partition("@")[0] in rates}
+    missing = [entry for entry in entries if entry not in found]
+    if missing:
+        raise UserError(f"there is no learning rate for {', '.join(missing)} in {' or '.join(map(str, files))}; "
+                        "find one with bash scripts/compare_methods.sh --search, or write a line NAME RATE there")
+    return found

@@ -1,0 +1,107 @@
+#!/usr/bin/env python
+"""What scripts/compare_methods.sh runs: its header says what is compared and how. Trains, scores, goes on, reports."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from compare_plan import Budget, read_rates
+from compare_search import search
+from compare_work import Comparison
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from runtime.errors import run_script  # noqa: E402
+
+OVERLAP_K, OVERLAP_IMAGES = 11, 2000
+
+
+def parse_args() -> argparse.Namespace:
+    """Everything has its value from scripts/compare_methods.sh."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    for name in ("data", "teacher", "output", "student", "stem", "rates"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("passes", "epochs", "batch", "nearest-k", "total-k", "queue", "every", "search-passes", "gpus", "jobs",
+                 "workers"):
+        parser.add_argument(f"--{name}", required=True, type=int)
+    for name in ("subset", "minutes"):
+        parser.add_argument(f"--{name}", required=True, type=float)
+    parser.add_argument("--methods", required=True, nargs="+")
+    parser.add_argument("--seeds", required=True, nargs="+", type=int)
+    parser.add_argument("--candidates", required=True, nargs="+", type=float)
+    parser.add_argument("--search", action="store_true")
+    return parser.parse_args()
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Everything, then the table."""
+    folder = Path(args.output)
+    budget = Budget(args.passes, args.epochs, args.batch, args.nearest_k, args.total_k).rounded()
+    c = Comparison(args, folder, budget)
+    rates = read_rates(args.methods, [folder / "rates.txt", Path(args.rates)])
+    c.same_settings()
+    print("1/3 the teacher's neighbours and scores, and an untrained student's")
+    c.mine(args.data)
+    c.score(folder / "teacher", "--weights", args.teacher)
+    began, fresh = time.monotonic(), not (folder / f"untrained-{args.seeds[0]}/linear.json").exists()
+    c.untrained(args.seeds[0])
+    scoring = time.monotonic() - began if fresh else 0.0
+    left = [(entry, seed) for seed in args.seeds for entry in args.methods
+            if not (folder / f"{entry}-{seed}/linear.json").exists()]
+    seconds = 0.0
+    if left:
+        speed = c.measure(args.methods[0], args.data)
+        path = folder / "scoring.json"
+        if fresh:
+            path.write_text(json.dumps(scoring))
+        seconds = budget.passes / speed + 2 * json.loads(path.read_text())  # once in training too
+        print(f"2/3 {len(left)} students of {budget.passes:,} image passes, {c.jobs} side by side; at {speed:.0f} "
+              "passes a second each, as measured, and with the scores about "
+              f"{len(left) / c.jobs * seconds / 60:.0f} minutes")
+        work = [lambda slot, e=entry, s=seed: c.student(e, s, rates[e], slot) for entry, seed in left]
+        if not c.pool("students", work, seconds):
+            print(f"MINUTES={args.minutes:g} are over; start it again to go on. So far:")
+    for seed in args.seeds[1:]:
+        c.untrained(seed)
+    print("3/3 shared neighbours, table and plot")
+    overlap(c)
+    subprocess.run([sys.executable, ROOT / "scripts/compare_report.py", folder], check=True)
+
+
+def overlap(c: Comparison) -> None:
+    """What each student has in common with the teacher on test images: overlap.json, of those not in it yet."""
+    args, path = c.args, c.folder / "overlap.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    students = {entry: c.folder / entry / "run/student.pth" for entry in finished(c.folder)}
+    students = {name: file for name, file in students.items() if name not in known}
+    images = json.loads((c.folder / "teacher/knn.json").read_text())["test_images"]
+    if students:
+        found, work = c.folder / "overlap.part", c.folder / "overlap"
+        c.python(c.folder / "overlap.log", "evaluate.py", "overlap", "--data", args.data, "--teacher", args.teacher,
+                 "--weights", *students.values(), "--names", *students, "--k", OVERLAP_K, "--subset",
+                 min(1.0, OVERLAP_IMAGES / images), "--picture", "none", "--output", work, "-j", args.workers, "--json",
+                 result=found, all_cores=True)
+        path.write_text(json.dumps({**known, **json.loads(found.read_text())["metrics"]}, indent=1) + "\n")
+        found.unlink()
+        shutil.rmtree(work)
+
+
+def finished(folder: Path) -> list[str]:
+    """Names METHOD-SEED of the students that have been trained and scored."""
+    return sorted(path.parent.name for path in folder.glob("*/linear.json") if (path.parent / "run").is_dir())
+
+
+def main() -> None:
+    args = parse_args()
+    (search if args.search else compare)(args)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,190 @@
+"""The folder of scripts/compare_methods.sh and the commands that fill it; none is run whose result is there."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from compare_plan import Budget, plan_of
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from losses import needs_of  # noqa: E402
+from runtime.errors import UserError  # noqa: E402
+
+
+class Comparison:
+    """A folder of students, and the commands that fill it."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path, budget: Budget) -> None:
+        self.args, self.folder, self.budget = args, folder, budget
+        self.plans = {entry: plan_of(entry, budget) for entry in args.methods}
+        cards = _cards()
+        self.jobs = args.jobs or max(1, (cards or os.cpu_count() or 1) // args.gpus)
+        self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(self.jobs):
+            self.slots.put(slot)
+        self.environment = dict(os.environ)
+        if not cards:
+            threads = max(1, (os.cpu_count() or 1) // (self.jobs * args.gpus))
+            self.environment.setdefault("OMP_NUM_THREADS", str(threads))
+        self.cards = cards if args.gpus == 1 and self.jobs > 1 else 0  # to be dealt out
+
+    def same_settings(self) -> None:
+        """Refuse a folder that was made with other settings; seeds and methods may be added."""
+        args, path = self.args, self.folder / "settings.json"
+        settings = {"data": args.data, "subset": args.subset, "teacher": _sha256(Path(args.teacher)),
+                    "student": args.student, "stem": args.stem, "queue": args.queue, **vars(self.budget)}
+        if path.exists():
+            before = json.loads(path.read_text())
+            changed = [f"{key} was {before.get(key)}, now {value}" for key, value in settings.items()
+                       if before.get(key) != value]
+            if changed:
+                raise UserError(f"{self.folder} was made with other settings ({'; '.join(changed)}); set OUT to "
+                                "another folder or remove it")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1) + "\n")
+
+    def python(self, log: Path, *words: object, result: Path | None = None, slot: int | None = None,
+               processes: int = 1, all_cores: bool = False) -> None:
+        """Run a script; what it says goes to ``log`` and, once it is done, its standard output to ``result``."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        words = (*torchrun, *words) if processes > 1 else words
+        environment = dict(self.environment)
+        if all_cores:
+            environment.pop("OMP_NUM_THREADS", None)
+        if slot is not None and self.cards:
+            environment["CUDA_VISIBLE_DEVICES"] = str(slot % self.cards)
+        with log.open("a") as said:
+            done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, text=True, check=False,
+                                  stdout=subprocess.PIPE if result else said, stderr=said)
+        if done.returncode:
+            last = log.read_text().strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            raise UserError(f"{' '.join(map(str, words[:2]))} failed: {last[0][:300]} (all of it in {log})")
+        if result:
+            part = result.with_suffix(".part")
+            part.write_text(done.stdout)
+            part.replace(result)
+
+    def mine(self, data: str) -> None:
+        """The teacher's neighbours, and the size of its images."""
+        if not (self.folder / "neighbours/closek_info.json").exists():
+            self.python(self.folder / "mine.log", "compute_knn.py", "mine", "--data", data,
+                        "--subset", self.args.subset, "--weights", self.args.teacher,
+                        "--output", self.folder / "neighbours", "--k", max(32, self.budget.total_k),
+                        "-j", self.args.workers)
+
+    def train(self, folder: Path, entry: str, seed: int, rate: float, data: str, slot: int | None = None,
+              epochs: int | None = None, steps: int | None = None, every: int | None = None) -> None:
+        """One student, ``folder``/student.pth; one that was cut short goes on."""
+        args, plan, near = self.args, self.plans[entry], []
+        if plan.sampler == "cf":
+            near = ["--closek-info", self.folder / "neighbours/closek_info.npy", "--nearest-k", plan.nearest_k,
+                    "--total-k", plan.total_k]
+        steps = steps or plan.epoch_steps
+        self.python(
+            folder / "all.log", "train_distill.py", "--data", data, "--subset", args.subset, "--output", folder,
+            "--seed", seed, "-a", args.student, "--stem", args.stem, "--distill", args.teacher, "--loss", plan.loss,
+            "--image-size", self.image_size(), "--sampler", plan.sampler, "-b", plan.anchors, *near, "--lr", rate,
+            "--epochs", epochs or self.budget.epochs, "--epoch-steps", steps, "--warmup-epochs", 1, "-p", steps,
+            "--queue-size", args.queue, "--moco-m", 0.99, "--bn-parts", 4, "--bingo-alone", 1,
+            *(["--head-bn"] if plan.head_bn else []), "--cache", "device", "--knn-every", every or args.every,
+            "-j", args.workers, slot=slot, processes=args.gpus)
+
+    def image_size(self) -> int:
+        """The side of the images that the teacher sees."""
+        return json.loads((self.folder / "neighbours/closek_info.json").read_text())["image_size"]
+
+    def score(self, folder: Path, *network: object, slot: int | None = None) -> None:
+        """``folder``/knn.json and ``folder``/linear.json of a network."""
+        common = ("--data", self.args.data, "--subset", self.args.subset, *network, "-j", self.args.workers, "--json")
+        if not (folder / "knn.json").exists():
+            self.python(folder / "scores.log", "compute_knn.py", "eval", *common, result=folder / "knn.json", slot=slot)
+        if not (folder / "linear.json").exists():
+            features = folder / "evaluation"  # of all students they would fill a disk
+            self.python(folder / "scores.log", "evaluate.py", "linear", "--cached", *common, "--output", features,
+                        result=folder / "linear.json", slot=slot)
+            shutil.rmtree(features, ignore_errors=True)
+
+    def untrained(self, seed: int) -> None:
+        """What a student has before it learns."""
+        args = self.args
+        self.score(self.folder / f"untrained-{seed}", "--weights", "untrained", "--arch", args.student, "--stem",
+                   args.stem, "--image-size", self.image_size(), "--seed", seed)
+
+    def student(self, entry: str, seed: int, rate: float, slot: int) -> None:
+        """Train and score one."""
+        folder = self.folder / f"{entry}-{seed}"
+        self.train(folder / "run", entry, seed, rate, self.args.data, slot)
+        self.score(folder, "--weights", folder / "run/student.pth", slot=slot)
+
+    def pool(self, label: str, work: Sequence[Callable[[int], None]], seconds: float) -> bool:
+        """All of ``work`` on all slots; False if MINUTES left some undone. The first failure ends it."""
+        started, skipped, failures = time.monotonic(), [], []
+
+        def run(task: Callable[[int], None]) -> None:
+            late = self.args.minutes and time.monotonic() - started + seconds > 60 * self.args.minutes
+            if late or failures:
+                skipped.append(task)
+                return
+            slot = self.slots.get()
+            try:
+                task(slot)
+            except UserError as error:
+                failures.append(error)
+            finally:
+                self.slots.put(slot)
+
+        with ThreadPoolExecutor(self.jobs) as threads:
+            for _ in tqdm(threads.map(run, work), total=len(work), desc=label, smoothing=0):
+                pass
+        if failures:
+            raise failures[0]
+        return not skipped
+
+    def measure(self, entry: str, data: str) -> float:
+        """Image passes a second of each of JOBS students side by side, from a few steps."""
+        path = self.folder / "speed.json"
+        if not path.exists():
+            steps = max(4, -(-256 // self.budget.batch))
+            folders = [self.folder / f"speed/{slot}" for slot in range(self.jobs)]
+            self.pool("speed", [lambda slot, f=folder: self.train(f, entry, 0, 1e-4, data, slot, 2, steps, 2)
+                                for folder in folders], 0)
+            lines = [read_metrics(folder, "train")[-1] for folder in folders]
+            found = min(line["images_per_second"] for line in lines) * needs_of(self.plans[entry].loss).passes
+            path.write_text(json.dumps({"passes_per_second": found, "jobs": self.jobs}) + "\n")
+            shutil.rmtree(self.folder / "speed")
+        return json.loads(path.read_text())["passes_per_second"]
+
+
+def read_metrics(run: Path, group: str) -> list[dict[str, float]]:
+    """A run's lines of metrics.jsonl of one group."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [line for line in lines if line["group"] == group]
+    return []
+
+
+def _cards() -> int:
+    return torch.cuda.device_count()
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"TEACHER={path} is no file; give the checkpoint of a network trained on DATA")
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,247 @@
+"""Runs of a tiny network, stopped at every place and gone on; and what ranks decide together."""
+
+import json
+import os
+import signal
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import on_ranks
+from torch import nn
+
+from runtime.device import Process, highest, on_first_rank, share_error
+from runtime.errors import RunPaused, RunStopped, UserError
+from runtime.loop import Trainer
+from runtime.optim import Updater
+from runtime.run import Interval, Run, differing_buffers, load_buffers, mean_state
+from runtime.state import VOLATILE
+
+CPU = torch.device("cpu")
+STEPS, EPOCHS = 5, 2
+
+
+class Loader:
+    """Batches that the epoch and the step decide; ``broken`` holds steps (of all) whose batch is not finite."""
+
+    def __init__(self, broken=()):
+        self.place, self.broken = (0, 0), broken
+
+    def __len__(self):
+        return STEPS - self.place[1]
+
+    def __iter__(self):
+        epoch, first = self.place
+        for step in range(first, STEPS):
+            generator = torch.Generator().manual_seed(100 * epoch + step)
+            values = torch.randn(6, 3, generator=generator)
+            if epoch * STEPS + step in self.broken:
+                values[0, 0] = float("nan")
+            yield SimpleNamespace(views=(values,), indices=torch.arange(6))
+
+
+def train(folder, *, stop_at=None, broken=(), check=None, world=1, seed=0, **options):
+    """A whole run, with dropout, batch norm and momentum; ``stop_at``: steps done when a signal comes. The model."""
+    with ExitStack() as closing:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
+        updater = Updater(torch.optim.SGD(model.parameters(), 0.1, 0.9), CPU)
+        process, loader = Process(0, world, CPU, closing=closing), Loader(broken)
+        run = Run.open(str(folder), config={"lr": 0.1}, record={}, volatile=VOLATILE, process=process,
+                       modules={"state_dict": model, "updater": updater}, **{"resume": "auto", **options})
+        run.restore_own_state(seed)
+
+        def step(batch):
+            if run.steps == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {"loss": model(batch.views[0]).square().mean(), "size": batch.views[0].abs().mean()}
+
+        trainer = Trainer(run, updater, loader, 6, EPOCHS, lambda *_: 0.1, 3, check or (lambda _: None))
+        for epoch in range(run.epoch, EPOCHS):
+            loader.place = epoch, run.step
+            trainer.epoch(epoch, step)
+            run.save(epoch, {"model.pth": model.state_dict()})
+        run.finish()
+        return model, run
+
+
+def lines(folder):
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_wait")} for line in found]
+
+
+def same(a, b):
+    return all(torch.equal(x, b[k]) for k, x in a.items())
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calm")
+    return train(folder)[0].state_dict(), lines(folder)
+
+
+@pytest.mark.parametrize("stops", [[k] for k in range(STEPS * EPOCHS - 1)] + [[0, 1, 2, 3, 5, 8], [4, 5]])
+def test_a_run_that_is_stopped_anywhere_ends_as_one_that_is_not(calm, tmp_path, stops):
+    """The signal comes during a step, which is finished; after the last of all there is nothing to go on with."""
+    for stop in stops:
+        with pytest.raises(RunPaused):
+            train(tmp_path, stop_at=stop)
+        saved = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+        assert saved["steps"] == saved["epoch"] * STEPS + saved["step"] == stop + 1
+    model, _ = train(tmp_path)
+    assert same(calm[0], model.state_dict())
+    assert lines(tmp_path) == calm[1]
+
+
+def test_what_saves_a_run_makes_on_the_way_change_nothing(calm, tmp_path):
+    model, _ = train(tmp_path, save_every="2", keep=3)
+    assert same(calm[0], model.state_dict())
+    assert lines(tmp_path) == calm[1]
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == [
+        "checkpoint-000000006.pth", "checkpoint-000000008.pth", "checkpoint.pth", "model.pth"]
+    saved = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    assert (saved["epoch"], saved["step"], saved["steps"]) == (2, 0, 10)
+
+
+def test_an_error_of_the_data_waits_for_a_signal_but_a_loss_that_is_not_finite_does_not(tmp_path):
+    def check(batch):
+        raise UserError("5.jpg could not be opened")
+
+    with pytest.raises(UserError, match="could not be opened"):
+        train(tmp_path / "a", check=check)
+
+    def signalled(batch):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        check(batch)
+
+    with pytest.raises(RunPaused):
+        train(tmp_path / "a", check=signalled)
+    with pytest.raises(RunStopped, match="not finite at epoch 0, step 3"):
+        train(tmp_path / "b", broken=[3], stop_at=3)
+    assert not (tmp_path / "b" / "checkpoint.pth").exists()
+
+
+def test_steps_that_are_not_finite_are_left_out(tmp_path):
+    model, run = train(tmp_path / "skip", broken=[2, 3, 7], on_nonfinite="skip")
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert run.steps == 10
+    assert (tmp_path / "skip" / "log.txt").read_text().count("the step is left out") == 3
+    assert all(line["loss"] == line["loss"] for line in lines(tmp_path / "skip"))
+    with pytest.raises(RunStopped, match="2 steps in a row were not finite, more than --nonfinite-limit 1"):
+        train(tmp_path / "limit", broken=[2, 3], on_nonfinite="skip", nonfinite_limit=1)
+
+
+def test_a_step_that_is_left_out_is_as_if_it_had_changed_nothing(tmp_path):
+    """The weights after a bad first step are those that the run began with, and the momentum is none."""
+    with pytest.raises(RunPaused):
+        train(tmp_path, broken=[0], on_nonfinite="skip", stop_at=0)
+    saved = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
+    assert same(model.state_dict(), saved["state_dict"])
+    assert saved["updater"]["optimizer"]["state"] == {}
+    assert saved["skipped"] == 1
+
+
+def test_without_trouble_skip_changes_nothing(calm, tmp_path):
+    model, _ = train(tmp_path, on_nonfinite="skip")
+    assert same(calm[0], model.state_dict())
+
+
+def test_another_number_of_processes(calm, tmp_path):
+    """Refused where the loss is of each process's batch, unless asked for; else the averages go on as their mean."""
+    with pytest.raises(RunPaused):
+        train(tmp_path, stop_at=3)
+    path = tmp_path / "checkpoint.pth"
+    saved = torch.load(path, weights_only=True)
+    saved.pop("checksum")
+    (averages,) = saved["averages"]
+    other = {"totals": {k: 3 * v for k, v in averages["totals"].items()}, "counts": averages["counts"]}
+    saved |= {"random": saved["random"] * 2, "averages": [averages, other], "buffers": [{}, {}]}
+    torch.save(saved, path)
+    words = f"--output {tmp_path} holds a run of 2 processes and this has 1; the loss is of each, so it would be"
+    with pytest.raises(UserError) as caught:
+        train(tmp_path, per_process="the loss is of each")
+    assert words in str(caught.value)
+    train(tmp_path, per_process="the loss is of each", resume="force")
+    line = next(line for line in lines(tmp_path) if line["step"] == 5)
+    first = next(line for line in calm[1] if line["step"] == 5)
+    assert line["size"] == pytest.approx((2 * float(averages["totals"]["size"]) + 2 * first["size"]
+                                          - float(averages["totals"]["size"])) / 2)
+    assert "had 2 processes and now has 1" in (tmp_path / "log.txt").read_text()
+
+
+def test_mean_of_averages():
+    states = [{"totals": {"loss": torch.tensor(x)}, "counts": {"loss": 2}} for x in (1.0, 2.0, 6.0)]
+    assert mean_state(states) == {"totals": {"loss": torch.tensor(3.0)}, "counts": {"loss": 2}}
+
+
+@pytest.mark.parametrize(("text", "expected"), [("500", (500, 0)), ("90s", (0, 90)), ("30m", (0, 1800)),
+                                                ("2h", (0, 7200)), ("0", (0, 0))])
+def test_interval(text, expected):
+    assert Interval.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "-5", "5d", "1.5h", "m", "5 m"])
+def test_no_interval(text):
+    with pytest.raises(ValueError, match="is no number of steps"):
+        Interval.parse(text)
+
+
+def test_when_it_is_time():
+    steps, time = Interval.parse("5"), Interval.parse("2m")
+    assert [n for n in range(12) if steps.due(n, 1e9)] == [5, 10]
+    assert [time.due(5, x) for x in (0, 119, 120, 500)] == [False, False, True, True]
+    assert not Interval.parse("0").due(5, 1e9)
+
+
+# ---- on several ranks
+
+
+def process_of(rank):
+    return Process(rank, dist.get_world_size(), CPU, dist.new_group(backend="gloo"))
+
+
+def decide(rank):
+    process = process_of(rank)
+    found = [highest([rank, -rank, 7], process), on_first_rank(lambda: f"of {rank}", process)]
+    for error in (None, UserError(f"rank {rank} met x.jpg", every_process=False) if rank else None,
+                  RunStopped("stop") if rank == 1 else None):
+        try:
+            share_error(error, process)
+            found.append("")
+        except UserError as shared:
+            found.append((type(shared).__name__, shared.exit_code, str(shared), shared.every_process))
+
+    def fail():
+        raise UserError("the first rank's trouble")
+
+    try:
+        on_first_rank(fail, process)
+    except UserError as shared:
+        found.append(str(shared))
+    return found
+
+
+def test_ranks_decide_together(tmp_path):
+    results = on_ranks(2, decide, tmp_path)
+    assert results[0] == results[1] == [
+        [1, 0, 7], "of 0", "", ("UserError", 2, "rank 1 met x.jpg", True), ("RunStopped", 3, "stop", True),
+        "the first rank's trouble"]
+
+
+def buffers(rank):
+    model = nn.BatchNorm1d(3)
+    model.running_mean.fill_(rank)
+    saved = differing_buffers({"state_dict": model, "updater": None}, rank)
+    fresh = nn.BatchNorm1d(3)
+    load_buffers({"state_dict": fresh}, saved[rank])
+    return [sorted(x) for x in saved], fresh.running_mean.tolist()
+
+
+def test_what_differs_among_ranks_is_kept(tmp_path):
+    for rank, (names, mean) in enumerate(on_ranks(2, buffers, tmp_path)):
+        assert names == [[], ["state_dict.running_mean"]]
+        assert mean == [rank] * 3

@@ -1,0 +1,115 @@
+"""compare_methods.sh: what each method may spend, rates, the held-out images, and the report of a made-up folder."""
+
+import json
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from compare_plan import Budget, plan_of, read_rates  # noqa: E402
+from compare_report import gather, picture, table  # noqa: E402
+from compare_search import hold_out  # noqa: E402
+
+from data.datasets import open_source  # noqa: E402
+from losses import LOSSES  # noqa: E402
+from runtime.errors import UserError  # noqa: E402
+
+# Student forward passes of an image of the batch, counted by hand from each method's paper.
+PASSES = {"coss": 1, "seed": 1, "compress": 1, "dist": 1, "dino": 1, "dinoss": 1, "cosine": 1, "mse": 1, "rkd": 1,
+          "moco": 1, "smd": 2, "disco": 2, "bingo": Fraction(3, 2)}
+
+
+@pytest.mark.parametrize("passes", [1, 1000, 6912, 50_000, 1_996_800])
+@pytest.mark.parametrize(("epochs", "batch"), [(9, 32), (10, 64), (20, 256), (7, 12)])
+def test_every_method_spends_the_very_same_passes(passes, epochs, batch):
+    budget = Budget(passes, epochs, batch, nearest_k=3, total_k=15).rounded()
+    assert budget.passes <= passes or passes < 6 * epochs * batch
+    assert passes - budget.passes < 6 * epochs * batch
+    for entry in [*LOSSES, "coss@random", "cosine@cf", "coss+cosine"]:
+        plan = plan_of(entry, budget)
+        images = plan.anchors * (1 + plan.nearest_k)
+        per_image = max(PASSES[name] for name in plan.loss.split("+"))
+        assert images == batch
+        assert images * per_image * plan.epoch_steps * epochs == budget.passes
+
+
+def test_who_takes_neighbours():
+    budget = Budget(9600, 10, 32, nearest_k=3, total_k=15).rounded()
+    found = {entry: plan_of(entry, budget) for entry in ("coss", "coss@random", "seed", "seed@cf", "bingo")}
+    assert {entry: (p.sampler, p.anchors, p.nearest_k, p.total_k) for entry, p in found.items()} == {
+        "coss": ("cf", 8, 3, 15), "coss@random": ("random", 32, 0, 0), "seed": ("random", 32, 0, 0),
+        "seed@cf": ("cf", 8, 3, 15), "bingo": ("cf", 16, 1, 5)}
+
+
+@pytest.mark.parametrize(("entry", "batch", "message"), [
+    ("cos", 32, "--loss cos is unknown"), ("coss@cluster", 32, "random or cf"), ("coss", 33, "multiple of 4")])
+def test_plans_that_make_no_sense(entry, batch, message):
+    with pytest.raises(UserError, match=message):
+        plan_of(entry, Budget(9600, 10, batch, 3, 15).rounded())
+
+
+def test_rates_of_the_first_file_that_has_one(tmp_path):
+    (tmp_path / "own.txt").write_text("# found so\ncoss 0.01 # 1 2 3\nseed@cf 0.5\n\n")
+    (tmp_path / "shipped.txt").write_text("coss 0.004\nseed 0.1\nsmd 0.2\n")
+    files = [tmp_path / "own.txt", tmp_path / "shipped.txt", tmp_path / "none.txt"]
+    assert read_rates(["coss", "coss@random", "seed", "seed@cf", "smd"], files) == {
+        "coss": 0.01, "coss@random": 0.01, "seed": 0.1, "seed@cf": 0.5, "smd": 0.2}
+    with pytest.raises(UserError, match="no learning rate for mse, rkd in .*--search"):
+        read_rates(["coss", "mse", "rkd"], files)
+
+
+def test_held_out_images_are_the_last_fifth_of_each_class(tmp_path):
+    for split, name, count in (("train", "a", 10), ("train", "b", 7), ("test", "a", 3)):
+        (tmp_path / "set" / split / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "set" / split / name / f"{i}.png")
+    hold_out(str(tmp_path / "set"), tmp_path / "out")
+    train, val = (open_source(str(tmp_path / "out"), split, labelled=True) for split in ("train", "test"))
+    reds = [[source.pixels(i)[0, 0, 0].item() for i in range(len(source))] for source in (train, val)]
+    assert reds == [[*range(8), *range(6)], [8, 9, 6]]
+    assert val.labels.tolist() == [0, 0, 1]
+    hold_out("not read again", tmp_path / "out")
+
+
+def student(folder, name, seed, knn, linear, shared):
+    """What a trained and scored student leaves."""
+    path = folder / f"{name}-{seed}"
+    (path / "run").mkdir(parents=True)
+    (path / "knn.json").write_text(json.dumps({"knn": [{"k": 10, "T": 0.07, "top1": knn}, {"top1": 0}]}))
+    (path / "linear.json").write_text(json.dumps({"metrics": {"top1": linear}}))
+    near = (1, "cf") if name == "coss" else (15, "random")
+    config = {"loss": name, "lr": 0.01, "epochs": 10, "epoch_steps": 4, "batch_size": 16 if name == "coss" else 32,
+              "nearest_k": near[0], "sampler": near[1]}
+    (path / "run/config.json").write_text(json.dumps(config))
+    lines = [{"step": 20, "group": "knn", "top1": knn / 2}, {"step": 40, "group": "train"},
+             {"step": 40, "group": "knn", "top1": knn}]
+    (path / "run/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    overlap = folder / "overlap.json"
+    known = json.loads(overlap.read_text()) if overlap.exists() else {}
+    overlap.write_text(json.dumps({**known, f"{name}-{seed}": {"shared": {"11": shared}}}))
+
+
+def test_report(tmp_path):
+    with pytest.raises(UserError, match="holds no student"):
+        gather(tmp_path)
+    for name, scores in {"smd": [(30, 40, 5)], "coss": [(50, 60, 9), (54, 61, 10)]}.items():
+        for seed, (knn, linear, shared) in enumerate(scores):
+            student(tmp_path, name, seed, knn, linear, shared)
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher/knn.json").write_text(json.dumps({"knn": [{"top1": 70}]}))
+    (tmp_path / "teacher/linear.json").write_text(json.dumps({"metrics": {"top1": 80}}))
+    yardsticks, methods = gather(tmp_path)
+    assert list(methods) == ["coss", "smd"]
+    assert methods["coss"].curves == [[(640, 25), (1280, 50)], [(640, 27), (1280, 54)]]
+    assert methods["smd"].curves == [[(1280, 15), (2560, 30)]]
+    lines = table(yardsticks, methods).splitlines()
+    assert "| *teacher* | – | – | – | 1 | 70.0 | 80.0 | – |" in lines
+    assert "| coss | 40 | 32 (16 x 2) | 0.01 | 2 | 52.0 ± 2.8 | 60.5 ± 0.7 | 9.5 ± 0.7 |" in lines
+    assert "| smd | 40 | 64 | 0.01 | 1 | 30.0 | 40.0 | 5.0 |" in lines
+    pytest.importorskip("matplotlib")
+    assert picture(tmp_path, yardsticks, methods).stat().st_size > 10_000
