@@ -8,6 +8,8 @@
     python evaluate.py overlap --data DIR --teacher FILE --weights FILE [FILE ...]
     python evaluate.py retrieval --data DIR | --root DIR --datasets roxford5k rparis6k --weights FILE
     python evaluate.py video --data DAVIS --weights FILE
+    python evaluate.py all --data ROOT --teacher FILE --root DIR --ood NAME=DIR ... --weights FILE
+    python evaluate.py all --compare A.json B.json
 
 Each sub-command adds a line to results.jsonl in --output, keeps the features that it extracts there, and prints one
 table, or with --json one JSON object. Each may be started by torchrun too. COMMAND --help explains its flags.
@@ -21,11 +23,14 @@ import json
 import sys
 
 import cli
-from commands import finetune, linear, overlap, retrieval, robustness, transfer, video
+from commands import all as everything
+from commands import finetune, knn, linear, overlap, retrieval, robustness, transfer, video
+from evals.results import plain
 from runtime.device import start_process
-from runtime.errors import run_script
+from runtime.errors import EXIT_BAD_INPUT, run_script
 
 COMMANDS = {
+    "knn": knn,
     "linear": linear,
     "finetune": finetune,
     "transfer": transfer,
@@ -33,6 +38,7 @@ COMMANDS = {
     "retrieval": retrieval,
     "overlap": overlap,
     "video": video,
+    "all": everything,
 }
 
 
@@ -55,7 +61,9 @@ def main() -> None:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             record = COMMANDS[args.command].run(args, process)
         if args.json and process.is_main:
-            print(json.dumps(record))
+            print(json.dumps(plain(record)))
+    if record.get("failed"):
+        sys.exit(EXIT_BAD_INPUT)
 
 
 if __name__ == "__main__":

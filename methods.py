@@ -95,6 +95,18 @@ def options(args: argparse.Namespace) -> dict[str, object]:
             "disco_weight": args.disco_weight, "disco_sum": args.disco_sum}
 
 
+LOSS_FLAGS = {"l_0", "l_1", "s_temp", "t_temp", "space_batch", "smd_tau", "smd_batch", "rkd_weights", "queue_size",
+              "bingo_alone", "disco_weight", "disco_sum"}  # of options: what they come to is under "losses" in a config
+
+
+def complete(config: dict[str, object]) -> dict[str, object]:
+    """An older run's config.json with what the losses then had: the first runs knew CoSS alone, on local batches."""
+    if "losses" in config or "l_0" not in config:
+        return config
+    numbers = {name: config.get(name) for name in ("l_0", "l_1", "s_temp", "t_temp")}
+    return {**config, "losses": {"coss": {**numbers, "space_batch": "local"}}}
+
+
 def unused(args: argparse.Namespace) -> list[str]:
     """A sentence for each flag that was given and that no loss in --loss takes."""
     given = [name for name, value in options(args).items() if value not in (None, False) and not takes(args.loss, name)]

@@ -22,10 +22,10 @@ UNTRAINED = "untrained"
 ROWS_AT_ONCE = 65_536
 
 
-def add_weights_flags(parser: argparse.ArgumentParser, several: bool = False) -> cli.Group:
+def add_weights_flags(parser: argparse.ArgumentParser, several: bool = False, required: bool = True) -> cli.Group:
     """--weights (a list of files where ``several``), --arch, and how the file is read."""
     group = parser.add_argument_group("network")
-    group.add_argument("--weights", "--pretrained_weights", required=True, nargs="+" if several else None,
+    group.add_argument("--weights", "--pretrained_weights", required=required, nargs="+" if several else None,
                        metavar="PATH",
                        help=f"checkpoint of the network{', or of each of several' * several}; '{UNTRAINED}' takes "
                             "fresh weights of --arch and --seed, the yardstick below which nothing was learnt")

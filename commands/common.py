@@ -30,14 +30,14 @@ NOT_SETTINGS = {"command", "weights", "data", "output", "json", "device", "worke
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = LABELLED, required: bool = True,
-                     several: bool = False) -> cli.Group:
+                     several: bool = False, needs_weights: bool = True) -> cli.Group:
     """Flags that each evaluation takes: --data (``names``: its other spellings; ``data``: its help; optional unless
-    ``required``) and how images are read, --weights (a list where ``several``), --output, --json, --device, --seed.
-    Returns the data group."""
+    ``required``) and how images are read, --weights (a list where ``several``, optional unless ``needs_weights``),
+    --output, --json, --device, --seed. Returns the data group."""
     group = cli.add_data_flags(parser, *names, what=data, required=required)
     group.add_argument("--feature-batch", type=cli.number(int, 1), default=256, metavar="N",
                        help="images of one forward pass where features are extracted; default 256, the original's")
-    networks.add_weights_flags(parser, several)
+    networks.add_weights_flags(parser, several, needs_weights)
     out = parser.add_argument_group("results")
     out.add_argument("--output", metavar="FOLDER", default=None,
                      help="folder for results.jsonl (a line is added for each evaluation), the table and the feature "
@@ -112,14 +112,15 @@ def finish(command: str, args: argparse.Namespace, process: Process, nets: Seque
     ``metrics``: plain numbers by name, nested where that says more; `evaluate.py all` and --compare read them.
     ``rows``: the table, by default one row of the metrics. ``data``: the sources by role. ``more``: further entries.
     """
+    rows = [dict(metrics)] if rows is None else rows
     record = {"command": command, **(nets[0].record() if len(nets) == 1 else
                                      {"networks": [net.record() for net in nets]}),
               "data": args.data,
               "sources": {role: {"title": source.title, "images": len(source), "classes": len(source.classes),
                                  "fingerprint": source.fingerprint()} for role, source in data.items()},
-              "settings": settings(args), "metrics": dict(metrics), **more, "versions": versions(),
+              "settings": settings(args), "metrics": dict(metrics),
+              "table": [dict(row) for row in rows], **more, "versions": versions(),
               "processes": process.world_size, "device": str(process.device)}
-    rows = [dict(metrics)] if rows is None else rows
     if process.is_main:
         folder = open_output(args)
         add_result(folder, record)

@@ -103,6 +103,15 @@ def open_transfer_set(name: str, root: Path, download: bool = False, seed: int =
         raise UserError(_missing(name, layout, root, download, error)) from None
 
 
+def sets_in(root: str | Path) -> list[str]:
+    """Names of the sets that ``root`` holds in one of the ways that :func:`open_transfer_set` knows."""
+    root = Path(root)
+    folders = {path.parent.name for path in root.glob("*/train") if path.is_dir()}
+    known = {name for name, layout in LAYOUTS.items()
+             if any((place / layout.folder).is_dir() for place in (root, root / name))}
+    return sorted(folders | known)
+
+
 def _missing(name: str, layout: Layout, root: Path, download: bool, error: Exception) -> str:
     expected = f"{root / layout.folder} (torchvision's layout) or {root / name}/train and test"
     reason = " ".join(str(error).split()).replace(" You can use download=True to download it", "")[:200]

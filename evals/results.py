@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -25,7 +26,7 @@ def add_result(folder: Path, record: Mapping[str, Any]) -> Path:
     share a folder and a kill leaves whole lines. Returns the file. Raises :class:`UserError` if it cannot be written.
     """
     path = Path(folder) / RESULTS
-    line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **record}) + "\n"
+    line = json.dumps(plain({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **record}), allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -53,6 +54,15 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue  # cut short by a full disk
     return records
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON has it: mappings and lists copied, and numbers that are not finite, which JSON lacks, None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:

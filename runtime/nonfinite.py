@@ -33,14 +33,20 @@ class Snapshot:
             if {k: v.shape for k, v in copies.items()} != {k: v.shape for k, v in state.items()}:
                 self.copies[name] = {key: value.clone() for key, value in state.items()}
             else:
-                torch._foreach_copy_(list(copies.values()), list(state.values()))
+                copy_all(list(copies.values()), list(state.values()))
 
     @torch.no_grad()
     def give_back(self) -> None:
         """Make everything what it was."""
         for name, module in self.modules.items():
-            state = module.state_dict()
-            torch._foreach_copy_(list(state.values()), list(self.copies[name].values()))
+            copy_all(list(module.state_dict().values()), list(self.copies[name].values()))
+
+
+def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Each source into its target, those of one dtype by one kernel."""
+    for dtype in {x.dtype for x in sources}:
+        pairs = [(a, b) for a, b in zip(targets, sources, strict=True) if b.dtype == dtype]
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
 
 class FiniteAlarm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,17 +73,19 @@ class Run:
     def open(cls, output: str, resume: str, config: dict[str, Any], record: Mapping[str, Any], volatile: set[str],
              process: Process, modules: Mapping[str, Stateful], start_epoch: int | None = None,
              save_every: str = "0", keep: int = 2, per_process: str = "", on_nonfinite: str = "stop",
-             nonfinite_limit: int = 10) -> Run:
+             nonfinite_limit: int = 10,
+             complete: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> Run:
         """Start in ``output``, or go on from its last step: restores ``modules`` and the log.
 
-        ``config`` says which run this is (see :func:`runtime.state.check_same_run`); ``record`` goes into every
-        checkpoint. ``per_process`` says what of the run's mathematics depends on the number of processes, '' for
-        nothing. From here to :meth:`finish`, or the end of ``process``, the folder is this job's, and stop signals
-        are answered between steps. Raises :class:`UserError`, on every rank and before anything is written, if the
-        folder is in use or holds a different run.
+        ``config`` says which run this is (``volatile``, ``complete``: see :func:`runtime.state.check_same_run`);
+        ``record`` goes into every checkpoint. ``per_process`` says what of the run's mathematics depends on the
+        number of processes, '' for nothing. From here to :meth:`finish`, or the end of ``process``, the folder is
+        this job's, and stop signals are answered between steps. Raises :class:`UserError`, on every rank and before
+        anything is written, if the folder is in use or holds a different run.
         """
         folder, closing = Path(output), process.closing.enter_context(contextlib.ExitStack())
-        path, state, notes = _find(folder, resume, config, volatile, process, per_process, closing)
+        path, state, notes = _find(folder, resume, lambda: check_same_run(folder, config, volatile, complete), process,
+                                   per_process, closing)
         state = _restore_on_all(modules, state, path, process)
         epoch, step, steps = (state["epoch"], state.get("step", 0), state["steps"]) if state else (0, 0, 0)
         if start_epoch is not None and not (state and resume == "auto"):  # a restart goes on, whatever it began with
@@ -197,9 +199,8 @@ class Run:
         self.closing.close()
 
 
-def _find(folder: Path, resume: str, config: Mapping[str, Any], volatile: set[str], process: Process,
-          per_process: str, closing: contextlib.ExitStack,
-          ) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
+def _find(folder: Path, resume: str, check: Callable[[], None], process: Process, per_process: str,
+          closing: contextlib.ExitStack) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
     """The folder made this job's; the checkpoint to go on from, its content, and notes. The first rank decides."""
     state = None
 
@@ -207,7 +208,7 @@ def _find(folder: Path, resume: str, config: Mapping[str, Any], volatile: set[st
         nonlocal state
         paths, own = find_resume(folder, resume), resume in ("auto", "force")
         if paths and resume == "auto":
-            check_same_run(folder, config, volatile)
+            check()
         loaded = None if own else load_newest(paths)
         lock = FolderLock(folder)
         closing.callback(lock.release)

@@ -19,10 +19,13 @@ CONFIG = "config.json"
 # Flags that may differ between a run and its continuation without making it another run: where things lie (what
 # they are is known by fingerprint) and how the work is done.
 VOLATILE = {"data", "output", "resume", "workers", "print_freq", "device", "knn_every", "knn_data", "start_epoch",
-            "distributed", "local_rank", "on_bad_image", "amp", "processes", "teacher", "data_path", "cache",
-            "image_cache", "save_every", "keep", "on_nonfinite", "nonfinite_limit"}
+            "distributed", "local_rank", "on_bad_image", "amp", "compile", "tf32", "processes", "teacher", "data_path",
+            "cache", "image_cache", "save_every", "keep", "on_nonfinite", "nonfinite_limit"}
 # What a run did before a setting existed, for those that came after the first runs: one made without goes on with it.
-NEUTRAL: dict[str, Any] = {}
+NEUTRAL: dict[str, Any] = {"loss_weights": None, "teacher_bn": "eval", "head_bn": False, "moco_dim": 128,
+                           "moco_m": 0.999, "bn_parts": 8, "epoch_steps": None,
+                           "optimizer": "sgd", "decayed": "auto", "clip_grad": 0.0, "ema": 0.0, "micro_batch": 0,
+                           "sync_bn": False}
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> Path:
@@ -83,14 +86,15 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def check_same_run(output: Path, config: Mapping[str, Any], volatile: set[str],
-                   neutral: Mapping[str, Any] = NEUTRAL) -> None:
+                   complete: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
     """Raises :class:`UserError` if ``output`` holds the settings of another run than ``config``.
 
-    Keys in ``volatile`` may differ; a key that the older run did not know yet counts as ``neutral`` has it.
+    Keys in ``volatile`` may differ. A key that the older run did not know yet counts as NEUTRAL has it, and as
+    ``complete``, which is given the older settings, adds.
     """
     if not (output / CONFIG).exists():
         return
-    before = {**neutral, **_read_config(output / CONFIG)}
+    before = complete({**NEUTRAL, **_read_config(output / CONFIG)})
     changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in json.loads(
         json.dumps(dict(config))).items() if key not in volatile and before.get(key) != value]
     if changed:

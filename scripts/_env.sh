@@ -17,10 +17,27 @@ environment() {
     PYTHON=$PWD/.venv/bin/python
 }
 
-launch() { # number of processes, script, flags
-    local processes=$1
+# Starts the processes of a training or evaluation, on one machine or, where NODES is set, on this one of several:
+# each runs the same script with RENDEZVOUS (the first's host:port), NODE_RANK and JOB (a name), as slurm.sbatch does.
+# RESTARTS: how often torchrun starts all processes again, from the last checkpoint, if one of them dies (default 0).
+launch() { # number of processes on each machine, script, flags
+    local processes=$1 several=()
     shift
-    if [ "$processes" = 1 ]; then "$PYTHON" "$@"; else
-        "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$processes" "$@"
+    if [ -z "${NODES:-}" ]; then
+        if [ "$processes" = 1 ]; then "$PYTHON" "$@"; else
+            "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$processes" \
+                --max-restarts "${RESTARTS:-0}" "$@"
+        fi
+        return
     fi
+    several=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "$JOB" --rdzv-conf
+             "is_host=$([ "$NODE_RANK" = 0 ] && echo true || echo false)")
+    "$PYTHON" -m torch.distributed.run "${several[@]}" ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"} \
+        --nproc_per_node "$processes" --max-restarts "${RESTARTS:-0}" "$@" &
+    local agent=$! code=0
+    trap 'pkill -USR1 -P "$agent" || true' USR1   # to the processes that train: torchrun would die of it
+    trap 'kill -TERM "$agent" || true' TERM       # which torchrun hands on
+    while kill -0 "$agent" 2> /dev/null; do wait "$agent" || true; done
+    wait "$agent" || code=$?
+    return "$code"
 }

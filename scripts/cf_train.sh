@@ -11,6 +11,8 @@
 # ImageNet, 25 epochs of about 20,000 steps of 1,024 images; the paper's run has 4 GPUs (the space term is taken over
 # each GPU's batch, so another number of GPUs is another batch for it). Make the neighbours first, with
 # scripts/compute_knn.sh of the same row. Further flags are handed on:  bash scripts/cf_train.sh resnet18 --amp bf16
+# RESTARTS=3 has torchrun start the processes again, from the last checkpoint, if one of them dies. Under SLURM, on one
+# machine or several:  sbatch scripts/slurm.sbatch bash scripts/cf_train.sh resnet18
 # Paths are taken from the project's folder. A run that was cut short goes on from its last step when it is started again.
 set -euo pipefail
 

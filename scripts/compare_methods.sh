@@ -21,8 +21,9 @@
 # SGD with momentum 0.9, weight decay 1e-4, moco_v2 augmentation.
 #
 # Learning rates: $OUT/rates.txt, else scripts/compare_rates/. --search makes the former by the same rule for each method:
-# equally many candidates (RATES), one seed, SEARCH_PASSES (half of PASSES), 10-NN on a fifth of the training images that
-# was held out. The test images have no say in it.
+# the rate that was there times each of FACTORS, one seed, SEARCH_PASSES (half of PASSES), and of these the best by 10-NN
+# on a fifth of the training images that was held out. The test images have no say in it. Searched again, it goes on
+# from what it found.
 #
 # Not the papers', for so short a training: QUEUE, a momentum of 0.99, batch norm in the heads of disco and moco, bingo's
 # images alone for 1 epoch (11 of 200 in its paper). Everything else is the method's default.
@@ -51,7 +52,7 @@ if [ "$DATA" = demo ]; then
 elif [ "$CARDS" -gt 0 ]; then
     profile cifar10      cifar    1996800 20     256   3    15 4096  4     25      1
 else
-    profile cifar10_cpu  cifar    11520   10     64    3    15 1024  5     0       0.2
+    profile cifar10_cpu  cifar    11520   10     64    3    15 1024  5     0       0.1
 fi
 if [ -z "${TEACHER:-}" ]; then
     echo "error: TEACHER is not set; give the checkpoint of a network trained on DATA (DATA=$DATA bash scripts/quickstart.sh" \
@@ -64,5 +65,5 @@ fi
     --stem "$STEM" --methods ${METHODS:-coss seed compress bingo disco smd dist dino dinoss cosine mse rkd moco} \
     --seeds ${SEEDS:-0 1 2} --passes "$PASSES" --epochs "$EPOCHS" --batch "$BATCH" --nearest-k "$NEAREST_K" \
     --total-k "$TOTAL_K" --queue "$QUEUE" --every "$EVERY" --rates "scripts/compare_rates/$PROFILE.txt" \
-    --candidates ${RATES:-0.003 0.01 0.03 0.1 0.3 1} --search-passes "${SEARCH_PASSES:-$((PASSES / 2))}" \
+    --factors ${FACTORS:-0.25 1 4} --search-passes "${SEARCH_PASSES:-$((PASSES / 2))}" \
     --gpus "${GPUS:-1}" --jobs "${JOBS:-0}" --workers "${WORKERS:-0}" --minutes "$MINUTES"

@@ -133,7 +133,7 @@ def picture(folder: Path, yardsticks: dict[str, Row], methods: dict[str, Row]) -
     curves.set(title="10-NN accuracy during training (held-out slice)", xlabel="image passes of the student",
                ylabel="top-1 %", xlim=(0, None))
     curves.legend(frameon=False, ncols=2, fontsize=8)
-    bars.set(title="linear classifier at the end; dashed: teacher, dotted: untrained", xlabel="top-1 %")
+    bars.set(title="linear classifier at the end", xlabel="top-1 % (dashed: the teacher's, dotted: untrained)")
     bars.set_yticks(range(len(methods)), list(methods))
     bars.invert_yaxis()
     for axis in (curves, bars):

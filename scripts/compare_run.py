@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(f"--{name}", required=True, type=float)
     parser.add_argument("--methods", required=True, nargs="+")
     parser.add_argument("--seeds", required=True, nargs="+", type=int)
-    parser.add_argument("--candidates", required=True, nargs="+", type=float)
+    parser.add_argument("--factors", required=True, nargs="+", type=float)
     parser.add_argument("--search", action="store_true")
     return parser.parse_args()
 

@@ -63,7 +63,7 @@ class Comparison:
                processes: int = 1, all_cores: bool = False) -> None:
         """Run a script; what it says goes to ``log`` and, once it is done, its standard output to ``result``."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        script, torchrun = words[0], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
         words = (*torchrun, *words) if processes > 1 else words
         environment = dict(self.environment)
         if all_cores:
@@ -75,7 +75,7 @@ class Comparison:
                                   stdout=subprocess.PIPE if result else said, stderr=said)
         if done.returncode:
             last = log.read_text().strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            raise UserError(f"{' '.join(map(str, words[:2]))} failed: {last[0][:300]} (all of it in {log})")
+            raise UserError(f"{script} failed: {last[0][:300]} (all of it in {log})")
         if result:
             part = result.with_suffix(".part")
             part.write_text(done.stdout)

@@ -2,10 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from test_end_to_end import in_this_process, render, script, well
+from test_end_to_end import in_this_process, script, well
 from torch import nn
 from torchvision import datasets
 from torchvision import transforms as T
@@ -15,29 +14,6 @@ from models.teachers import FrozenEncoder
 from runtime.run import Run
 
 ARCH = "shufflenet_v2_x0_5"
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
-    for split, count in (("train", 10), ("val", 3)):
-        for kind, name in enumerate(("across", "down", "fall", "rise")):
-            for i in range(count):
-                render(root / split / name / f"{split}{i:02d}.jpg", kind, rng)
-    return root
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A checkpoint of train_distill.py's layout, with batch norms whose statistics differ from fresh ones."""
-    torch.manual_seed(0)
-    backbone = build_backbone(ARCH, "cifar", 32).train()
-    with torch.no_grad():
-        backbone(torch.randn(8, 3, 32, 32))
-    path = tmp_path_factory.mktemp("weights") / "student.pth"
-    torch.save({"state_dict": {f"backbone.{k}": v for k, v in backbone.state_dict().items()},
-                **backbone.spec.record()}, path)
-    return path
 
 
 def flags(tree, weights, output, *more):

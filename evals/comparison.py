@@ -1,0 +1,85 @@
+"""Several evaluations in one long table, and two of these side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+
+Evaluations = Mapping[str, Mapping[str, Any]]  # name -> record
+
+
+def long_table(evaluations: Evaluations) -> list[dict[str, Any]]:
+    """A row for each number of each evaluation's own table: ``evaluation``, ``what`` (the row's texts), ``metric``,
+    ``value``. A text such as 71.2 ± 0.4 is a number with its interval."""
+    rows = []
+    for name, record in evaluations.items():
+        for row in record.get("table", ()):
+            what = ", ".join(value for value in row.values() if isinstance(value, str) and number(value) is None)
+            rows += [{"evaluation": name, "what": what, "metric": metric, "value": value}
+                     for metric, value in row.items() if number(value) is not None]
+    return rows
+
+
+def number(value: Any) -> float | None:
+    """The number that a cell holds; None for a text."""
+    if isinstance(value, str):
+        found = re.match(r"(-?\d+(?:\.\d+)?) ± ", value)
+        return float(found[1]) if found else None
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def load_evaluations(path: Path, flag: str = "--compare") -> dict[str, dict[str, Any]]:
+    """Records by name, from an all.json, from one record, or from a results.jsonl, of which the newest line of each
+    command counts. Raises :class:`UserError` for anything else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise UserError(f"{flag} {path} could not be read ({reason}); give an all.json or a results.jsonl") from None
+    try:
+        records = [json.loads(text)]
+    except ValueError:
+        try:
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError:
+            records = []
+    if not records or not all(isinstance(record, dict) and "command" in record for record in records):
+        raise UserError(f"{flag} {path} holds no results of evaluate.py; give an all.json or a results.jsonl")
+    if "evaluations" in records[-1]:
+        return dict(records[-1]["evaluations"])
+    return {record["command"]: record for record in records}
+
+
+def compared(first: Evaluations, second: Evaluations) -> list[dict[str, Any]]:
+    """A row for each number that either has: ``A``, ``B`` and ``B - A``, None where one lacks it."""
+    tables = [{(row["evaluation"], row["what"], row["metric"]): number(row["value"]) for row in long_table(each)}
+              for each in (first, second)]
+    rows = []
+    for key in dict.fromkeys([*tables[0], *tables[1]]):
+        a, b = (table.get(key) for table in tables)
+        rows.append({"evaluation": key[0], "what": key[1], "metric": key[2], "A": a, "B": b,
+                     "B - A": None if a is None or b is None else b - a})
+    return rows
+
+
+def differences(first: Evaluations, second: Evaluations) -> list[str]:
+    """Sentences about evaluations that do not compare like with like: other images, other settings."""
+    said = []
+    for name in first.keys() & second.keys():
+        a, b = first[name], second[name]
+        for role in a.get("sources", {}).keys() & b.get("sources", {}).keys():
+            images = [each["sources"][role] for each in (a, b)]
+            if images[0]["fingerprint"] != images[1]["fingerprint"]:
+                said.append(f"{name}: other {role} images ({images[0]['images']:,} of {images[0]['title']} and "
+                            f"{images[1]['images']:,} of {images[1]['title']})")
+        one, two = (each.get("settings", {}) for each in (a, b))
+        other = [f"{key} {one.get(key)} and {two.get(key)}" for key in sorted(one.keys() | two.keys())
+                 if one.get(key) != two.get(key)]
+        if other:
+            said.append(f"{name}: other settings ({'; '.join(other[:6])})")
+    return sorted(said)
