@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import os
 from collections.abc import Callable
@@ -11,9 +10,7 @@ from typing import NoReturn
 
 from data.loader import CACHES, DATA_PATHS
 from models.backbones import STEMS
-from runtime.errors import UserError
 from runtime.nonfinite import POLICIES
-from runtime.optim import learning_rate
 from runtime.run import Interval
 
 Group = argparse._ArgumentGroup
@@ -124,34 +121,6 @@ def add_device_flags(parser: argparse.ArgumentParser) -> Group:
     return group
 
 
-def add_schedule_flags(group: Group, *, lr: float, epochs: int, source: str, warmup: int | None = None) -> None:
-    """SGD and its schedule; ``source`` says where the defaults come from, ``warmup=None`` is the original's."""
-    usual = f"{warmup}" if warmup is not None else (
-        "as the original, whose warm-up of 5 epochs never climbs: it holds the base rate, then drops on to the cosine")
-    group.add_argument("--epochs", type=number(int, 1), default=epochs, metavar="N",
-                       help=f"passes over the images (over the anchors, with neighbours); default {epochs}, {source}")
-    group.add_argument("--start-epoch", type=number(int, 0), default=None, metavar="N",
-                       help="count epochs from here in a fresh start or after an explicit --resume; default: where the "
-                            "checkpoint stopped, else 0")
-    group.add_argument("--lr", "--learning-rate", type=number(float, above=0), default=lr, metavar="LR",
-                       help=f"base learning rate, not scaled by anything; default {lr:g}, {source}")
-    group.add_argument("--momentum", type=number(float, 0, 1), default=0.9, help=f"SGD momentum; default 0.9, {source}")
-    group.add_argument("--wd", "--weight-decay", dest="weight_decay", type=number(float, 0), default=1e-4, metavar="W",
-                       help=f"weight decay; default 1e-4, {source}")
-    group.add_argument("--warmup-epochs", type=number(int, 0), default=warmup, metavar="N",
-                       help="climb linearly from 0 to the base rate over the steps of N epochs, 0 for none; default: "
-                            + usual)
-    group.add_argument("--cos", type=boolean, nargs="?", const=True, default=True, metavar="BOOL",
-                       help="cosine schedule over the epochs, one rate an epoch; default true, as in the paper; "
-                            "--cos false takes --schedule")
-    group.add_argument("--schedule", type=number(int, 0), nargs="*", default=[120, 160], metavar="EPOCH",
-                       help="with --cos false: epochs at which the rate falls to a tenth; default 120 160, the "
-                            "original's")
-    group.add_argument("--amp", choices=("auto", "off", "fp16", "bf16"), default="auto",
-                       help="mixed precision: auto (default) is fp16 with a gradient scaler on a card, as in the "
-                            "original, and off on a CPU")
-
-
 def add_run_flags(parser: argparse.ArgumentParser, what: str) -> Group:
     """The run's folder and what is written there how often."""
     group = parser.add_argument_group("the run")
@@ -227,19 +196,6 @@ def stem_flag(group: Group, *names: str, whose: str, default: str) -> None:
                        help=f"stem of {whose}: imagenet (stride 2 and max-pool, as torchvision builds it), cifar (3x3, "
                             "stride 1, no max-pool, for images of about 32 pixels) or cifar_pad2 (the same padded by "
                             f"2, solo-learn's); default: {default}")
-
-
-def schedule(args: argparse.Namespace) -> Callable[[int, int, int], float]:
-    """The learning rate at (epoch, step, steps an epoch) that the flags of :func:`add_schedule_flags` describe."""
-    return functools.partial(learning_rate, base=args.lr, epochs=args.epochs, warmup=args.warmup_epochs,
-                             cosine=args.cos, milestones=args.schedule)
-
-
-def check_epochs(args: argparse.Namespace) -> None:
-    """--start-epoch must leave something to do."""
-    if args.start_epoch is not None and args.start_epoch >= args.epochs:
-        raise UserError(f"--start-epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}; "
-                        "epochs count from 0")
 
 
 def ignored_flags_note(args: argparse.Namespace) -> str | None:

@@ -13,11 +13,13 @@ checkpoint.pth (to go on from) and student.pth (to use).
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
 
 import cli
 import methods
+import training
 from data.augment import PRESETS, augmentation
 from data.cache import CachedSource
 from data.clusters import load_clusters
@@ -30,6 +32,7 @@ from data.sources import ImageSource
 from evals.monitor import KnnMonitor
 from losses import build_objective, needs_of
 from losses.base import Inputs, Together
+from models.average import MovingAverage
 from models.backbones import build_backbone, check_arch, check_batch
 from models.distiller import Distiller, agreement
 from models.heads import build_heads
@@ -39,6 +42,7 @@ from models.teachers import Encoder, FrozenEncoder, load_frozen
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
 from runtime.loop import Trainer
+from runtime.micro_batches import in_parts, parts_of
 from runtime.optim import Updater, precision
 from runtime.run import Run
 from runtime.state import VOLATILE
@@ -102,7 +106,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "Default: the sampler's own epochs")
 
     group = parser.add_argument_group("optimisation")
-    cli.add_schedule_flags(group, lr=0.03, epochs=25, source="the paper's")
+    training.add_schedule_flags(group, lr=0.03, epochs=25, source="the paper's")
+    group.add_argument("--ema", type=cli.number(float, 0, 1), default=0.0, metavar="X",
+                       help="keep a moving average of the student with this decay (0.999, 0.9999) and write it to "
+                            "student_ema.pth; default 0, none")
+    group = training.add_speed_flags(parser)
+    group.add_argument("--micro-batch", type=cli.number(int, 0), default=0, metavar="M",
+                       help="images of a process that pass through the networks at once, for batches greater than its "
+                            "memory: the student passes twice, and the gradient is that of the whole batch, for every "
+                            "loss. Only batch norm differs, whose statistics are then those of M images (of a view), "
+                            "as if the batch had been M; default 0, all at once")
     group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last step")
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
@@ -112,6 +125,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def distil(args: argparse.Namespace, process: Process) -> None:
     """Data, models, loss, optimizer, resume, loop."""
     check_flags(args)
+    training.prepare_hardware(args, process)
     seed_everything(args.seed)
     needs = needs_of(args.loss)
     source = open_source(args.data).subset(args.subset)
@@ -129,15 +143,22 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     backbone = build_backbone(args.student_arch, args.stem or "imagenet", image_size, "--student_arch")
     widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
     head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
-    student = Distiller(backbone, head).to(process.device)
-    teacher = teacher.to(process.device) if teacher else None
-    momentum = MomentumStudent(student, args.moco_m, args.bn_parts) if needs.momentum else None
+    student = Distiller(backbone, head).to(process.device, memory_format=torch.channels_last)
+    rows = sampler.images_per_step // (2 if needs.bag else 1)
+    parts = parts_of(rows, args.micro_batch)
+    for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
+        check_batch(network, rows // parts, "--micro-batch" if parts > 1 else "--batch-size")
+    momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
+                if needs.momentum else None)
+    average = MovingAverage(student, args.ema) if args.ema else None
+    student = training.synchronised(args, student, process)
+    if teacher:
+        notes.append(f"{teacher.fold()} of the teacher's batch norms were folded into its convolutions")
+        teacher = teacher.to(process.device, memory_format=torch.channels_last)
     loss = build_objective(args.loss, args.loss_weights, args.beta, widths, student_dim=backbone.spec.feature_dim,
                            **methods.options(args)).to(process.device)
-    for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
-        check_batch(network, sampler.images_per_step // (2 if needs.bag else 1))
-    optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
-    updater = Updater(optimizer, process.device, precision(args.amp, process.device))
+    updater = Updater(training.optimizer(args, student), process.device, precision(args.amp, process.device),
+                      args.clip_grad, partial(average.update, student) if average else None)
     knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process)
            if args.knn_every else None)
 
@@ -149,7 +170,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
               "far_k": sampler.far_k, "num_clusters": sampler.num_clusters, "processes": process.world_size}
     record = {**student.record(), "config": config, "teacher": config["teacher"]}
     modules = {"state_dict": student, "updater": updater,
-               **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {})}
+               **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
+               **({"ema": average} if average else {})}
     run = Run.open(config=config, record=record, volatile=VOLATILE | FILES | methods.LOSS_FLAGS, process=process,
                    modules=modules, complete=methods.complete,
                    per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
@@ -160,13 +182,18 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
         if line:
             run.log.say(line)
+    if args.compile:
+        for network in filter(None, (student, teacher, momentum and momentum.network)):
+            network.compile()
     model = wrap(student, process)
+    forward = updater.in_micro_batches(model, args.micro_batch)
+    answers = in_parts(lambda images: teacher.answers(images, needs.teacher), args.micro_batch)
     run.restore_own_state(args.seed)
 
     @torch.no_grad()
     def targets_of(inputs: Inputs) -> dict[str, tuple[torch.Tensor, ...]]:
         """What the student is held against, without gradient, [b, d] each."""
-        found = {"teacher": tuple(y for x in inputs.teacher for y in teacher.answers(x, needs.teacher))}
+        found = {"teacher": tuple(y for x in inputs.teacher for y in answers(x))}
         if momentum:
             momentum.update(student)
             found["momentum"] = tuple(y for x in inputs.momentum for y in momentum(x))
@@ -175,11 +202,11 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     def step(batch: Batch) -> dict[str, torch.Tensor]:
         inputs = loss.inputs(batch.views)                  # uint8 [b, 3, S, S] each, on the device
         targets = targets_of(inputs)
-        outputs = model(*inputs.student)                   # [b, d] each
+        outputs = forward(*inputs.student)                 # [b, d] each
         parts = loss(student=outputs, **targets, **inputs.context)
         return {**parts, "student": outputs[0].detach(), **{name: x[0] for name, x in targets.items() if x}}
 
-    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, cli.schedule(args),
+    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, training.schedule(args),
                       args.print_freq, bad_images.check,
                       monitor=lambda parts: agreement(parts["student"], parts.get("teacher")))
     for epoch in range(run.epoch, args.epochs):
@@ -191,13 +218,14 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         run.log.say(f"epoch {epoch + 1}: {sampler.statistics}")
         if knn and ((epoch + 1) % args.knn_every == 0 or epoch + 1 == args.epochs):
             run.note(epoch, "knn", {"top1": knn.score(Encoder(backbone).to(process.device))}, knn.description)
-        run.save(epoch, {"student.pth": student.student_state()})
+        exports = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
+        run.save(epoch, {name: network.student_state() for name, network in exports.items()})
     run.finish(bad_images.summary() if bad_images.counts else "")
 
 
 def check_flags(args: argparse.Namespace) -> None:
     """What can be said of the command line alone, before anything is read."""
-    cli.check_epochs(args)
+    training.check_epochs(args)
     check_arch(args.student_arch, "--student_arch")
     methods.check_loss(args)
     needs = SAMPLERS[args.sampler]

@@ -16,6 +16,7 @@ import argparse
 import torch
 
 import cli
+import training
 from data.augment import PRESETS, augmentation
 from data.cache import CachedSource
 from data.datasets import open_source
@@ -63,7 +64,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "(default), but small networks and short trainings on small sets hardly start without")
 
     group = parser.add_argument_group("optimisation")
-    cli.add_schedule_flags(group, lr=0.03, epochs=200, source="MoCo v2's", warmup=0)
+    training.add_schedule_flags(group, lr=0.03, epochs=200, source="MoCo v2's", warmup=0)
+    training.add_speed_flags(parser)
     group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last step")
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
@@ -72,7 +74,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def pretrain(args: argparse.Namespace, process: Process) -> None:
     """Data, model, optimizer, resume, loop."""
-    cli.check_epochs(args)
+    training.check_epochs(args)
+    training.prepare_hardware(args, process)
     if args.moco_k < args.batch_size:
         raise UserError(f"--moco-k {args.moco_k} is less than --batch-size {args.batch_size}, so one step would "
                         "overrun the queue; give a longer queue")
@@ -87,11 +90,11 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
 
     backbone = build_backbone(args.arch, args.stem or "imagenet", image_size)
     moco = MoCo(backbone, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.bn_parts,
-                args.head_bn).to(process.device)
+                args.head_bn).to(process.device, memory_format=torch.channels_last)
     check_batch(moco, sampler.images_per_step)
-    optimizer = torch.optim.SGD([p for p in moco.parameters() if p.requires_grad], args.lr, args.momentum,
-                                weight_decay=args.weight_decay)
-    updater = Updater(optimizer, process.device, precision(args.amp, process.device))
+    moco.encoder_q = training.synchronised(args, moco.encoder_q, process)  # the key's images are shuffled instead
+    updater = Updater(training.optimizer(args, moco), process.device, precision(args.amp, process.device),
+                      args.clip_grad)
     knn = KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process) if args.knn_every else None
 
     config = {**vars(args), "image_size": image_size, "data_fingerprint": source.fingerprint(),
@@ -104,6 +107,9 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
                  f"queue {args.moco_k}, on {process.world_size} x {process.device.type}"):
         if line:
             run.log.say(line)
+    if args.compile:
+        moco.encoder_q.compile()
+        moco.encoder_k.compile()
     model = wrap(moco, process)
     run.restore_own_state(args.seed)
 
@@ -111,7 +117,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         query, key = batch.views  # uint8 [b, 3, S, S], on the device
         return model(query, key)
 
-    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, cli.schedule(args),
+    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, training.schedule(args),
                       args.print_freq, bad_images.check)
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch, run.step)

@@ -35,8 +35,8 @@ class Distiller(nn.Module):
         return tuple(outputs)
 
     def student_state(self) -> dict[str, Tensor]:
-        """Trunk and head, under the original's names."""
-        return self.state_dict()
+        """Trunk and head, under the original's names, each tensor in the plain order whatever it is while training."""
+        return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
 
     def record(self) -> dict[str, Any]:
         """What the student is, for its checkpoint."""

@@ -68,14 +68,14 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
         keys = all_gather(keys)
-        size, start = self.queue.shape[1], int(self.queue_ptr)
+        size, start = self.queue.shape[1], self.queue_ptr
         places = (start + torch.arange(len(keys), device=keys.device)) % size
         self.queue[:, places] = keys.T
         self.queue_ptr[0] = (start + len(keys)) % size
 
     def encoder_state(self) -> dict[str, Tensor]:
         """The query encoder with its head, under the keys of MoCo's released files."""
-        return {f"module.encoder_q.{k}": v for k, v in self.encoder_q.state_dict().items()}
+        return {f"module.encoder_q.{k}": v.contiguous() for k, v in self.encoder_q.state_dict().items()}
 
     def trunk(self) -> Encoder:
         """A copy of the query encoder without its head, as an encoder of uint8 images."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
 
 from runtime.errors import UserError
+from runtime.micro_batches import MicroBatches
 
 HOLD_EPOCHS = 5  # the original's "warm-up": it never ramps, it holds the base rate
 
@@ -43,33 +46,62 @@ def precision(amp: str, device: torch.device) -> str:
 class Updater:
     """One optimisation step in the chosen precision; what is off is a no-op, so that one loop serves all.
 
-    ``amp``: ``off``, ``fp16`` (with a gradient scaler that lives as long as the run) or ``bf16``.
+    ``amp``: ``off``, ``fp16`` (with a gradient scaler that lives as long as the run) or ``bf16``. ``clip``: the
+    greatest norm of all gradients together, 0 for none. ``after``: called after each update, as a moving average is.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, amp: str = "off") -> None:
-        self.optimizer, self.device_type = optimizer, device.type
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, amp: str = "off", clip: float = 0.0,
+                 after: Callable[[], None] | None = None) -> None:
+        self.optimizer, self.device_type, self.clip, self.after = optimizer, device.type, clip, after
         self.dtype = {"off": None, "fp16": torch.float16, "bf16": torch.bfloat16}[amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        self.passes: MicroBatches | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
 
+    def in_micro_batches(self, model: nn.Module, size: int) -> Callable[..., Any]:
+        """``model`` as it is to be called: itself, or with a ``size`` over parts of a batch, see MicroBatches."""
+        self.passes = MicroBatches(model, size, self.autocast) if size else None
+        return self.passes or model
+
     def step(self, loss: torch.Tensor, rate: float) -> None:
-        """Backward, update at learning rate ``rate`` (times a group's own ``lr_scale``), and clear the gradients."""
+        """Backward, update at learning rate ``rate`` (times a group's own ``lr_scale``), and clear the gradients.
+
+        Nothing here waits for a card, but for a gradient scaler beside an optimizer that is not fused.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         self.scaler.scale(loss).backward()
+        if self.passes:
+            self.passes.backward()
+        if self.clip:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.after:
+            self.after()
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and scaler."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return {"kind": type(self.optimizer).__name__, "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """The inverse of :meth:`state_dict`: what has been accumulated. Options (decay, momentum) stay this run's."""
+        mine, theirs = self.optimizer.state_dict(), state["optimizer"]
+        kind = state.get("kind", "SGD")  # once the only one
+        if kind != type(self.optimizer).__name__:
+            raise ValueError(f"it was trained by {kind} and --optimizer is {type(self.optimizer).__name__}")
+        if [x["params"] for x in mine["param_groups"]] != [x["params"] for x in theirs["param_groups"]]:
+            raise ValueError("its parameters are grouped in another way")
+        self.optimizer.load_state_dict({"state": theirs["state"], "param_groups": mine["param_groups"]})
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():  # fused kernels want the layout of the weights, channels last or not
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

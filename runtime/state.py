@@ -19,11 +19,13 @@ CONFIG = "config.json"
 # Flags that may differ between a run and its continuation without making it another run: where things lie (what
 # they are is known by fingerprint) and how the work is done.
 VOLATILE = {"data", "output", "resume", "workers", "print_freq", "device", "knn_every", "knn_data", "start_epoch",
-            "distributed", "local_rank", "on_bad_image", "amp", "processes", "teacher", "data_path", "cache",
-            "image_cache", "save_every", "keep", "on_nonfinite", "nonfinite_limit"}
+            "distributed", "local_rank", "on_bad_image", "amp", "compile", "tf32", "processes", "teacher", "data_path",
+            "cache", "image_cache", "save_every", "keep", "on_nonfinite", "nonfinite_limit"}
 # What a run did before a setting existed, for those that came after the first runs: one made without goes on with it.
 NEUTRAL: dict[str, Any] = {"loss_weights": None, "teacher_bn": "eval", "head_bn": False, "moco_dim": 128,
-                           "moco_m": 0.999, "bn_parts": 8, "epoch_steps": None}
+                           "moco_m": 0.999, "bn_parts": 8, "epoch_steps": None,
+                           "optimizer": "sgd", "decayed": "auto", "clip_grad": 0.0, "ema": 0.0, "micro_batch": 0,
+                           "sync_bn": False}
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> Path:

@@ -1,0 +1,47 @@
+"""Batch norm in evaluation mode is an affine map: folded into the convolution before it, it costs nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+from torch import fx, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+KINDS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
+
+
+def fold_batch_norm(network: nn.Module) -> tuple[nn.Module, int]:
+    """A copy of a frozen ``network`` whose batch norms are folded into the convolutions before them, and how many.
+
+    The copy has the same modules under the same names; a convolution has gained a bias, and its norm is an identity.
+    Products are taken in float64 and rounded once. What cannot be traced (control flow that depends on the images) is
+    copied as it is, with 0.
+    """
+    network = copy.deepcopy(network).eval()
+    pairs = foldable(network)
+    for conv_name, norm_name in pairs:
+        conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
+        fused = fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(norm).double()).to(conv.weight.dtype)
+        network.set_submodule(conv_name, fused.requires_grad_(conv.weight.requires_grad))
+        network.set_submodule(norm_name, nn.Identity())
+    return network, len(pairs)
+
+
+def foldable(network: nn.Module) -> list[tuple[str, str]]:
+    """(convolution, batch norm) by name: each is called once, and nothing else sees the convolution's output."""
+    try:
+        graph = fx.Tracer().trace(network)
+    except Exception:  # tracing runs the network's own code on a stand-in for images, which may object in any way
+        return []
+    modules = dict(network.named_modules(remove_duplicate=False))
+    calls = Counter(id(modules[node.target]) for node in graph.nodes if node.op == "call_module")
+    found = []
+    for node in graph.nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
+            conv, norm = modules[before.target], modules[node.target]
+            if ((type(conv), type(norm)) in KINDS and norm.running_var is not None
+                    and calls[id(conv)] == calls[id(norm)] == 1):
+                found.append((before.target, node.target))
+    return found
