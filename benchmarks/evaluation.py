@@ -99,7 +99,7 @@ def main() -> None:
         extract = (TRAIN + TEST) * a_pass(test, ahead)
         solve = TRAIN * ITERATIONS * a_pass(0, grid) * (0.9 + 1 / HEADS)  # nine tenths for the choice, all for the best
         paper += [
-            {"arch": arch, "job": "features (knn, linear --cached, robustness)", "hours": extract / HOUR,
+            {"arch": arch, "job": "features of one transform", "hours": extract / HOUR,
              "disk GB": (TRAIN + TEST) * width * 4 / 1e9, "memory GB": TRAIN * width * 4 / 1e9},
             {"arch": arch, "job": f"linear --cached, L-BFGS, {ITERATIONS} iterations", "hours": solve / HOUR,
              "disk GB": 0.0, "memory GB": 23 * HEADS * CLASSES * (width + 1) * 4 / 1e9},
