@@ -247,4 +247,24 @@ def wrap(module: torch.nn.Module, process: Process) -> torch.nn.Module:
     devices = [process.device] if process.device.type == "cuda" else None
     renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters  # in torch 2.15
     own_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return parallel(module, device_ids=devices, gradient_as_bucket_view=True, **own_buffers)
+    wrapped = parallel(module, device_ids=devices, gradient_as_bucket_view=True, **own_buffers)
+    if process.device.type == "cpu" and process.world_size > 2:
+        wrapped.register_comm_hook(None, _mean_in_order)
+    return wrapped
+
+
+def _mean_in_order(_, bucket):  # noqa: ANN001, ANN202 - DistributedDataParallel does not understand them as text
+    """Gradients averaged in the order of the ranks, so that a run that goes on has the same sums to the last bit.
+
+    gloo's own order of adding depends on a gradient's place in its bucket, and DistributedDataParallel packs its
+    buckets anew after the first step of each start. (Of two ranks the order does not matter.)
+    """
+    world = dist.get_world_size()
+    parts = [torch.empty_like(bucket.buffer()) for _ in range(world)]
+
+    def mean(_: object) -> torch.Tensor:
+        for part in parts[1:]:
+            parts[0].add_(part)
+        return parts[0].div_(world)
+
+    return dist.all_gather(parts, bucket.buffer(), async_op=True).get_future().then(mean)

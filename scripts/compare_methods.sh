@@ -46,11 +46,13 @@ profile() { # name, then values where no variable says otherwise
 }
 if [ "$DATA" = demo ]; then
     TEACHER=${TEACHER:-assets/demo_teacher.pth}
-    OUT=${OUT:-runs/compare}
+    OUT=${OUT:-runs/compare} SEEDS=${SEEDS:-0 1}
     #       name         stem     passes  epochs batch near of queue every minutes subset
-    profile demo         imagenet 6912    9      32    1    7  1024  3     0       1
+    profile demo         imagenet 8640    9      32    1    7  1024  3     0       1
 elif [ "$CARDS" -gt 0 ]; then
     profile cifar10      cifar    1996800 20     256   3    15 4096  4     25      1
+    JOBS=${JOBS:-$([ "${GPUS:-1}" = 1 ] && echo $((3 * CARDS)) || echo 1)} # one small network does not fill a card
+    WORKERS=${WORKERS:-4}
 else
     profile cifar10_cpu  cifar    11520   10     64    3    15 1024  5     0       0.1
 fi

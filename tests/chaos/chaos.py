@@ -5,8 +5,8 @@
     python tests/chaos/chaos.py --kills 20 --processes 2 --script train_teacher.py
 
 A kill is SIGTERM, SIGINT or SIGUSR1 to the process (with several: SIGTERM to torchrun or to one rank), or SIGKILL to
-all of it or, with several, to one rank. The moment is drawn over start, training and saving alike. Prints what was
-done and one Markdown row, and ends with 1 if anything differs.
+all of it or, with several, to one rank. One kill in four falls at a moment of the start, the others at one of the
+training and its saves. Prints what was done and one Markdown row, and ends with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from compare import differences
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMON = ["--data", "demo", "--subset", "0.04", "--image-size", "32", "-b", "8", "--epochs", "10", "-p", "3",
+COMMON = ["--data", "demo", "--subset", "0.04", "--image-size", "32", "-b", "8", "--epochs", "6", "-p", "3",
           "--save-every", "5", "--keep", "3", "--workers", "1", "--device", "cpu"]
 FLAGS = {
     "train_distill.py": [*COMMON, "--distill", str(ROOT / "assets" / "demo_teacher.pth"), "-a", "shufflenet_v2_x0_5",
@@ -93,27 +93,36 @@ def kill(process: subprocess.Popen, draw: random.Random) -> str:
     return kind
 
 
-def disturbed(script: str, flags: Sequence[str], output: Path, processes: int, log: Path, kills: int, latest: float,
-              draw: random.Random) -> tuple[Counter[str], int, float]:
+def disturbed(script: str, flags: Sequence[str], output: Path, processes: int, log: Path, kills: int, begin: float,
+              training: float, draw: random.Random) -> tuple[Counter[str], int, float]:
     """Start again and again until the run is done; returns the kills by kind, the starts, and the seconds in all.
 
-    Each of the first ``kills`` starts is killed at a moment between a tenth of ``latest`` seconds and ``latest``;
-    a start that is done sooner ends it.
+    Each of the first ``kills`` starts is killed within ``begin`` seconds of its start or ``training`` seconds of its
+    first step; a start that is done sooner ends it.
     """
     done, began, starts = Counter(), time.monotonic(), 0
     while True:
+        before = begun(log)
         process = start(script, flags, output, processes, log)
         starts += 1
         if done.total() < kills:
+            limit = draw.uniform(0.5, begin) if draw.random() < 0.25 else None
+            while limit is None and begun(log) == before and process.poll() is None:
+                time.sleep(0.05)
             try:
-                process.wait(draw.uniform(latest / 10, latest))
+                process.wait(draw.uniform(0, training) if limit is None else limit)
             except subprocess.TimeoutExpired:
                 done[kill(process, draw)] += 1
-        code = process.wait(120)
+        code = process.wait(900)
         if code == 0 and "done: " in log.read_text().splitlines()[-1]:
             return done, starts, time.monotonic() - began
         if code == 2 or starts > 10 * kills + 10:
             raise SystemExit(f"it ended with {code}:\n{log.read_text()[-3000:]}")
+
+
+def begun(log: Path) -> int:
+    """How many starts have come to their first step."""
+    return log.read_text().count("epochs of") if log.exists() else 0
 
 
 def undisturbed(script: str, flags: Sequence[str], output: Path, processes: int, log: Path) -> tuple[float, float]:
@@ -121,18 +130,12 @@ def undisturbed(script: str, flags: Sequence[str], output: Path, processes: int,
     begin, began = 0.0, time.monotonic()
     process = start(script, flags, output, processes, log)
     while process.poll() is None:
-        if not begin and "epochs of" in log.read_text():
+        if not begin and begun(log):
             begin = time.monotonic() - began
         time.sleep(0.1)
     if process.returncode != 0:
         raise SystemExit(log.read_text()[-3000:])
     return begin, time.monotonic() - began
-
-
-def share(begin: float, train: float, kills: int) -> float:
-    """Seconds L such that ``kills`` starts, killed at moments spread over ``begin`` + L, do most of the training."""
-    mean = 0.6 * train / max(1, kills)  # = L^2 / 2 (begin + L)
-    return mean + (mean * mean + 2 * mean * begin) ** 0.5
 
 
 def parse_args() -> argparse.Namespace:
@@ -141,9 +144,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--script", choices=FLAGS, default="train_distill.py", help="default train_distill.py")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="more than one: by torchrun; default 1")
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="default 20")
-    parser.add_argument("--latest", type=float, default=0, metavar="S",
-                        help="seconds after a start within which it is killed; default: what lets the run come to its "
-                             "end soon after the last kill")
     parser.add_argument("--seed", type=int, default=0, help="of the kinds and moments; default 0")
     return parser.parse_args()
 
@@ -154,9 +154,9 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="chaos-"))
     flags, log = FLAGS[args.script], work / "said.txt"
     begin, calm = undisturbed(args.script, flags, work / "calm", args.processes, log)
-    latest = args.latest or begin + share(begin, calm - begin, args.kills)
-    done, starts, seconds = disturbed(args.script, flags, work / "wild", args.processes, log, args.kills, latest,
-                                      random.Random(args.seed))
+    training = 1.6 * (calm - begin) / max(1, args.kills)  # so that most of it is done when the last kill falls
+    done, starts, seconds = disturbed(args.script, flags, work / "wild", args.processes, log, args.kills, begin,
+                                      training, random.Random(args.seed))
     found = differences(work / "calm", work / "wild")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(done.items()))
     print(f"{args.script}, {args.processes} process(es): {calm:.0f} s undisturbed; {done.total()} kills ({kinds}), "

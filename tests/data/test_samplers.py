@@ -261,3 +261,34 @@ def test_wrong_neighbour_counts():
 def test_a_step_outside_the_epoch(step):
     with pytest.raises(ValueError, match="7 steps"):
         RandomSampler(N, 8).set_epoch(0, step)
+
+
+@pytest.mark.parametrize("num_images", [16, 17, 40, 61, 63])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", ["random", "cf"])
+def test_every_rank_takes_the_same_steps_and_no_image_is_left_out_for_ever(num_images, world_size, kind):
+    """Equal parts of the steps of one process, and what an epoch leaves out is another each time."""
+    def sampler(rank, ranks):
+        if kind == "cf":
+            return NeighbourSampler(ring(num_images), 16, 2, K, rank=rank, world_size=ranks)
+        return RandomSampler(num_images, 16, rank, ranks)
+
+    ranks, whole = [sampler(rank, world_size) for rank in range(world_size)], sampler(0, 1)
+    seen: set[int] = set()
+    for epoch in range(60):
+        parts, steps = [epoch_of(rank, epoch) for rank in ranks], epoch_of(whole, epoch)
+        assert {len(part) for part in parts} == {len(steps)} == {num_images // 16}
+        assert {len(batch) for part in parts for batch in part} == {len(steps[0]) // world_size}
+        assert [[key for part in parts for key in part[step]] for step in range(len(steps))] == steps
+        seen |= {batch[anchor][0] for batch in steps for anchor in range(0, len(batch), whole.group_size)}
+    assert seen == set(range(num_images))
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 5, 7])
+def test_statistics_of_an_epoch_that_was_gone_on_with_are_the_epochs(first_step):
+    for sampler in both():
+        epoch_of(sampler, 3)
+        whole = sampler.statistics
+        sampler.statistics = None
+        epoch_of(sampler, 3, first_step)
+        assert sampler.statistics == whole

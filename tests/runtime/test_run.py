@@ -1,5 +1,6 @@
 """Runs of a tiny network, stopped at every place and gone on; and what ranks decide together."""
 
+import copy
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from ranks import on_ranks
 from torch import nn
 
-from runtime.device import Process, highest, on_first_rank, share_error
+from runtime.device import Process, highest, on_first_rank, share_error, wrap
 from runtime.errors import RunPaused, RunStopped, UserError
 from runtime.loop import Trainer
 from runtime.optim import Updater
@@ -239,6 +240,32 @@ def buffers(rank):
     fresh = nn.BatchNorm1d(3)
     load_buffers({"state_dict": fresh}, saved[rank])
     return [sorted(x) for x in saved], fresh.running_mean.tolist()
+
+
+def gradients_late_and_early(rank):
+    """The second step's gradients by a wrapper that has seen the first, and by one that is new; and their mean."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*[layer for _ in range(3) for layer in (nn.Linear(300, 300), nn.ReLU())])
+    fresh, process = copy.deepcopy(net), Process(rank, dist.get_world_size(), CPU)
+    first, second = torch.randn(2, 4, 300, generator=torch.Generator().manual_seed(rank))
+    model, new = wrap(net, process), wrap(fresh, process)
+    model(first).square().sum().backward()
+    net.zero_grad()
+    model(second).square().sum().backward()
+    new(second).square().sum().backward()
+    alone = copy.deepcopy(net)
+    alone.zero_grad()
+    alone(second).square().sum().backward()
+    means = [torch.cat([x.grad.flatten() for x in network.parameters()]) for network in (net, fresh)]
+    expected = torch.cat([x.grad.flatten() for x in alone.parameters()]).double()
+    dist.all_reduce(expected)
+    return torch.equal(*means), float((means[0] - expected / dist.get_world_size()).abs().max() / expected.abs().max())
+
+
+def test_gradients_of_a_run_that_goes_on_are_the_same_on_three_ranks(tmp_path):
+    for same_bits, error in on_ranks(3, gradients_late_and_early, tmp_path):
+        assert same_bits
+        assert error < 1e-6
 
 
 def test_what_differs_among_ranks_is_kept(tmp_path):
