@@ -77,7 +77,9 @@ def transfer(features: np.ndarray, labels: np.ndarray, validation: np.ndarray, t
                                                   leave=False, disable=None if progress else True) as bar:
         def path(task: tuple[int, np.ndarray]) -> list[_Fit]:
             found: list[_Fit] = []
-            for l2 in () if stop.is_set() else task[1]:
+            for l2 in task[1]:
+                if stop.is_set():
+                    break
                 start = found[-1] if found else None
                 found.append(_Fit.of(model, x_train, columns[task[0]][training], l2, iterations, start, several))
                 found[-1].answers = found[-1].answer(x_val)
