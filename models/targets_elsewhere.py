@@ -149,10 +149,11 @@ class Detectron2(Target):
         model = {rename(name, "detectron2", inverse=True): value.numpy()
                  for name, value in network.trunk.state_dict().items() if not name.endswith(".num_batches_tracked")}
         with path.open("wb") as file:
-            pickle.dump({"model": model, "__author__": "CoSS export.py", "matching_heuristics": True}, file)
+            pickle.dump({"model": model, "__author__": "CoSS export.py", "matching_heuristics": True,
+                         "settings": self.settings(network)}, file)  # the last is for scripts/detection alone
 
-    def code(self, network: Network, path: Path) -> str:
-        """The settings of detectron2 under which the weights mean what they meant."""
+    def settings(self, network: Network) -> dict[str, Any]:
+        """The settings of detectron2 under which the weights mean what they meant, by their full names."""
         resnet = network.trunk
         depth = {"BasicBlock": 2, "Bottleneck": 3}[type(resnet.layer1[0]).__name__] * sum(
             len(getattr(resnet, f"layer{n}")) for n in (1, 2, 3, 4)) + 2
@@ -161,8 +162,11 @@ class Detectron2(Target):
                     "STRIDE_IN_1X1": False, **basic}
         scaled = {f"MODEL.PIXEL_{k.upper()}": [round(255 * x, 3) for x in getattr(network.report, k)]
                   for k in ("mean", "std")}
-        pairs = {"MODEL.WEIGHTS": str(path), **{f"MODEL.RESNETS.{k}": v for k, v in settings.items()}, **scaled,
-                 "INPUT.FORMAT": "RGB"}
+        return {**{f"MODEL.RESNETS.{k}": v for k, v in settings.items()}, **scaled, "INPUT.FORMAT": "RGB"}
+
+    def code(self, network: Network, path: Path) -> str:
+        """A line that gives detectron2 the file and those settings."""
+        pairs = {"MODEL.WEIGHTS": str(path), **self.settings(network)}
         return f"cfg.merge_from_list({[x for pair in pairs.items() for x in pair]!r})"
 
     def open(self, network: Network, path: Path, projector: Path) -> Opened:
