@@ -30,7 +30,7 @@ def save_picture(path: Path, students: Mapping[str, Mapping[str, Any]], chance: 
     shared, kept, whole = figure.subplots(1, 3)
     first = next(iter(students.values()))
     ks = list(first["shared"])
-    _bars(shared, [str(k) for k in ks], {name: list(x["shared"].values()) for name, x in students.items()}, "{:.0f}")
+    _bars(shared, [str(k) for k in ks], {name: list(x["shared"].values()) for name, x in students.items()}, "{:.3g}")
     shared.plot(range(len(ks)), [chance[k] for k in ks], "k_", markersize=30, label="by chance")
     shared.set(title="nearest neighbours shared with the teacher", xlabel="k", ylabel="%", ylim=(0, None))
 

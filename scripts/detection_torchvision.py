@@ -200,7 +200,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
         run.save(epoch, {"detector.pth": model.state_dict()})
     run.finish()
     if process.is_main:
-        leave_result(args, process, identity, sources, scores.rows)
+        leave_result(args, process, identity, sources, {"lr": lr, "schedule": milestones}, scores.rows)
 
 
 def score(args: argparse.Namespace, process: Process, model: nn.Module, test_set: BoxSource) -> dict[str, Any]:
@@ -214,11 +214,11 @@ def score(args: argparse.Namespace, process: Process, model: nn.Module, test_set
 
 
 def leave_result(args: argparse.Namespace, process: Process, identity: dict[str, Any], sources: dict[str, Any],
-                 rows: list[dict[str, Any]]) -> None:
+                 decided: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """A line of results.jsonl, detection.md, and the table on the screen: overall, and each class."""
     *_, final = rows
-    settings = {name: getattr(args, name) for name in ("norm", "epochs", "batch_size", "lr", "schedule", "momentum",
-                                                       "weight_decay", "amp", "sizes", "max_size", "seed")}
+    settings = {**decided, **{name: getattr(args, name) for name in (
+        "norm", "epochs", "batch_size", "momentum", "weight_decay", "amp", "sizes", "max_size", "seed")}}
     lines = [{"class": "all", **{name: final[name] for name in NAMES}},
              *({"class": name, "AP": value} for name, value in final["classes"].items())]
     add_result(Path(args.output), {

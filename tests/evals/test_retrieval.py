@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ranks import on_ranks
 from sklearn.metrics import average_precision_score
 
 from evals.retrieval import average_precision, class_retrieval, precision_at, revisited, trapezoidal_ap
@@ -142,3 +143,13 @@ def test_no_class_with_two_images():
     found = class_retrieval(torch.eye(3), torch.arange(3), None, None, ALONE)
     assert found["queries"] == 0
     assert math.isnan(found["mAP"])
+
+
+def on_one_rank(rank, features, labels):
+    return class_retrieval(features, labels, None, None, Process(rank, 2, torch.device("cpu")))
+
+
+def test_two_processes_measure_what_one_does(tmp_path):
+    features, labels = torch.randn(31, 4), torch.arange(31) % 5
+    alone = class_retrieval(features, labels, None, None, ALONE)
+    assert on_ranks(2, on_one_rank, tmp_path, features, labels) == [pytest.approx(alone)] * 2

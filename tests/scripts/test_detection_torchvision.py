@@ -97,7 +97,7 @@ def test_from_a_student_to_a_score_and_the_same_after_a_stop(tmp_path, monkeypat
     assert re.search(r"^red +\d", out, re.MULTILINE)
     result, = map(json.loads, (whole / "results.jsonl").read_text().splitlines())
     assert (result["command"], result["arch"], result["sources"]["test"]["images"]) == ("detection", "resnet18", 3)
-    assert result["settings"]["schedule"] is None
+    assert (result["settings"]["lr"], result["settings"]["schedule"]) == (0.01, [1, 2])
     assert set(result["metrics"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
     assert 0 <= result["metrics"]["AP"] <= result["metrics"]["AP50"] <= 100
     assert [row["class"] for row in result["table"]] == ["all", "red", "blue"]

@@ -1,0 +1,338 @@
+#!/usr/bin/env python
+"""A training step of CoSS: the reference way of writing it beside this project's, in one run, in turns.
+
+    python benchmarks/train_step.py --each            # on a card: ResNet-50 -> ResNet-18 at 224, batches 256 and 1,024
+    python benchmarks/train_step.py --micro-batch 128 --compile           # and ours in parts, and compiled
+    python benchmarks/train_step.py --teacher resnet18 --student shufflenet_v2_x0_5 --image-size 64 --batches 32 # CPU
+
+Reference: weights and images contiguous, images normalised to float32 on the host and copied in the step, the teacher
+as it was trained, autocast (fp16 on a card) with a scaler, a plain SGD, `loss.item()` after each step. Ours: what
+train_distill.py does, by the same modules; --each leaves its means out one by one. Images are random bytes, so that no
+decoding is in it; all begin from the same weights. Medians over the rounds; the ratio is the median of a step's rate
+over the reference's of the same round. On a card stages are timed there (CUDA events), where the reference's `.item()`
+shows as waiting; on a CPU everything is processor time of one thread, which other programs disturb less. Peak memory:
+what the recipe allocates on a card; on a CPU, by how much a process of its own grows. TFLOP/s: convolutions and
+products of teacher, student and gradient, beside what one product of large matrices reaches here in that precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data.batches import Batch  # noqa: E402
+from data.loader import TrainingLoader  # noqa: E402
+from losses import build_objective  # noqa: E402
+from models.backbones import build_backbone  # noqa: E402
+from models.distiller import Distiller  # noqa: E402
+from models.heads import build_head  # noqa: E402
+from models.teachers import FrozenEncoder, Normalise  # noqa: E402
+from runtime.errors import run_script  # noqa: E402
+from runtime.hardware import use_hardware  # noqa: E402
+from runtime.micro_batches import in_parts  # noqa: E402
+from runtime.optim import Updater, precision  # noqa: E402
+from runtime.optimizers import build_optimizer  # noqa: E402
+
+STAGES = ("data", "teacher", "student", "loss", "backward", "optimizer", "waiting")
+MEANS = ("channels_last", "fold", "fused", "ahead")  # of ours, that --each leaves out one by one
+DTYPES = {"off": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Stopwatch:
+    """Seconds between marks: of the device where there is one, without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.marks = device, []
+
+    def mark(self, stage: str) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append((stage, event))
+        else:
+            self.marks.append((stage, time.process_time()))
+
+    def seconds(self) -> dict[str, float]:
+        total: dict[str, float] = defaultdict(float)
+        for (_, start), (stage, end) in zip(self.marks, self.marks[1:], strict=False):
+            total[stage] += start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
+        self.marks = []
+        total.pop("start", None)
+        return dict(total)
+
+
+class Reference:
+    """The step as it is usually written."""
+
+    def __init__(self, networks: tuple[nn.Module, nn.Module], images: list[Tensor], device: torch.device, amp: str,
+                 ) -> None:
+        teacher, student = networks
+        self.teacher = teacher.backbone.to(device).eval()
+        self.student = nn.Sequential(student.backbone, student.proj_head).to(device).train()
+        normalise = Normalise()
+        self.images = [normalise(x).contiguous() for x in images]                    # float32, on the host
+        self.images = [x.pin_memory() for x in self.images] if device.type == "cuda" else self.images
+        self.optimizer = torch.optim.SGD(self.student.parameters(), 1e-4, 0.9, weight_decay=1e-4)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        self.device, self.dtype, self.watch = device, DTYPES[amp], Stopwatch(device)
+
+    def run(self, steps: int) -> None:
+        watch = self.watch
+        watch.mark("start")
+        for step in range(steps):
+            images = self.images[step % len(self.images)].to(self.device, non_blocking=True)
+            watch.mark("data")
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                with torch.no_grad():
+                    t = self.teacher(images)
+                watch.mark("teacher")
+                s = self.student(images)
+                watch.mark("student")
+                loss = self.dot(t, s).mean() + self.dot(t.T, s.T).mean()
+            watch.mark("loss")
+            self.scaler.scale(loss).backward()
+            watch.mark("backward")
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad()
+            watch.mark("optimizer")
+            loss.item()
+            watch.mark("waiting")
+
+    @staticmethod
+    def dot(t: Tensor, s: Tensor) -> Tensor:
+        return -(F.normalize(t, dim=-1) * F.normalize(s, dim=-1)).sum(-1) / (0.07 * 0.1)
+
+
+class Ours:
+    """The step of train_distill.py, by the modules that it is made of. ``without``: one of MEANS, left out."""
+
+    def __init__(self, networks: tuple[nn.Module, nn.Module], images: list[Tensor], device: torch.device, amp: str,
+                 without: str = "", micro_batch: int = 0, compiled: bool = False) -> None:
+        layout = torch.contiguous_format if without == "channels_last" else torch.channels_last
+        self.teacher, self.student = networks
+        if without != "fold":
+            self.teacher.fold()
+        self.teacher = self.teacher.to(device, memory_format=layout)
+        self.student = self.student.to(device, memory_format=layout).train()
+        for network in (self.teacher, self.student) if compiled else ():
+            network.compile()
+        self.loss = build_objective("coss")
+        optimizer = build_optimizer("sgd", self.student.parameters(), 1e-4, 0.9, 1e-4)
+        if without == "fused":
+            optimizer = torch.optim.SGD(self.student.parameters(), 1e-4, 0.9, weight_decay=1e-4)
+        self.updater, self.watch = Updater(optimizer, device, amp), Stopwatch(device)
+        optimizer.register_step_pre_hook(lambda *_: self.watch.mark("backward"))
+        self.forward = self.updater.in_micro_batches(self.student, micro_batch)
+        self.answers = in_parts(lambda x: self.teacher.answers(x, ("features",)), micro_batch)
+        images = [x.pin_memory() for x in images] if device.type == "cuda" else images      # uint8, on the host
+        self.batches = [Batch((x,), torch.arange(len(x)), []) for x in images]
+        self.device, self.ahead = device, without != "ahead"
+
+    def run(self, steps: int) -> None:
+        watch = self.watch
+        watch.mark("start")
+        for batch in self.given(steps):
+            watch.mark("data")
+            with self.updater.autocast():
+                inputs = self.loss.inputs(batch.views)
+                targets = tuple(y for x in inputs.teacher for y in self.answers(x))
+                watch.mark("teacher")
+                outputs = self.forward(*inputs.student)
+                watch.mark("student")
+                parts = self.loss(student=outputs, teacher=targets, **inputs.context)
+            watch.mark("loss")
+            self.updater.step(parts["loss"], 1e-4)
+            watch.mark("optimizer")
+
+    def given(self, steps: int) -> Iterator[Batch]:
+        batches = [self.batches[step % len(self.batches)] for step in range(steps)]
+        if self.ahead:
+            yield from TrainingLoader(batches, self.device)
+        else:
+            yield from (batch._replace(views=tuple(x.to(self.device, non_blocking=True) for x in batch.views))
+                        for batch in batches)
+
+
+def networks_of(args: argparse.Namespace) -> tuple[FrozenEncoder, Distiller]:
+    """Teacher and student with the same random weights each time, the teacher's statistics those of random images."""
+    torch.manual_seed(0)
+    trunk = build_backbone(args.teacher, image_size=args.image_size).train()
+    for module in trunk.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        trunk(Normalise()(random_images(16, args.image_size)))
+    student = build_backbone(args.student, image_size=args.image_size)
+    head = build_head("projection", student.spec.feature_dim, trunk.spec.feature_dim)
+    return FrozenEncoder(trunk), Distiller(student, head)
+
+
+def random_images(count: int, size: int) -> Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+
+
+def flops_an_image(networks: tuple[FrozenEncoder, Distiller], size: int) -> float:
+    """Of teacher, student and gradient: convolutions and matrix products, a product with its sum being two."""
+    teacher, student = copy.deepcopy(networks)
+    images = random_images(2, size)
+    with FlopCounterMode(display=False) as counter:
+        target, = teacher.answers(images, ("features",))
+        build_objective("coss")(student=student(images), teacher=(target,),
+                                **build_objective("coss").inputs((images,)).context)["loss"].backward()
+    return counter.get_total_flops() / len(images)
+
+
+def matrix_rate(device: torch.device, amp: str) -> float:
+    """FLOP/s of one product of square matrices in the step's precision, the best of ten."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=DTYPES[amp] or torch.float32)
+    best = float("inf")
+    for _ in range(10):
+        start = clock(device)
+        a @ a
+        best = min(best, clock(device) - start)
+    return 2 * size**3 / best
+
+
+def clock(device: torch.device) -> float:
+    """Seconds: of the wall with nothing left to do on a card, of the processor without one."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def recipes_of(args: argparse.Namespace, images: list[Tensor], device: torch.device, amp: str,
+               ) -> dict[str, tuple[Reference | Ours, int]]:
+    """Each recipe by name, with the bytes that it holds on a card between steps."""
+    wanted = {"reference": {}, "ours": {}}
+    wanted |= {f"ours without {mean}": {"without": mean} for mean in MEANS} if args.each else {}
+    wanted |= {"ours compiled": {"compiled": True}} if args.compile else {}
+    wanted |= {f"ours, --micro-batch {args.micro_batch}": {"micro_batch": args.micro_batch}} if args.micro_batch else {}
+    made = {}
+    for name, options in wanted.items():
+        if args.only in (None, name):
+            before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+            kind = Reference if name == "reference" else Ours
+            recipe = kind(networks_of(args), images, device, amp, **options)
+            recipe.run(2)  # cuDNN's choice, the optimizer's state
+            clock(device)
+            recipe.watch.seconds()
+            made[name] = recipe, torch.cuda.memory_allocated(device) - before if device.type == "cuda" else 0
+    return made
+
+
+def measure(args: argparse.Namespace, batch: int, device: torch.device, amp: str) -> dict[str, dict]:
+    """For each recipe: images/s, ratio to the reference, stages as shares of the step, peak memory in MiB."""
+    before = memory("VmRSS")
+    images = [random_images(batch, args.image_size) for _ in range(4)]
+    recipes = recipes_of(args, images, device, amp)
+    if args.only:
+        Path("/proc/self/clear_refs").write_text("5")  # what was the most so far is forgotten
+    held = sum(static for _, static in recipes.values())
+    rates, stages, peaks = defaultdict(list), defaultdict(lambda: defaultdict(list)), defaultdict(int)
+    for _ in range(args.rounds):
+        for name, (recipe, static) in recipes.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            start = clock(device)
+            recipe.run(args.steps)
+            seconds = clock(device) - start
+            rates[name].append(args.steps * batch / seconds)
+            for stage, spent in recipe.watch.seconds().items():
+                stages[name][stage].append(spent)
+            if device.type == "cuda":
+                peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device) - held + static)
+    found = {}
+    for name in recipes:
+        middle = {stage: statistics.median(times) for stage, times in stages[name].items()}
+        ratios = [a / b for a, b in zip(rates[name], rates.get("reference", rates[name]), strict=True)]
+        found[name] = {"images_per_second": statistics.median(rates[name]), "ratio": statistics.median(ratios),
+                       "shares": {stage: middle.get(stage, 0) / sum(middle.values()) for stage in STAGES},
+                       "peak_mib": peaks[name] / 2**20 if device.type == "cuda" else
+                       grown(before) if args.only else resident(batch, name)}
+    return found
+
+
+def resident(batch: int, name: str) -> float:
+    """MiB by which a process grows that runs this recipe alone."""
+    done = subprocess.run([sys.executable, *sys.argv, "--batches", str(batch), "--only", name, "--rounds", "1",
+                           "--steps", "1", "--output", "-"], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)["batches"][str(batch)][name]["peak_mib"]
+
+
+def grown(before: int) -> float:
+    return (memory("VmHWM") - before) / 1024
+
+
+def memory(kind: str) -> int:
+    """KiB of this process, now (VmRSS) or at most (VmHWM); Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(kind)).split()[1])
+
+
+def main() -> None:
+    """Measure, print rows, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="resnet50", help="default resnet50")
+    parser.add_argument("--student", default="resnet18", help="default resnet18")
+    parser.add_argument("--image-size", type=int, default=224, help="default 224")
+    parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024], help="default 256 1024")
+    parser.add_argument("--steps", type=int, default=10, help="of a round; default 10")
+    parser.add_argument("--rounds", type=int, default=7, help="in turns; default 7")
+    parser.add_argument("--amp", choices=("auto", *DTYPES), default="auto", help="default auto, as the scripts")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a card")
+    parser.add_argument("--micro-batch", type=int, default=0, metavar="M", help="add ours in parts of M images")
+    parser.add_argument("--compile", action="store_true", help="add ours compiled")
+    parser.add_argument("--each", action="store_true", help=f"add ours without each of {', '.join(MEANS)}")
+    parser.add_argument("--only", help="one recipe by name, as the memory of a CPU is measured")
+    parser.add_argument("--output", default="train_step.json", help="where the JSON goes; - prints it and nothing else")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    use_hardware()
+    torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
+    amp = precision(args.amp, device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    flops = 0 if args.only else flops_an_image(networks_of(args), args.image_size)
+    peak = 1 if args.only else matrix_rate(device, amp)
+    report = {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads(), "amp": amp,
+              "teacher": args.teacher, "student": args.student, "image_size": args.image_size,
+              "gflop_an_image": flops / 1e9, "matrix_tflops": peak / 1e12, "batches": {}}
+    say = print if args.output != "-" else lambda *_: None
+    say(f"{name}, torch {torch.__version__}, {args.teacher} -> {args.student} at {args.image_size}, amp {amp}; "
+        f"{flops / 1e9:.2f} GFLOP an image; one product of matrices: {peak / 1e12:.3g} TFLOP/s\n")
+    say(f"| batch | step | images/s | ratio | peak MiB | {' | '.join(f'{s} %' for s in STAGES)} | TFLOP/s | of it % |")
+    say("|---" * (7 + len(STAGES)) + "|")
+    for batch in args.batches:
+        report["batches"][batch] = measure(args, batch, device, amp)
+        for recipe, found in report["batches"][batch].items():
+            found["tflops"] = found["images_per_second"] * flops / 1e12
+            shares = " | ".join(f"{100 * found['shares'][stage]:.0f}" for stage in STAGES)
+            say(f"| {batch:,} | {recipe} | {found['images_per_second']:,.1f} | {found['ratio']:.2f} | "
+                f"{found['peak_mib']:,.0f} | {shares} | {found['tflops']:.3g} | "
+                f"{100 * found['tflops'] * 1e12 / peak:.0f} |")
+    if args.output == "-":
+        print(json.dumps(report))
+    else:
+        Path(args.output).write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main)
