@@ -4,9 +4,9 @@ import pytest
 import torch
 import torchvision
 
-from losses.coss import CoSS
 from models.backbones import build_backbone
 from models.distiller import Distiller
+from models.heads import build_head
 from models.moco import MoCo
 from models.teachers import load_frozen
 from runtime.store import CHECKPOINT
@@ -59,7 +59,8 @@ def move_statistics(module):
 
 @pytest.fixture(scope="module")
 def student():
-    return move_statistics(Distiller(build_backbone("resnet18", image_size=48), 2048, CoSS())).eval()
+    trunk = build_backbone("resnet18", image_size=48)
+    return move_statistics(Distiller(trunk, build_head("projection", 512, 2048))).eval()
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +99,16 @@ def test_teacher(tmp_path, teacher):
 
 
 def test_resume_files_are_read_too(tmp_path, student, teacher):
-    """They hold the optimizer and the random state beside the weights, and the key encoder of a teacher."""
-    more = {"updater": {"optimizer": {"state": {0: torch.zeros(64, 3, 7, 7)}}}, "random": [torch.zeros(8)]}
-    loss = {"loss.queue": torch.zeros(4, 4)}
-    path = saved(tmp_path, CHECKPOINT, {**student.record(), **more}, {**student.state_dict(), **loss})
+    """They hold the optimizer, a queue, a momentum student and the random state beside the weights, and the key encoder
+    of a teacher."""
+    more = {"updater": {"optimizer": {"state": {0: torch.zeros(64, 3, 7, 7)}}}, "random": [torch.zeros(8)],
+            "loss": {"losses.disco.queue.items": torch.zeros(4, 4)},
+            "momentum": {f"network.{name}": torch.zeros_like(value) for name, value in student.state_dict().items()}}
+    path = saved(tmp_path, CHECKPOINT, {**student.record(), **more}, student.state_dict())
     encoder, report = load_frozen(path)
     assert_same_features(encoder.backbone, student.backbone)
-    assert report.dropped == {"proj_head.": 4, "loss.": 1, "updater.": 1}
+    others = len(student.state_dict())
+    assert report.dropped == {"proj_head.": 4, "loss.": 1, "updater.": 1, "momentum.": others}
     assert_same_features(original_evaluation(path, "resnet18"), student.backbone)
     path = saved(tmp_path, CHECKPOINT, {**teacher.record(), **more}, teacher.state_dict())
     encoder, report = load_frozen(path)
@@ -113,7 +117,7 @@ def test_resume_files_are_read_too(tmp_path, student, teacher):
 
 
 def test_without_a_head_there_is_nothing_else(tmp_path):
-    distiller = Distiller(build_backbone("resnet18", image_size=48), 512, CoSS())
+    distiller = Distiller(build_backbone("resnet18", image_size=48), build_head("projection", 512, 512))
     path = saved(tmp_path, "student.pth", distiller.record(), distiller.student_state())
     original_evaluation(path, "resnet18")
     assert load_frozen(path)[1].dropped == {}
