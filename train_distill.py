@@ -153,7 +153,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     average = MovingAverage(student, args.ema) if args.ema else None
     student = training.synchronised(args, student, process)
     if teacher:
-        notes.append(f"{teacher.fold()} of the teacher's batch norms were folded into its convolutions")
+        if folded := teacher.fold():
+            notes.append(f"{folded} of the teacher's batch norms were folded into its convolutions")
         teacher = teacher.to(process.device, memory_format=torch.channels_last)
     loss = build_objective(args.loss, args.loss_weights, args.beta, widths, student_dim=backbone.spec.feature_dim,
                            **methods.options(args)).to(process.device)
