@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.batches import Key, as_key
 from data.detection import BoxSource
 from data.images import BadImage, decode_rgb, read_bytes
-from data.loader import WorkerLoader, _loader_options
+from data.loader import WorkerLoader, loader_options
 from data.samplers import RandomSampler
 from runtime.errors import UserError
 
@@ -79,10 +79,10 @@ def training_batches(source: BoxSource, rows: np.ndarray, sampler: RandomSampler
                      device_type: str) -> DataLoader:
     """One batch a step of the sampler, which counts the images of ``rows``."""
     return WorkerLoader(BoxDataset(source, rows, seed), batch_sampler=sampler,
-                        **_loader_options(workers, device_type, persistent=True))
+                        **loader_options(workers, device_type, persistent=True))
 
 
 def evaluation_batches(source: BoxSource, rows: range, batch_size: int, workers: int, device_type: str) -> DataLoader:
     """The images of ``rows`` in their order."""
     return WorkerLoader(BoxDataset(source, np.array(rows, np.int64)), batch_size=batch_size,
-                        **_loader_options(workers, device_type, persistent=False))
+                        **loader_options(workers, device_type, persistent=False))

@@ -137,7 +137,7 @@ def build_loader(source: ImageSource, augmentations: Sequence[Augmentation], sam
                             "leave one of the two out")
         return ResidentLoader(source, augmentations, sampler, seed, device, cache, workers)
     dataset = ViewDataset(source, augmentations, seed, path, path == "fast" and device.type != "cpu")
-    loader = WorkerLoader(dataset, batch_sampler=sampler, **_loader_options(workers, device.type, persistent=True))
+    loader = WorkerLoader(dataset, batch_sampler=sampler, **loader_options(workers, device.type, persistent=True))
     return TrainingLoader(loader, device)
 
 
@@ -160,7 +160,7 @@ def evaluation_loader(
     dataset = (EvaluationDataset(source, transform or eval_transform(image_size)) if augmentation is None else
                ViewDataset(source, [augmentation], seed))
     order = range(len(source)) if indices is None else indices
-    options = _loader_options(workers, device_type, persistent=False)
+    options = loader_options(workers, device_type, persistent=False)
     return WorkerLoader(dataset, batch_size=batch_size, sampler=order, **options)
 
 
@@ -251,7 +251,8 @@ def _shared(count: int, size: int, channels_last: bool) -> torch.Tensor:
     return flat.view(count, size, size, 3).permute(0, 3, 1, 2) if channels_last else flat.view(count, 3, size, size)
 
 
-def _loader_options(workers: int, device_type: str, persistent: bool) -> dict:
+def loader_options(workers: int, device_type: str, persistent: bool) -> dict:
+    """Keywords of a DataLoader whose data set gives whole batches."""
     options = {
         "collate_fn": _whole,
         "num_workers": workers,
