@@ -26,3 +26,12 @@ def _own_datasets(tmp_path_factory):
     os.environ.pop("COSS_DATASETS")
     if before is not None:
         os.environ["COSS_DATASETS"] = before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _event_files_sort_as_they_were_made():
+    """Their names hold the second, the process and a count, which TensorBoard sorts as text. Tests begin several runs
+    in one second and one process, so that the count must not get another digit."""
+    from tensorboard.summary.writer import event_file_writer
+
+    event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
