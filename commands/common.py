@@ -30,13 +30,14 @@ NOT_SETTINGS = {"command", "weights", "data", "output", "json", "device", "worke
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = LABELLED, required: bool = True,
-                     several: bool = False, needs_weights: bool = True) -> cli.Group:
+                     several: bool = False, needs_weights: bool = True, keeps_features: bool = True) -> cli.Group:
     """Flags that each evaluation takes: --data (``names``: its other spellings; ``data``: its help; optional unless
     ``required``) and how images are read, --weights (a list where ``several``, optional unless ``needs_weights``),
-    --output, --json, --device, --seed. Returns the data group."""
+    --output, where features are kept (if ``keeps_features``), --json, --device, --seed. Returns the data group."""
     group = cli.add_data_flags(parser, *names, what=data, required=required)
-    group.add_argument("--feature-batch", type=cli.number(int, 1), default=256, metavar="N",
-                       help="images of one forward pass where features are extracted; default 256, the original's")
+    if keeps_features:
+        group.add_argument("--feature-batch", type=cli.number(int, 1), default=256, metavar="N",
+                           help="images of one forward pass where features are extracted; default 256, the original's")
     networks.add_weights_flags(parser, several, needs_weights)
     out = parser.add_argument_group("results")
     out.add_argument("--output", metavar="FOLDER", default=None,
@@ -44,7 +45,8 @@ def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = L
                           "cache; default: evaluation/ beside the weights, ./evaluation for untrained ones")
     out.add_argument("--json", action="store_true",
                      help="print one JSON object on stdout and nothing else there; what is said goes to stderr")
-    networks.add_features_flags(out, "features/ in --output")
+    if keeps_features:
+        networks.add_features_flags(out, "features/ in --output")
     cli.add_device_flags(parser)
     return group
 

@@ -34,7 +34,7 @@ DATA = ("DAVIS 2017 in its official layout: a folder that holds JPEGImages/480p/
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    common.add_common_flags(parser, data=DATA)
+    common.add_common_flags(parser, data=DATA, keeps_features=False)
     usual, group = Propagation(), parser.add_argument_group("following objects")
     group.add_argument("--split", default="val", metavar="NAME",
                        help="which ImageSets/2017/NAME.txt; default val, 30 videos; of these --subset takes the first")
@@ -58,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """J and F of DAVIS 2017 (semi-supervised, as its toolkit measures them): the first frame's masks are carried on by
     the likeness of features, a ViT's patch tokens or a convolutional network's map. Nothing is trained. A video that is
-    finished is not done again; with torchrun the processes share the videos. No features are kept."""
+    finished is not done again; with torchrun the processes share the videos."""
     folder = common.open_output(args)
     if args.masks:
         networks.check_writable(Path(args.masks), "--masks")
