@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 import cli
-from losses import LOSSES, needs_of, takes
+from losses import LOSSES, needs_of, own_values, takes
 from runtime.collectives import SCOPES
 from runtime.errors import UserError
 
+# Flags of what surrounds a loss, and their defaults
+AROUND = {"teacher_bn": "eval", "head_bn": False, "moco_dim": 128, "moco_m": 0.999, "bn_parts": 8}
+
 
 def add_loss_flags(parser: argparse.ArgumentParser) -> None:
-    """--loss and its numbers. Those left out are each method's own; a method takes those that it knows."""
+    """--loss and its numbers. Those left out are each method's own; a method takes those that it knows, and in a sum
+    every loss that knows one, which is refused where their own values differ."""
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", default="coss", metavar="NAME", type=loss_names,
                        help=f"objective: {', '.join(sorted(LOSSES))}, or a sum of them (coss+seed); default coss")
@@ -57,17 +64,17 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
                             "process's batch comes to at its 256 images on 8 GPUs")
     group.add_argument("--disco-sum", action="store_true",
                        help="disco: the original's sum over a process's batch instead, weaker the more GPUs there are")
-    group.add_argument("--teacher-bn", choices=("eval", "train"), default="eval",
+    group.add_argument("--teacher-bn", choices=("eval", "train"), default=AROUND["teacher_bn"],
                        help="batch norm of the teacher: by its running statistics (eval, default) or by each batch's "
                             "(train, as in the code of bingo and disco; the running ones stay as they are here)")
     group.add_argument("--head-bn", action="store_true",
                        help="batch norm behind both layers of the student's head, as in SimCLR v2; default none, as in "
                             "all of these papers, but moco and disco hardly start on small sets and networks without")
-    group.add_argument("--moco-dim", type=cli.number(int, 1), default=128, metavar="D",
+    group.add_argument("--moco-dim", type=cli.number(int, 1), default=AROUND["moco_dim"], metavar="D",
                        help="losses without a teacher: width of the contrasted features; default 128, MoCo's")
-    group.add_argument("--moco-m", type=cli.number(float, 0, 1), default=0.999, metavar="M",
+    group.add_argument("--moco-m", type=cli.number(float, 0, 1), default=AROUND["moco_m"], metavar="M",
                        help="losses with a momentum student: its momentum; default 0.999, MoCo's")
-    group.add_argument("--bn-parts", type=cli.number(int, 1), default=8, metavar="N",
+    group.add_argument("--bn-parts", type=cli.number(int, 1), default=AROUND["bn_parts"], metavar="N",
                        help="losses with a momentum student: parts over all processes into which its shuffled batch is "
                             "cut for batch norm, so that its statistics do not betray the positive; default 8, as on "
                             "MoCo's 8 GPUs")
@@ -107,10 +114,15 @@ def complete(config: dict[str, object]) -> dict[str, object]:
     return {**config, "losses": {"coss": {**numbers, "space_batch": "local"}}}
 
 
-def unused(args: argparse.Namespace) -> list[str]:
-    """A sentence for each flag that was given and that no loss in --loss takes."""
-    given = [name for name, value in options(args).items() if value not in (None, False) and not takes(args.loss, name)]
-    given += ["distill"] if args.distill and not needs_of(args.loss).teacher else []
+def unused(args: argparse.Namespace, head: nn.Module) -> list[str]:
+    """A sentence for each flag that was given and that no loss in --loss takes. ``head``: the student's."""
+    needs = needs_of(args.loss)
+    given = [name for name, value in options(args).items()
+             if value is not None and value is not False and not takes(args.loss, name)]
+    used = {"distill": needs.teacher, "teacher_bn": needs.teacher, "moco_dim": not needs.teacher,
+            "moco_m": needs.momentum, "bn_parts": needs.momentum,
+            "head_bn": any(isinstance(module, _BatchNorm) for module in head.modules())}
+    given += [name for name, is_used in used.items() if not is_used and getattr(args, name) != AROUND.get(name)]
     return [f"{flag(name)} is not used by --loss {args.loss}" for name in given]
 
 
@@ -128,6 +140,14 @@ def check_loss(args: argparse.Namespace) -> None:
     if args.rkd_weights and len(args.rkd_weights) != 2:
         raise UserError(f"--rkd-weights holds {len(args.rkd_weights)} numbers; give two with a comma, of the distances "
                         "and of the angles")
+    if args.disco_sum and args.disco_weight is not None:
+        raise UserError(f"--disco-sum has no weight, and --disco-weight {args.disco_weight:g} is one; give either")
+    for name in ("l_0", "l_1", "s_temp", "t_temp"):
+        own = own_values(args.loss, name)
+        if getattr(args, name) is not None and len(set(own.values())) > 1:
+            raise UserError(f"{flag(name)} {getattr(args, name):g} would go to all of {', '.join(own)}, whose own "
+                            f"values differ ({', '.join(f'{value:g}' for value in own.values())}); leave it out, and "
+                            "each keeps its own")
     if needs.teacher and not args.distill:
         raise UserError(f"--loss {args.loss} needs --distill PATH, the teacher's checkpoint; train one with "
                         "train_teacher.py if you have none")

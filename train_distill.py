@@ -143,6 +143,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     backbone = build_backbone(args.student_arch, args.stem or "imagenet", image_size, "--student_arch")
     widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
     head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
+    shown = next((i for i, (_, to) in enumerate(needs.heads) if to), 0)  # whose output the log holds to the teacher's
     student = Distiller(backbone, head).to(process.device, memory_format=torch.channels_last)
     rows = sampler.images_per_step // (2 if needs.bag else 1)
     parts = parts_of(rows, args.micro_batch)
@@ -178,7 +179,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                    per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
                    **cli.run_options(args))
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
-                 *methods.unused(args),
+                 *methods.unused(args, head),
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
         if line:
@@ -205,7 +206,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         targets = targets_of(inputs)
         outputs = forward(*inputs.student)                 # [b, d] each
         parts = loss(student=outputs, **targets, **inputs.context)
-        return {**parts, "student": outputs[0].detach(), **{name: x[0] for name, x in targets.items() if x}}
+        return {**parts, "student": outputs[shown].detach(), **{name: x[0] for name, x in targets.items() if x}}
 
     trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, training.schedule(args),
                       args.print_freq, bad_images.check,

@@ -72,7 +72,13 @@ def needs_of(names: str) -> Together:
 
 def takes(names: str, option: str) -> bool:
     """Whether any of the losses in ``names`` has this constructor argument."""
-    return any(option in inspect.signature(LOSSES[name]).parameters for name in names.split("+"))
+    return bool(own_values(names, option))
+
+
+def own_values(names: str, option: str) -> dict[str, Any]:
+    """The default of this constructor argument for each of the losses in ``names`` that has it."""
+    return {name: found[option].default for name in names.split("+")
+            if option in (found := inspect.signature(LOSSES[name]).parameters)}
 
 
 def _known(name: str) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.base import full_precision
+from losses.base import full_precision, unit
 from runtime.device import all_gather
 
 
@@ -51,7 +51,7 @@ class Queue(nn.Module):
 
 def unit_rows(*outputs: Tensor) -> tuple[Tensor, ...]:
     """Each [b, d] with rows of length one, in full precision."""
-    return tuple(F.normalize(full_precision(x), dim=1) for x in outputs)
+    return tuple(unit(full_precision(x), 1) for x in outputs)
 
 
 def info_nce(z: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

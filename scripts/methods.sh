@@ -16,8 +16,9 @@
 #   dist, dino, dinoss, cosine, mse, rkd: by CoSS's recipe, whose ablations they are; no published row here
 #
 # At an equal number of image passes instead: scripts/compare_methods.sh. These runs have not been repeated here and no
-# time was taken. Hardware of the originals: 4 GPUs for coss and those that share its recipe, 8 for bingo, disco and
-# moco; -b counts over all of them. bingo and coss need neighbours first: bash scripts/compute_knn.sh mine resnet18.
+# time was taken. GPUS (processes on this machine) is that of the originals by default: 4 for coss and those that share
+# its recipe, whose column terms are taken over each GPU's batch, and 8 for the others; -b counts over all of them. All
+# but seed, disco, smd, moco and compress need neighbours first: bash scripts/compute_knn.sh mine resnet18.
 # The teacher of the table, 67.40 top-1, is MoCo's file of 200 epochs (that of 800 has 71.1). Scores: scripts/compute_knn.sh
 # eval FILE, and evaluate.py linear. Further flags are handed on: bash scripts/methods.sh seed resnet18 --amp bf16.
 # A run that was cut short goes on when it is started again.
@@ -26,12 +27,12 @@ set -euo pipefail
 DATA=${DATA:-/data/imagenet}                       # holds train/ and val/
 OUTPUT=${OUTPUT:-runs}                             # OUTPUT/METHOD_STUDENT gets the run
 NEIGHBOURS=${NEIGHBOURS:-weights}                  # where scripts/compute_knn.sh wrote
-GPUS=${GPUS:-8}                                    # processes on this machine
 MOCO_V2_R50=${MOCO_V2_R50:-weights/moco_v2_200ep_pretrain.pth.tar}  # of 200 epochs: 67.40 top-1
 
 METHOD=${1:-} STUDENT=${2:-resnet18}
 case $METHOD in
-    coss | seed | bingo | disco | smd | moco | compress | dist | dino | dinoss | cosine | mse | rkd) ;;
+    coss | dist | dino | dinoss | cosine | mse | rkd) GPUS=${GPUS:-4} ;;
+    seed | bingo | disco | smd | moco | compress) GPUS=${GPUS:-8} ;;
     *) echo "error: '$METHOD' is no method; give coss, seed, bingo, disco, smd, moco, compress, dist, dino, dinoss," \
             "cosine, mse or rkd" >&2
        exit 2 ;;
@@ -62,7 +63,7 @@ case $METHOD in
     disco) distil "${teacher[@]}" --teacher-bn train --sampler random -b 256 --epochs 200 --warmup-epochs 0 \
                --lr 0.03 --wd 1e-4 "$@" ;;
     smd)   if $small; then tau=0.004; else tau=0.04; fi   # lr 0.05 for each 256 images
-           distil "${teacher[@]}" --smd-tau $tau --sampler random -b 512 --epochs 100 --warmup-epochs 0 --lr 0.1 \
+           distil "${teacher[@]}" --smd-tau $tau --smd-batch local --sampler random -b 512 --epochs 100 --warmup-epochs 0 --lr 0.1 \
                --wd 1e-4 "$@" ;;
     moco)  distil --moco-dim 128 --sampler random -b 256 --epochs 200 --warmup-epochs 0 --lr 0.03 --wd 1e-4 "$@" ;;
     compress)  # its authors only crop and flip, and divide the rate by 5 at epochs 90 and 120; here a cosine

@@ -11,7 +11,7 @@ from methods import options
 
 ROOT = Path(__file__).resolve().parent.parent
 # The script itself, with the launcher replaced by one that prints the command line.
-SHOW = """source() { :; }; environment() { :; }; launch() { shift 2; printf '%s\\n' "$@"; }
+SHOW = """source() { :; }; environment() { :; }; launch() { echo "$1" >&2; shift 2; printf '%s\\n' "$@"; }
 . scripts/methods.sh "$@"
 """
 
@@ -35,6 +35,13 @@ def test_every_method_has_a_line(name):
     assert bool(args.distill) == (name != "moco")
 
 
+def test_processes_of_the_originals():
+    """Terms over each process's batch are other terms at another number of them."""
+    found = {name: int(command_line(name).stderr) for name in LOSSES}
+    eight = {"seed", "bingo", "disco", "smd", "moco", "compress"}
+    assert found == {name: 8 if name in eight else 4 for name in LOSSES}
+
+
 PUBLISHED = {  # method, student -> flags, settings
     ("seed", "resnet18"): ({"lr": 0.03, "batch_size": 256, "epochs": 200, "sampler": "random", "weight_decay": 1e-4},
                            {"queue_size": 65536, "s_temp": 0.2, "t_temp": 1e-4}),
@@ -43,7 +50,8 @@ PUBLISHED = {  # method, student -> flags, settings
     ("bingo", "efficientnet_b0"): ({"weight_decay": 4e-5, "teacher_bn": "train"}, {"s_temp": 0.12}),
     ("disco", "resnet18"): ({"lr": 0.03, "batch_size": 256, "epochs": 200, "moco_m": 0.999, "teacher_bn": "train"},
                             {"s_temp": 0.2, "disco_weight": 32}),
-    ("smd", "resnet18"): ({"lr": 0.1, "batch_size": 512, "epochs": 100, "warmup_epochs": 0}, {"smd_tau": 0.04}),
+    ("smd", "resnet18"): ({"lr": 0.1, "batch_size": 512, "epochs": 100, "warmup_epochs": 0},
+                           {"smd_tau": 0.04, "smd_batch": "local"}),
     ("smd", "efficientnet_b0"): ({}, {"smd_tau": 0.004}),
     ("moco", "resnet18"): ({"lr": 0.03, "batch_size": 256, "moco_dim": 128, "moco_m": 0.999}, {"s_temp": 0.2}),
     ("coss", "resnet18"): ({"lr": 0.03, "batch_size": 64, "nearest_k": 15, "total_k": 31, "epochs": 25},
