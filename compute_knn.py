@@ -32,7 +32,7 @@ from data.loader import BadImageLog
 from data.neighbours import place_neighbours
 from data.splits import open_labelled
 from evals.knn import PAPER_ROWS, knn_accuracy
-from runtime.device import Process, agree, gather_objects, start_process
+from runtime.device import UNEVEN_WORK, Process, agree, gather_objects, start_process
 from runtime.errors import UserError, run_script
 from runtime.faiss_search import search_faiss
 from runtime.kmeans import INITS, kmeans
@@ -311,7 +311,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Process], None]] = {
 def main() -> None:
     """Parse, join the job, run the sub-command."""
     args = parse_args()
-    with start_process(args.device) as process:
+    with start_process(args.device, UNEVEN_WORK) as process:
         COMMANDS[args.command](args, process)
 
 

@@ -26,7 +26,7 @@ import cli
 from commands import all as everything
 from commands import finetune, knn, linear, overlap, retrieval, robustness, transfer, video
 from evals.results import plain
-from runtime.device import start_process
+from runtime.device import UNEVEN_WORK, start_process
 from runtime.errors import EXIT_BAD_INPUT, run_script
 
 COMMANDS = {
@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse, join the job, run the sub-command; with --json its record alone goes to stdout."""
     args = parse_args()
-    with start_process(args.device) as process:
+    with start_process(args.device, UNEVEN_WORK) as process:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             record = COMMANDS[args.command].run(args, process)
         if args.json and process.is_main:

@@ -1,10 +1,12 @@
 """One process alone: the collectives are no-ops, and the seed decides every generator."""
 
 import random
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from runtime import device
@@ -50,6 +52,20 @@ def test_more_cards_than_there_are(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     with pytest.raises(UserError, match="asks for card 3"), start_process("cuda"):
         pass
+
+
+def test_processes_wait_for_each_other_as_long_as_they_are_told(monkeypatch):
+    """In every group, since an evaluation's waits are in all of them."""
+    asked = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(device, "own_store", lambda: (dist.HashStore(), 0, 2))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, timeout, **__: asked.append(timeout))
+    monkeypatch.setattr(dist, "new_group", lambda *_, timeout, **__: asked.append(timeout))
+    for name, answer in (("get_rank", 0), ("get_world_size", 2), ("destroy_process_group", None)):
+        monkeypatch.setattr(dist, name, lambda answer=answer: answer)
+    with start_process("cpu", timedelta(days=1)), start_process("cpu"):
+        pass
+    assert asked == [timedelta(days=1)] * 2 + [None] * 2
 
 
 def test_seed():
