@@ -49,22 +49,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """k-NN, a linear classifier, fine-tuning, transfer, robustness, retrieval, overlap and video, each where its folder
-    is given, into all.md and all.json in --output. One that fails is named at the end (exit code 2), and the others are
-    done; what is left out is said too. Features are shared, and a run after a kill finds what is done in the cache."""
+    is given, into all.md and all.json in --output. In one process, one that fails is named at the end (exit code 2) and
+    the others are done; with torchrun it ends the run. What is left out is said too. Features are shared, and a run
+    after a kill finds what is done in the cache."""
     if args.compare:
         return compare(*args.compare, process)
     if not args.weights:
         raise UserError("evaluate.py all needs --weights FILE, or --compare A.json B.json; give one of the two")
     folder = common.open_output(args)
     done, failed, left_out = {}, {}, {}
-    for name, module, flags in plan(args):
-        if isinstance(flags, str):
-            left_out[name] = flags
+    steps = [(name, module, flags if isinstance(flags, str) else arguments(module, name, flags, args))
+             for name, module, flags in plan(args)]  # each one's flags are read before the first is run
+    for name, module, own in steps:
+        if isinstance(own, str):
+            left_out[name] = own
             continue
         if process.is_main:
             print(f"\n{name}", flush=True)
         try:
-            done[name] = module.run(arguments(module, name, flags, args), process)
+            done[name] = module.run(own, process)
         except UserError as error:
             if process.world_size > 1:
                 raise  # the other processes may be anywhere
@@ -118,7 +121,7 @@ def found_in(root: str) -> tuple[list[str], list[str]]:
 
 def arguments(module: ModuleType, name: str, flags: list[str], args: argparse.Namespace) -> argparse.Namespace:
     """The command line of one evaluation: its own ``flags``, its defaults, and what is shared from ours."""
-    parser = cli.Parser(prog=f"evaluate.py all: {name}")
+    parser = cli.Parser(prog=f"evaluate.py {module.__name__.rpartition('.')[2]}")
     module.add_flags(parser)
     values = vars(parser.parse_args([*flags, "--weights", args.weights]))
     own = {"subset"} if module in (overlap, retrieval, video) else set()  # theirs are test images, taken whole

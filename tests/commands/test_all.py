@@ -62,6 +62,14 @@ def test_compare(everything, tmp_path):
     assert "other" not in done.out  # the same lines
 
 
+def test_a_bad_flag_of_a_later_evaluation_is_said_before_the_first_begins(tree, weights, tmp_path):
+    done = in_this_process("evaluate.py", "all", "--data", tree, "--weights", weights, "--output", tmp_path, "--device",
+                           "cpu", "--workers", 0, "--ood", "sketch")
+    assert (done.rc, done.out, list(tmp_path.iterdir())) == (2, "", [])
+    assert done.err == ("error: argument --ood: 'sketch' is not NAME=DIR, such as sketch=/data/imagenet-sketch; "
+                        "evaluate.py robustness --help lists every flag\n")
+
+
 @pytest.mark.parametrize(("flags", "words"), [
     ([], "needs --weights FILE, or --compare"), (["--compare", "a", "b"], "--compare a could not be read"),
     (["--weights", "w.pth", "--skip", "flying"], "--skip flying is no evaluation")])
