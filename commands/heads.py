@@ -12,6 +12,7 @@ import cli
 from evals.heads import Heads, sgd_heads, split_validation
 from evals.lbfgs import lbfgs_heads
 from runtime.device import Process, gather_objects
+from runtime.errors import UserError
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
 DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -42,8 +43,13 @@ def choose_head(features: Tensor, labels: np.ndarray, classes: int, args: argpar
     """The best head of the grid, trained on all features [n, d] with labels int64 [n], and what it was chosen by.
 
     Heads are independent, so each rank trains its own part of the grid (a collective); the last one all of them train.
+    Raises :class:`UserError` where no class has images enough to be chosen on.
     """
     truth, grid = torch.from_numpy(labels), grid_of(args)
+    fit, held = (torch.from_numpy(rows) for rows in split_validation(labels, args.validation, args.seed))
+    if not len(held):
+        raise UserError(f"--validation {args.validation:g} holds out none of the {len(labels):,} training images, as "
+                        "their classes are small; give more images, or a larger share (at most 0.5)")
 
     def solve(rows: Tensor | slice, settings: list[Setting]) -> Heads:
         data, where = (features[rows], truth[rows], classes), {"device": process.device, "progress": process.is_main}
@@ -52,7 +58,6 @@ def choose_head(features: Tensor, labels: np.ndarray, classes: int, args: argpar
         size = args.batch_size or 256
         return sgd_heads(*data, settings, epochs=args.epochs, batch_size=size, seed=args.seed, **where)
 
-    fit, held = (torch.from_numpy(rows) for rows in split_validation(labels, args.validation, args.seed))
     mine, scores = grid[process.rank::process.world_size], []
     if mine:
         scores = solve(fit, mine).accuracy(features[held], truth[held])[:, 0].tolist()
