@@ -57,6 +57,8 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     names = [name for name, _ in args.ood]
     if len(set(names)) < len(names):
         raise UserError("--ood gives one name to two folders; give each its own")
+    if "test" in names:
+        raise UserError("--ood test=DIR has the name of the test images of --train; give it another")
     sets = [each for name, folder in args.ood for each in open_elsewhere(name, folder, train.classes)]
     network = common.open_network(args, process)
     size = network.spec.image_size

@@ -136,7 +136,8 @@ def test_robustness(root, net):
 
 
 def test_robustness_bad_input(root, net, tmp_path):
-    for value, says in ((f"r={root}/gone", "--ood r="), ("r", "is not NAME=DIR"), (f"r={root}/c/fog", "--ood r=")):
+    for value, says in ((f"r={root}/gone", "--ood r="), ("r", "is not NAME=DIR"), (f"r={root}/c/fog", "--ood r="),
+                        (f"test={root}/r", "--ood test=DIR has the name of the test images")):
         done = in_this_process("evaluate.py", "robustness", "--train", root / "stripes", "--ood", value, *net,
                                "--output", tmp_path / "out")
         assert (done.rc, done.err.count("\n")) == (2, 1)
