@@ -10,16 +10,18 @@ from typing import Any
 
 from runtime.errors import UserError
 
+NOT_A_NAME = {"compared"}  # columns of text that say how a number was found, of which differences() speaks
 Evaluations = Mapping[str, Mapping[str, Any]]  # name -> record
 
 
 def long_table(evaluations: Evaluations) -> list[dict[str, Any]]:
-    """A row for each number of each evaluation's own table: ``evaluation``, ``what`` (the row's texts), ``metric``,
-    ``value``. A text such as 71.2 ± 0.4 is a number with its interval."""
+    """A row for each number of each evaluation's own table: ``evaluation``, ``what`` (the texts that name the row),
+    ``metric``, ``value``. A text such as 71.2 ± 0.4 is a number with its interval."""
     rows = []
     for name, record in evaluations.items():
         for row in record.get("table", ()):
-            what = ", ".join(value for value in row.values() if isinstance(value, str) and number(value) is None)
+            what = ", ".join(value for column, value in row.items()
+                             if column not in NOT_A_NAME and isinstance(value, str) and number(value) is None)
             rows += [{"evaluation": name, "what": what, "metric": metric, "value": value}
                      for metric, value in row.items() if number(value) is not None]
     return rows
@@ -68,7 +70,8 @@ def compared(first: Evaluations, second: Evaluations) -> list[dict[str, Any]]:
 
 
 def differences(first: Evaluations, second: Evaluations) -> list[str]:
-    """Sentences about evaluations that do not compare like with like: other images, other settings."""
+    """Sentences about evaluations that do not compare like with like: other images, other settings, other
+    features of a network."""
     said = []
     for name in first.keys() & second.keys():
         a, b = first[name], second[name]
@@ -82,4 +85,7 @@ def differences(first: Evaluations, second: Evaluations) -> list[str]:
                  if one.get(key) != two.get(key)]
         if other:
             said.append(f"{name}: other settings ({'; '.join(other[:6])})")
+        one, two = (each.get("compared", {}) for each in (a, b))
+        said += [f"{name}: other features of {student} ({one[student]}; {two[student]})"
+                 for student in one.keys() & two.keys() if one[student] != two[student]]
     return sorted(said)

@@ -39,6 +39,13 @@ def test_what_is_not_alike_is_said():
     assert differences(A, A) == []
 
 
+def test_students_with_other_heads_are_still_paired():
+    a, b = ({"overlap": {**record("overlap", [{"student": "s", "CKA": cka, "compared": how}]), "compared": {"s": how}}}
+            for cka, how in ((0.5, "both heads"), (0.75, "student's head, teacher's trunk")))
+    assert [tuple(row.values()) for row in compared(a, b)] == [("overlap", "s", "CKA", 0.5, 0.75, 0.25)]
+    assert differences(a, b) == ["overlap: other features of s (both heads; student's head, teacher's trunk)"]
+
+
 def test_the_files_that_are_read(tmp_path):
     path = tmp_path / "x"
     path.write_text(json.dumps({"command": "all", "evaluations": A}))
