@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help=f"{SPEC_HELP}; or one or more .tar files, of an image tree or in WebDataset's style "
                             "(KEY.jpg beside KEY.cls)")
     group.add_argument("--split", choices=("train", "test"), default="train",
-                       help="which of train/ and val/ or test/, where --data holds both; default train")
+                       help="which of train/ and val/ or test/, where --data, a tar too, holds both; default train")
     group.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
                        help="an image that cannot be decoded stops the packing (error, default) or is left out and "
                             "named (skip); then all after it move up and the fingerprint changes, so neighbours "
@@ -74,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def open_images(specs: list[str], split: str) -> ImageSource:
     """The source that one --data names, or that of several tars."""
     if all(Path(spec).suffix == ".tar" and Path(spec).is_file() for spec in specs):
-        return TarSource(specs)
+        return TarSource(specs, split)
     if len(specs) > 1:
         odd = next(spec for spec in specs if Path(spec).suffix != ".tar" or not Path(spec).is_file())
         raise UserError(f"--data takes several .tar files or one thing that is none, and {odd} is not a .tar file")

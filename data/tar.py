@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.datasets import EVALUATION_FOLDERS
 from data.images import IMAGE_EXTENSIONS, BadImage, open_rgb
 from data.sources import ImageSource
 from runtime.errors import UserError
@@ -23,12 +24,14 @@ class TarSource(ImageSource):
     """The images of uncompressed tar files, found once by reading all headers.
 
     An archived tree has the names, order and classes that `open_source` gives for the extracted folder (a leading
-    folder that all share is dropped). Where files KEY.cls with a class number lie beside the images, as in
-    WebDataset, they are the labels, the order is that of the tars, and with several tars each name begins with
-    its tar's. Raises UserError for what is no tar, is compressed or damaged, or holds no image.
+    folder that all share is dropped); of one that holds train/ beside val/ or test/ these are the images that `split`
+    ('train' or 'test') takes there, and every other tree is taken whole. Where files KEY.cls with a class number lie
+    beside the images, as in WebDataset, they are the labels, the order is that of the tars, and with several tars
+    each name begins with its tar's. Raises UserError for what is no tar, is compressed or damaged, holds no image, or
+    has no such parts where split is 'test'.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike], flag: str = "--data"):
+    def __init__(self, paths: Sequence[str | os.PathLike], split: str = "train", flag: str = "--data"):
         self.paths = [Path(path) for path in paths]
         images, numbers = [], {}
         for number, path in enumerate(self.paths):
@@ -38,12 +41,15 @@ class TarSource(ImageSource):
         if not images:
             raise UserError(f"{flag} {self.paths[0]} holds no image: no member ends in {', '.join(IMAGE_EXTENSIONS)}")
         if numbers:
-            names, labels, classes = self._sharded(images, numbers, flag)
+            part, (names, labels, classes) = None, self._sharded(images, numbers, flag)
         else:
-            images, names, labels, classes = _as_tree(images)
+            part, images, names, labels, classes = _as_tree(images, split)
+        if split == "test" and not part:
+            raise UserError(f"--split test: {flag} {self.paths[0]} does not hold train/ beside val/ or test/, so "
+                            "nothing says which of its images are for testing; leave --split out to take all of them")
         self.places = np.array([image[1:] for image in images], dtype=np.int64)
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
-        super().__init__(names, labels, classes, f"{self.paths[0]}{more}")
+        super().__init__(names, labels, classes, f"{self.paths[0]}{more}{f' ({part}/)' if part else ''}")
 
     def _sharded(self, images: list[Member], numbers: dict[tuple[int, str], int], flag: str) -> tuple:
         labels = [numbers.get((number, _key(name)), -1) for name, number, *_ in images]
@@ -111,20 +117,36 @@ def _key(name: str) -> str:
     return (folder + "/" if folder else "") + file.split(".")[0]
 
 
-def _as_tree(images: list[Member]) -> tuple[list[Member], list[str], np.ndarray | None, list[str]]:
-    """ImageFolder's order, names and classes; no classes where an image lies at the top."""
+def _as_tree(images: list[Member], split: str) -> tuple:
+    """The part that `split` takes; its images in ImageFolder's order, their names, labels and classes. No labels where
+    an image lies at the top."""
     folders = [posixpath.dirname(name) for name, *_ in images]
     shared = os.path.commonpath(folders) if all(folders) else ""
     names = [name[len(shared) + 1 if shared else 0:] for name, *_ in images]
+    part = _part(names, split)
+    if part:
+        kept = [i for i, name in enumerate(names) if name.startswith(f"{part}/")]
+        images, names = [images[i] for i in kept], [names[i][len(part) + 1:] for i in kept]
     flat = any("/" not in name for name in names)
     parts = [("" if flat else name.split("/")[0], *posixpath.split(name)) for name in names]
     order = [i for i in sorted(range(len(names)), key=parts.__getitem__) if not _hidden(names[i])]
     images, names = [images[i] for i in order], [names[i] for i in order]
     if flat:
-        return images, names, None, []
+        return part, images, names, None, []
     classes = sorted({name.split("/")[0] for name in names})
     numbers = {name: i for i, name in enumerate(classes)}
-    return images, names, np.array([numbers[name.split("/")[0]] for name in names]), classes
+    return part, images, names, np.array([numbers[name.split("/")[0]] for name in names]), classes
+
+
+def _part(names: list[str], split: str) -> str | None:
+    """The one of train/, val/ and its like that holds the split's images; None where the tree has no such parts, told
+    from classes of these names as `open_source` does."""
+    tops = {name.split("/")[0] for name in names if not _hidden(name)}
+    found = [part for part in EVALUATION_FOLDERS if part in tops]
+    inside = tops.issubset({"train", *found}) or all(name.count("/") > 1 for name in names if name.startswith("train/"))
+    if not found or "train" not in tops or not inside or any("/" not in name for name in names):
+        return None
+    return "train" if split == "train" else found[0]
 
 
 def _hidden(name: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 import pack_dataset
 from data.datasets import open_source
@@ -72,6 +73,32 @@ def test_splits_tars_and_a_second_run(tree, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "--data", tmp_path / "t.tar", "--output", tmp_path / "train.pack", "-j", "0", "--mode", "raw")
     assert PackedSource(tmp_path / "train.pack").fingerprint() == open_source(str(tree)).fingerprint()
     assert PackedSource(tmp_path / "train.pack").short_side == 256
+
+
+@pytest.mark.parametrize("top", ["data", "."])
+def test_the_split_of_a_tar_is_that_of_the_folder(top, tree, tmp_path, monkeypatch):
+    """The oracle is torchvision's ImageFolder on what was archived."""
+    tree.rename(tmp_path / "data")
+    where = ["-C", tmp_path, "data"] if top == "data" else ["-C", tmp_path / "data", "train", "val"]
+    subprocess.run(["tar", "cf", tmp_path / "t.tar", *where], check=True)
+    for split, part in (("train", "train"), ("test", "val")):
+        path = tmp_path / f"{part}.pack"
+        run(monkeypatch, "--data", tmp_path / "t.tar", "--split", split, "--output", path, "-j", "0")
+        source, expected = PackedSource(path), ImageFolder(tmp_path / "data" / part)
+        assert source.classes == expected.classes
+        assert source.labels.tolist() == expected.targets
+        assert [source.encoded(i) for i in range(len(source))] == [Path(file).read_bytes() for file, _ in expected.imgs]
+        assert list(source.names) == [str(Path(file).relative_to(expected.root)) for file, _ in expected.imgs]
+
+
+def test_a_tar_without_a_test_split_refuses_it(tree, tmp_path, monkeypatch):
+    (tree / "val").rename(tree / "cats")  # train is a class among others then
+    subprocess.run(["tar", "cf", tmp_path / "t.tar", "-C", tree, "train", "cats"], check=True)
+    with pytest.raises(UserError, match=r"--split test: --data .*t\.tar does not hold train/ beside"):
+        run(monkeypatch, "--data", tmp_path / "t.tar", "--split", "test", "--output", tmp_path / "x.pack", "-j", "0")
+    assert not (tmp_path / "x.pack").exists()
+    run(monkeypatch, "--data", tmp_path / "t.tar", "--output", tmp_path / "x.pack", "-j", "0")
+    assert PackedSource(tmp_path / "x.pack").classes == ["cats", "train"]
 
 
 def test_what_is_left_out_is_said(tree, tmp_path, monkeypatch, capsys):
