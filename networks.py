@@ -74,7 +74,7 @@ def features_identity(encoder: FrozenEncoder, source: ImageSource, args: argpars
                       identity: dict[str, Any], transform: Transform | None = None) -> dict[str, Any]:
     """What features are made from and by. ``transform`` says in str() what it does; None for the paper's."""
     transform = transform or eval_transform(encoder.backbone.spec.image_size)
-    return {**identity, "data": source.fingerprint(), "first": str(Path(source.location(0)).absolute()),
+    return {**identity, "data": source.identity(), "first": str(Path(source.location(0)).absolute()),
             "bad_images": args.on_bad_image, "transform": str(transform)}
 
 

@@ -97,8 +97,8 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: commo
     history = History()
     modules = {"state_dict": trained, "updater": updater, "history": history}
     config = {"command": command, **common.settings(args), **decided, **network.record(),
-              "batch_size": sampler.batch_size, "schedule": milestones, "train": train.fingerprint(),
-              "test": test.fingerprint()}
+              "batch_size": sampler.batch_size, "schedule": milestones, "train": train.identity(),
+              "test": test.identity()}
     identity = {key: value for key, value in config.items() if key != "weights"}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     record = {**spec.record(), "mean": list(network.encoder.mean), "std": list(network.encoder.std), "config": config}

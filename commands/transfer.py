@@ -178,7 +178,7 @@ def _identity(network: common.Network, each: TransferSet, args: argparse.Namespa
     labels = hashlib.sha256(b"".join(np.ascontiguousarray(each.labels(part)).tobytes() for part in each.parts()))
     what = [network.identity, network.spec.record(), transform, labels.hexdigest(), each.metric, args.seed,
             args.iterations, args.dtype, args.on_bad_image, sklearn.__version__,
-            {part: [source.fingerprint(), source.location(0)] for part, source in each.parts().items()}]
+            {part: [source.identity(), source.location(0)] for part, source in each.parts().items()}]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 

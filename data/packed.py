@@ -101,6 +101,10 @@ class PackedSource(ImageSource):
         record = self.records[self._row(i)]
         return int(record["width"]), int(record["height"])
 
+    def identity(self) -> str:
+        """The fingerprint, which is the folder's, and the digest: packed in another way the pixels are others."""
+        return f"{self.fingerprint()} {self.digest.hex()}"
+
     def take(self, indices: np.ndarray) -> PackedSource:
         indices = np.asarray(indices, dtype=np.int64)
         rows = indices if self.rows is None else self.rows[indices]

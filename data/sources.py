@@ -119,6 +119,10 @@ class ImageSource:
             self._fingerprint = hashlib.sha256(self.names.block).hexdigest()
         return self._fingerprint
 
+    def identity(self) -> str:
+        """What kept features and results know the images by: the fingerprint, and more where content has a digest."""
+        return self.fingerprint()
+
     def take(self, indices: np.ndarray) -> ImageSource:
         """The same source with only these images, int64 [M], in this order; classes keep their numbers."""
         taken = copy.copy(self)

@@ -10,6 +10,9 @@ import torchvision
 from sklearn.linear_model import LogisticRegression
 from test_end_to_end import in_this_process, render, script, well
 
+from data.datasets import open_source
+from data.packing import pack
+from data.packing_part import Recipe
 from evals.results import RESULTS, read_results
 from evals.robustness import ALEXNET
 
@@ -81,6 +84,30 @@ def test_transfer_again_goes_on_from_what_is_there(transferred, root, monkeypatc
     monkeypatch.setattr("commands.transfer.transfer", fail)
     done = well(in_this_process("evaluate.py", "transfer", *flags, "--json"))
     assert json.loads(done.out)["metrics"]["datasets"]["stripes"]["path"] == result["path"]
+
+
+@pytest.mark.parametrize("command", ["transfer", "linear"])
+def test_a_pack_that_was_made_anew_in_its_place_is_another(command, root, net, tmp_path):
+    """The second evaluation says what one says that finds nothing kept."""
+    more = ["--epochs", 1, "--lr", 0.5] if command == "linear" else ["--iterations", 5]
+
+    def evaluated(output):
+        well(in_this_process("evaluate.py", command, "--data", tmp_path / "packs", *net, *more, "--output", output))
+        kept = {file.name: np.load(file).tolist() for file in (output / "features").glob("*.npy")}
+        return kept, read_results(output / RESULTS)[-1]["metrics"]
+
+    for split, part in (("train", "train"), ("test", "val")):
+        pack(open_source(str(root / "stripes"), split), tmp_path / "packs" / f"{part}.pack", Recipe(), 0)
+    before, _ = evaluated(tmp_path / "out")
+    for split, part in (("train", "train"), ("test", "val")):
+        (tmp_path / "packs" / f"{part}.pack").unlink()
+        pack(open_source(str(root / "stripes"), split), tmp_path / "packs" / f"{part}.pack", Recipe("raw", 8), 0)
+    (after, metrics), (fresh, expected) = evaluated(tmp_path / "out"), evaluated(tmp_path / "fresh")
+    assert after == before | fresh
+    assert len(after) == len(before) + len(fresh)
+    assert metrics == expected
+    if command == "linear":
+        assert len(list((tmp_path / "out").glob("linear-*/checkpoint.pth"))) == 2
 
 
 def test_two_processes_give_what_one_does(transferred, root):
