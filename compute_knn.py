@@ -38,7 +38,7 @@ from runtime.faiss_search import search_faiss
 from runtime.kmeans import INITS, kmeans
 from runtime.kmeans import METRICS as KMEANS_METRICS
 from runtime.products import METRICS, PRODUCTS
-from runtime.rowfile import RowFile
+from runtime.rowfile import RowFile, one_writer
 from runtime.search import search
 
 
@@ -170,23 +170,24 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
     names = ["closek_info"] + ["fark_info"] * args.far
     what = {**info, **networks.features_identity(encoder, source, args, identity), "dtype": args.dtype,
             "products": args.products, "backend": args.backend}
-    files = [RowFile(output / f"{name}.npy", what, len(source), args.k, np.int64, process) for name in names]
-    problem = None
-    try:
-        for todo in union_of_ranges([file.missing(mine) for file in files]):
-            for block in backend(None, features, args.k, rows=todo, far=args.far, metric=args.metric,
-                                 memory=memory_bytes(args), device=process.device, label="neighbours",
-                                 progress=process.is_main):
-                for file, found in zip(files, (block.near, block.far), strict=False):
-                    file.write(todo.start + block.first, found.indices.numpy())
-    except UserError as error:
-        problem = str(error)
-    agree(problem)
-    for file, name in zip(files, names, strict=True):
-        file.finish(lambda rows, name=name: place_neighbours(rows, output, name, info))
-        if process.is_main:
-            print(f"{output / name}.npy: {args.k} {'nearest' if name == names[0] else 'farthest'} of {len(source):,} "
-                  f"images, {spec.arch}")
+    with one_writer(output / f"{names[0]}.npy", process):  # the farthest are only written along with the nearest
+        files = [RowFile(output / f"{name}.npy", what, len(source), args.k, np.int64, process) for name in names]
+        problem = None
+        try:
+            for todo in union_of_ranges([file.missing(mine) for file in files]):
+                for block in backend(None, features, args.k, rows=todo, far=args.far, metric=args.metric,
+                                     memory=memory_bytes(args), device=process.device, label="neighbours",
+                                     progress=process.is_main):
+                    for file, found in zip(files, (block.near, block.far), strict=False):
+                        file.write(todo.start + block.first, found.indices.numpy())
+        except UserError as error:
+            problem = str(error)
+        agree(problem)
+        for file, name in zip(files, names, strict=True):
+            file.finish(lambda rows, name=name: place_neighbours(rows, output, name, info))
+            if process.is_main:
+                print(f"{output / name}.npy: {args.k} {'nearest' if name == names[0] else 'farthest'} of "
+                      f"{len(source):,} images, {spec.arch}")
     if process.is_main and bad_images.counts:
         print(bad_images.summary())
 

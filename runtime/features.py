@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from runtime.device import Process, agree, all_gather, gather_objects
 from runtime.errors import UserError
-from runtime.rowfile import RowFile, open_rows
+from runtime.rowfile import RowFile, one_writer, open_rows
 from runtime.state import save_json
 
 Loader = Iterable[tuple[tuple[Tensor, ...], Tensor, Any]]  # views, indices, bad images
@@ -54,11 +54,21 @@ def extract(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], co
     contiguous share. ``check`` is called with each batch before it is used. The encoder is run in evaluation mode and
     put back as it was. Without ``keep`` they are float32 in the memory of every rank. With it each rank writes its
     share into one file as it goes, a run after a kill goes on there, and the result is that file, memory-mapped, of
-    ``keep.dtype``; no rank holds more than a few batches. Raises :class:`UserError` that names an image whose features
-    are not finite.
+    ``keep.dtype``; no rank holds more than a few batches, and of several jobs that want the file one makes it. Raises
+    :class:`UserError` that names an image whose features are not finite.
     """
-    if keep is not None and _is_kept(keep, count):
-        return open_rows(keep.path, keep.dtype)
+    if keep is None:
+        return _make(encoder, loader_of, count, process, label, check)
+    if not _is_kept(keep, count):
+        with one_writer(keep.path, process):
+            if not _is_kept(keep, count):  # by the job that was waited for
+                _make(encoder, loader_of, count, process, label, check, keep)
+    return open_rows(keep.path, keep.dtype)
+
+
+def _make(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], count: int, process: Process, label: str,
+          check: Callable[[Any], None], keep: Keep | None = None) -> Tensor | None:
+    """The features, or None where they are kept."""
     share = -(-count // process.world_size)
     mine = range(min(process.rank * share, count), min((process.rank + 1) * share, count))
     # Made by all ranks together, so before anything that may go wrong on one of them.
@@ -82,7 +92,7 @@ def extract(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], co
     encoder.train(was_training)
     if file is not None:
         file.finish(lambda rows: _publish(rows, keep))
-        return open_rows(keep.path, keep.dtype)
+        return None
     features = _gather(parts, share, count, process)
     broken = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten()
     if len(broken):

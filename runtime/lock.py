@@ -1,4 +1,4 @@
-"""A folder that belongs to one job at a time."""
+"""A file, or a folder, that belongs to one job at a time."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ LOCK = "run.lock"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
-class FolderLock:
-    """Holds ``folder/run.lock``, which says who does, until :meth:`release` or the end of the process.
+class Held(Exception):
+    """Another job has the lock: its name, and in ``hint`` what to do if it is gone and the file system cannot tell."""
+
+    def __init__(self, owner: str, hint: str = "") -> None:
+        super().__init__(owner)
+        self.hint = hint
+
+
+class FileLock:
+    """Holds the file ``path``, which says who does, until :meth:`release` or the end of the process.
 
     The lock is the system's (POSIX, so the children of the process do not share it, and NFS keeps it between
     machines): it ends with its process, however that ends, and a file that was left behind is no lock. On a file
     system without locks the host and the process that the file names decide.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises :class:`UserError` if another job holds it, or the folder cannot be written."""
-        self.path = folder / LOCK
+    def __init__(self, path: Path) -> None:
+        """Raises :class:`Held` if another job holds it, and OSError where it cannot be written."""
+        self.path = path
         self.left_by = None  # whose lock was found left behind
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            problem = self._take()
-            while problem is None and not self._is_the_file():  # its last owner removed it between open and lock
-                os.close(self.file)
-                problem = self._take()
-            if problem is None:
-                self._sign()
-        except OSError as error:
-            raise UserError(f"--output {folder} cannot be written ({error.strerror or error}); make room or choose "
-                            "another folder") from None
-        if problem:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._take()
+        while not self._is_the_file():  # its last owner removed it between open and lock
             os.close(self.file)
-            raise UserError(f"--output {folder} is in use by {problem}, or choose another folder")
+            self._take()
+        self._sign()
 
     def release(self) -> None:
         """Remove the file and let go."""
@@ -52,18 +52,16 @@ class FolderLock:
         with contextlib.suppress(OSError):
             os.close(self.file)
 
-    def _take(self) -> str | None:
-        """Open and lock the file; who is in the way, and what to do about it."""
+    def _take(self) -> None:
+        """Open and lock the file."""
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            owner = self._read()
-            if error.errno not in NO_LOCKS:
-                return f"{_named(owner)}; wait until that job ends"
-            if _may_live(owner):
-                return f"{_named(owner)}; wait until that job ends, remove {self.path} if it has ended"
-        return None
+            owner, locks = self._read(), error.errno not in NO_LOCKS
+            if locks or _may_live(owner):
+                os.close(self.file)
+                raise Held(_named(owner), "" if locks else f", remove {self.path} if it has ended") from None
 
     def _is_the_file(self) -> bool:
         try:
@@ -83,6 +81,21 @@ class FolderLock:
             owner = json.loads(os.pread(self.file, 4096, 0))
             return owner if isinstance(owner, dict) else None
         return None
+
+
+class FolderLock(FileLock):
+    """Holds ``folder/run.lock``."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises :class:`UserError` if another job holds it, or the folder cannot be written."""
+        try:
+            super().__init__(folder / LOCK)
+        except OSError as error:
+            raise UserError(f"--output {folder} cannot be written ({error.strerror or error}); make room or choose "
+                            "another folder") from None
+        except Held as other:
+            raise UserError(f"--output {folder} is in use by {other}; wait until that job ends{other.hint}, or choose "
+                            "another folder") from None
 
 
 def _named(owner: dict[str, Any] | None) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.device import Process, agree, barrier
+from runtime.device import Process, agree, barrier, gather_objects
 from runtime.errors import UserError
+from runtime.lock import FileLock, Held
 from runtime.state import save_json
 
 ROWS, IDENTITY = "rows.npy", "identity.json"
 ZEROS = 16 << 20
+WAIT_SECONDS = 2.0
+
+
+@contextmanager
+def one_writer(path: Path, process: Process) -> Iterator[None]:
+    """Keep other jobs from writing ``path`` meanwhile: around the life of its :class:`RowFile`, by all ranks together.
+
+    The first rank holds the lock, the file ``path.stem + .lock`` beside it. Where another job has it, all wait until
+    that ends, and one line says so; what was looked for before may be there by then. Raises :class:`UserError` where
+    the lock cannot be written.
+    """
+    lock, told = None, False
+    while True:
+        other = problem = None
+        if process.is_main:
+            try:
+                lock = FileLock(path.with_suffix(".lock"))
+            except Held as held:
+                other = f"{path} is being written by {held}; this job waits until that one ends{held.hint}"
+            except OSError as error:
+                problem = f"{path} could not be written ({error.strerror or error}); make room or choose another folder"
+        agree(problem)
+        if not any(gather_objects(other)):
+            break
+        if other and not told:
+            print(other, flush=True)
+        told = True
+        time.sleep(WAIT_SECONDS)  # all ranks, so that none waits in a collective until that times out
+    try:
+        yield
+    finally:
+        if lock:
+            lock.release()
 
 
 class RowFile:
@@ -26,8 +62,9 @@ class RowFile:
 
     That folder holds ``rows.npy`` at its full size, ``identity.json`` and, of each rank, ``done-RANK.txt``, a line for
     each range of rows that is on the disk. Work of the same ``identity`` goes on there, with any number of ranks; other
-    work there is thrown away. Made, and finished, by all ranks together; the folder must be shared by all of them.
-    Raises :class:`UserError` where there is no room or no permission, and leaves nothing half written then.
+    work there is thrown away, so :func:`one_writer` belongs around it. Made, and finished, by all ranks together; the
+    folder must be shared by all of them. Raises :class:`UserError` where there is no room or no permission, and leaves
+    nothing half written then.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], rows: int, width: int, dtype: np.dtype | type,

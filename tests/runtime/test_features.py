@@ -1,6 +1,10 @@
 """Features come in the order of the images, and are found again only for exactly what they were made from."""
 
 import json
+import os
+import signal
+import socket
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ import torch
 from torch import nn
 
 import runtime.features
+import runtime.rowfile
 from runtime.device import Process
 from runtime.errors import UserError
 from runtime.features import Keep, extract
@@ -141,6 +146,52 @@ def test_numbers_that_cannot_be_kept_are_named(bad, dtype, words, tmp_path):
         kept(tmp_path, [1.0] * 5 + [bad, 1.0], dtype=dtype)
     assert all(word in str(caught.value) for word in words)
     assert not list(tmp_path.glob("*.npy"))
+
+
+def test_of_two_jobs_that_want_the_same_features_one_makes_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runtime.rowfile, "WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(runtime.features, "WRITTEN", 1)
+    values, (read, write) = [float(i) for i in range(20)], os.pipe()
+
+    def slowly(_):
+        os.write(write, b"x")
+        time.sleep(0.1)
+
+    other = os.fork()
+    if not other:
+        kept(tmp_path, values, check=slowly)
+        os._exit(0)
+    assert os.read(read, 1) == b"x"
+    encoder = Doubler()
+    found = kept(tmp_path, values, encoder)
+    assert os.waitpid(other, 0)[1] == 0
+    assert found.tolist() == [[v, 2 * v] for v in values]
+    assert encoder.seen == []
+    said, = capsys.readouterr().out.splitlines()
+    assert f"being written by process {other} on {socket.gethostname()} since" in said
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
+
+
+def test_the_work_of_a_job_that_is_killed_is_gone_on_with_by_the_one_that_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime.rowfile, "WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(runtime.features, "WRITTEN", 1)
+    values = [float(i) for i in range(20)]
+
+    def dies(batch):
+        if 9 in batch[1]:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    other = os.fork()
+    if not other:
+        kept(tmp_path, values, check=dies)
+        os._exit(0)
+    while not list(tmp_path.glob("*.partial/done-0.txt")):
+        time.sleep(0.01)
+    encoder = Doubler()
+    assert kept(tmp_path, values, encoder).tolist() == [[v, 2 * v] for v in values]
+    assert os.WTERMSIG(os.waitpid(other, 0)[1]) == signal.SIGKILL
+    assert sum(encoder.seen) == 12
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):

@@ -3,15 +3,17 @@
 import errno
 import json
 import os
+import time
 
 import numpy as np
 import pytest
 import torch
+from ranks import on_ranks
 
 import runtime.rowfile
 from runtime.device import Process
 from runtime.errors import UserError
-from runtime.rowfile import RowFile
+from runtime.rowfile import RowFile, one_writer
 
 RANKS = [Process(rank, 3, torch.device("cpu")) for rank in range(3)]
 ROWS = np.arange(40, dtype=np.int64).reshape(10, 4)
@@ -97,6 +99,43 @@ def test_a_full_disk_is_known_before_the_work(tmp_path, monkeypatch):
     assert "No space left" in str(caught.value)
     assert "make room" in str(caught.value)
     assert not list((tmp_path / "out").iterdir())
+
+
+def write_share(rank, path, inside):
+    process = Process(rank, 2, torch.device("cpu"))
+    with one_writer(path, process):
+        (path.parent / inside / f"{rank}").touch()
+        assert not (path.parent / "other").exists(), "the other job was still writing"
+        file = RowFile(path, {}, 10, 4, np.int64, process)
+        file.write(5 * rank, ROWS[5 * rank:5 * rank + 5])
+        file.finish(lambda rows: rows.replace(path))
+
+
+def test_ranks_write_together_after_the_job_that_wrote_before(tmp_path):
+    path, (read, write) = tmp_path / "found.npy", os.pipe()
+    for inside in ("inside", "meet"):
+        (tmp_path / inside).mkdir()
+    other = os.fork()
+    if not other:
+        with one_writer(path, Process(0, 1, torch.device("cpu"))):
+            (tmp_path / "other").touch()
+            os.write(write, b"x")
+            time.sleep(3)
+            (tmp_path / "other").unlink()
+        os._exit(0)
+    assert os.read(read, 1) == b"x"
+    on_ranks(2, write_share, tmp_path / "meet", path, "inside")
+    assert os.waitpid(other, 0)[1] == 0
+    assert np.array_equal(np.load(path), ROWS)
+    assert len(list((tmp_path / "inside").iterdir())) == 2
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_lock_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with (pytest.raises(UserError, match=f"{tmp_path}/file/found.npy could not be written"),
+          one_writer(tmp_path / "file" / "found.npy", Process(0, 1, torch.device("cpu")))):
+        pass
 
 
 def test_a_folder_that_is_not_shared(tmp_path):
