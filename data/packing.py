@@ -60,6 +60,7 @@ def pack(
     path = Path(path)
     found = _already_there(source, path, recipe)
     if found:
+        _refuse_gaps(found, path, on_bad_image)
         return found
     part = UnfinishedPack(source, path, recipe)
     try:
@@ -73,10 +74,8 @@ def pack(
                 raise UserError(f"{source.location(part.done)} could not be decoded ({image.reason}); replace it and "
                                 "go on by the same command, or leave such images out by --on-bad-image skip")
             part.add(image)
-        done.bad = [(source.location(i), encode(source, i, Recipe()).reason) for i in part.skipped()]
-        if done.bad and on_bad_image == "error":  # left out by an earlier call
-            raise UserError(f"{path}.part was begun with --on-bad-image skip and leaves out {done.bad[0][0]}; give "
-                            "that flag again, or remove the file")
+        done.bad = _left_out(source, part.skipped())
+        _refuse_gaps(done, part.data_path, on_bad_image)
         done.images, done.size = part.finish(path)
     except OSError as error:
         raise UserError(f"--output {path} could not be written ({error.strerror or error}) after {part.done:,} of "
@@ -173,9 +172,22 @@ def _already_there(source: ImageSource, path: Path, recipe: Recipe) -> Packed | 
         with contextlib.suppress(UserError):
             there = PackedSource(path)
             same = {key: there.meta.get(key) for key in asdict(recipe)} == asdict(recipe)
-            if same and there.fingerprint() == source.fingerprint():
-                return Packed(path, len(there), path.stat().st_size, len(there))
+            if same and there.meta.get("source_fingerprint", there.fingerprint()) == source.fingerprint():
+                kept = set(there.names) if len(there) < len(source) else None
+                missing = [i for i, name in enumerate(source.names) if name not in kept] if kept else []
+                return Packed(path, len(there), path.stat().st_size, len(there), _left_out(source, missing))
     raise UserError(f"--output {path} exists and is not this pack; remove it or choose another name")
+
+
+def _left_out(source: ImageSource, images: list[int]) -> list[tuple[str, str]]:
+    return [(source.location(i), encode(source, i, Recipe()).reason) for i in images]
+
+
+def _refuse_gaps(done: Packed, path: Path, on_bad_image: str) -> None:
+    """UserError where an earlier call left images out and this one would not."""
+    if done.bad and on_bad_image == "error":
+        raise UserError(f"{path} was begun with --on-bad-image skip and leaves out {done.bad[0][0]}; give that flag "
+                        "again, or remove the file")
 
 
 def _check_room(source: ImageSource, path: Path, recipe: Recipe) -> None:

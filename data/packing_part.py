@@ -146,7 +146,8 @@ class UnfinishedPack:
         names = self.source.names if len(kept) == self.done else self.source.names.take(kept)
         records = records[kept]
         records["name_end"] = names.ends
-        meta = {**asdict(self.recipe), "classes": self.source.classes, "source": self.source.title}
+        meta = {**asdict(self.recipe), "classes": self.source.classes, "source": self.source.title,
+                "source_fingerprint": self.source.fingerprint()}
         padding = bytes(-self.end % 8)
         start = self.end + len(padding)
         parts = [records.tobytes(), bytes(names.block), json.dumps(meta).encode()]

@@ -49,7 +49,7 @@ def test_the_script(tree, tmp_path):
     assert f"{path}: 12 images, " in done.stdout
     source = PackedSource(path)
     assert source.meta | {"source": ""} == {"mode": "jpeg", "short_side": 32, "quality": 90, "classes": ["a", "b"],
-                                           "source": ""}
+                                           "source": "", "source_fingerprint": source.fingerprint()}
     assert source.fingerprint() == open_source(str(tree)).fingerprint()
     assert source.open(0).size == (40, 32)
     content = bytearray(path.read_bytes())
@@ -110,6 +110,17 @@ def test_what_is_left_out_is_said(tree, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert f"left out: {tree}/train/a/3.jpg (not an image that Pillow can read)" in said
     assert "the fingerprint is not that of --data" in said
+    content = (tmp_path / "x.pack").read_bytes()
+    run(monkeypatch, *arguments, "--on-bad-image", "skip")  # the same command again: done already, and still said
+    again = capsys.readouterr().out.splitlines()
+    assert again[1:3] == said.splitlines()[-3:-1]
+    assert "x.pack: 11 images (11 of them before)" in again[3]
+    with pytest.raises(UserError, match=r"x.pack was begun with --on-bad-image skip and leaves out .*3.jpg"):
+        run(monkeypatch, *arguments)
+    (tree / "train" / "a" / "5.jpg").unlink()
+    with pytest.raises(UserError, match="is not this pack"):
+        run(monkeypatch, *arguments, "--on-bad-image", "skip")
+    assert (tmp_path / "x.pack").read_bytes() == content
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
