@@ -185,7 +185,10 @@ def _of_torchvision(kind: str, *splits: str, **options: Any) -> Callable[..., Tr
 
         parts = [getattr(datasets, kind)(str(root), split=split, download=download and split == splits[0], **options)
                  for split in splits]
-        return _set(name, metric, root, list(parts[0].classes), *map(_listing, parts))
+        listings = [_listing(part) for part in parts]
+        numbers = range(max(int(listing.labels.max()) for listing in listings) + 1)
+        # Flowers102 has no names of classes before torchvision 0.22.
+        return _set(name, metric, root, list(getattr(parts[0], "classes", map(str, numbers))), *listings)
 
     return read
 

@@ -157,7 +157,10 @@ def test_dtd(tmp_path):
     assert each.classes == ["banded", "dotted"]
 
 
-def test_flowers102(tmp_path, monkeypatch):
+@pytest.mark.parametrize("named", [True, False])  # torchvision 0.21 has no names of its classes
+def test_flowers102(named, tmp_path, monkeypatch):
+    if not named:
+        monkeypatch.delattr(sets.Flowers102, "classes", raising=False)
     folder = tmp_path / "flowers-102"
     for i in range(1, 8):
         image(folder / "jpg" / f"image_{i:05d}.jpg")
@@ -171,6 +174,7 @@ def test_flowers102(tmp_path, monkeypatch):
         assert found(source) == of_torchvision(sets.Flowers102(str(tmp_path), split))
     assert each.train.labels.tolist() == [1, 101, 0]
     assert (len(each.classes), each.metric) == (102, "per_class")
+    assert each.classes == list(getattr(sets.Flowers102, "classes", map(str, range(102))))
 
 
 def test_pets(tmp_path):
