@@ -91,8 +91,8 @@ def add_image_flags(group: Group) -> None:
                        help="processes a rank that open and augment images; default: the machine's cores shared among "
                             "its ranks, at most 8")
     group.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
-                       help="a file that is no image stops the run (error, default) or is replaced by another and "
-                            "counted (skip)")
+                       help="a file that is no image stops the run (error, default), or is counted and replaced by "
+                            "another, or left out of what is scored (skip)")
 
 
 def add_view_flags(group: Group) -> None:

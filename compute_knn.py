@@ -259,14 +259,11 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
                         f"with at most {len(train)}")
     backend = search_backend(args)
     encoder, identity = networks.open_network(args, process)
-    features = []
-    for source, label in ((train, "train features"), (test, "test features")):
-        bad_images = BadImageLog(source, args.on_bad_image)
-        features.append(networks.features_of(encoder, source, args, process, bad_images, label, identity))
-        if bad_images.counts and process.is_main and not args.json:
-            print(bad_images.summary())
+    (bank, train), (queries, test) = (
+        networks.scored_features(encoder, source, args, process, label, identity)
+        for source, label in ((train, "train features"), (test, "test features")))
     labels = [torch.from_numpy(source.labels) for source in (train, test)]
-    scores = knn_accuracy(features[0], labels[0], features[1], labels[1], len(train.classes), rows, process.device,
+    scores = knn_accuracy(bank, labels[0], queries, labels[1], len(train.classes), rows, process.device,
                           progress=process.is_main, process=process, backend=backend, memory=memory_bytes(args))
     if not process.is_main:
         return

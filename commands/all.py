@@ -125,6 +125,7 @@ def arguments(module: ModuleType, name: str, flags: list[str], args: argparse.Na
     module.add_flags(parser)
     values = vars(parser.parse_args([*flags, "--weights", args.weights]))
     own = {"subset"} if module in (overlap, retrieval, video) else set()  # theirs are test images, taken whole
+    own |= {"on_bad_image"} if name == "retrieval, landmarks" else set()  # which needs all of them
     shared = {key: value for key, value in vars(args).items() if key in values and key in SHARED - own}
     weights = {"weights": [args.weights]} if isinstance(values["weights"], list) else {}
     return argparse.Namespace(**{**values, **shared, **weights, "command": name})

@@ -13,7 +13,6 @@ import torch
 import cli
 import networks
 from data.augment import Transform
-from data.loader import BadImageLog
 from data.sources import ImageSource
 from evals.results import add_result, save_table, table, versions
 from models.teachers import FrozenEncoder
@@ -87,18 +86,15 @@ def open_output(args: argparse.Namespace) -> Path:
 
 
 def features(network: Network, source: ImageSource, args: argparse.Namespace, process: Process, label: str,
-             transform: Transform | None = None) -> torch.Tensor:
-    """Features [N, d] of a source's images in their order, on the CPU, made once and kept in --output.
+             transform: Transform | None = None) -> tuple[torch.Tensor, ImageSource]:
+    """Features [N, d] of a source's images in their order, on the CPU, made once and kept in --output; and the source,
+    without the images that could not be opened (--on-bad-image skip), which have no row.
 
     ``transform`` (PIL RGB -> uint8 tensor, and str() says what it does) is the paper's for mining and k-NN by default.
     """
     kept = None if network.file == networks.UNTRAINED else network.identity  # nothing identifies those
-    bad_images = BadImageLog(source, args.on_bad_image)
-    found = networks.features_of(network.encoder, source, args, process, bad_images, label, kept, transform,
-                                 open_output(args) / "features", args.feature_batch)
-    if bad_images.counts and process.is_main:
-        print(bad_images.summary())
-    return found
+    return networks.scored_features(network.encoder, source, args, process, label, kept, transform,
+                                    open_output(args) / "features", args.feature_batch)
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -112,14 +108,16 @@ def finish(command: str, args: argparse.Namespace, process: Process, nets: Seque
     """Leave a result: a line of results.jsonl, COMMAND.md in --output, and the table on the screen. Returns the record.
 
     ``metrics``: plain numbers by name, nested where that says more; `evaluate.py all` and --compare read them.
-    ``rows``: the table, by default one row of the metrics. ``data``: the sources by role. ``more``: further entries.
+    ``rows``: the table, by default one row of the metrics. ``data``: the sources by role, of what was scored. ``more``:
+    further entries.
     """
     rows = [dict(metrics)] if rows is None else rows
     record = {"command": command, **(nets[0].record() if len(nets) == 1 else
                                      {"networks": [net.record() for net in nets]}),
               "data": args.data,
               "sources": {role: {"title": source.title, "images": len(source), "classes": len(source.classes),
-                                 "fingerprint": source.fingerprint()} for role, source in data.items()},
+                                 "left_out": len(source.left_out), "fingerprint": source.fingerprint()}
+                          for role, source in data.items()},
               "settings": settings(args), "metrics": dict(metrics),
               "table": [dict(row) for row in rows], **more, "versions": versions(),
               "processes": process.world_size, "device": str(process.device)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from evals.classifier import Classifier, classification_parts
 from evals.metrics import accuracy
 from models.teachers import Encoder
 from runtime.device import Process, broadcast, wrap
-from runtime.features import extract
+from runtime.features import extract, left_out
 from runtime.optim import Updater, precision
 
 HELP = "the whole network trained on 1 %% or 10 %% of the labels, or on a list of images"
@@ -88,11 +89,14 @@ def finetune(args: argparse.Namespace, process: Process, network: common.Network
         return evaluation_loader(test, network.spec.image_size, args.feature_batch, args.workers, indices,
                                  process.device.type, transform=transform)
 
-    def score() -> tuple[float, float]:
+    def score() -> dict[str, float]:
         for buffer in model.buffers():  # running statistics may be each rank's own; what is saved is the first's
             broadcast(buffer)
-        top1, top5 = accuracy(extract(model, test_batches, len(test), process, "test", check), labels)
-        return top1, top5
+        logits = extract(model, test_batches, len(test), process, "test", check, leave_out=args.on_bad_image == "skip")
+        bad = left_out(logits)
+        scored = np.delete(np.arange(len(test)), bad)
+        top1, top5 = accuracy(logits[scored], labels[scored])
+        return {"top1": top1, "top5": top5} | ({"left_out": len(bad)} if len(bad) else {})
 
     milestones = args.schedule if args.schedule is not None else [round(0.6 * args.epochs), round(0.8 * args.epochs)]
     return training.fit(args, process, "finetune", network, train, test, model, updater, rate, milestones, forward,

@@ -37,10 +37,10 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         raise UserError(f"--k: as many neighbours as are asked for cannot be had among {len(train)} training images; "
                         "give smaller --k")
     network = common.open_network(args, process)
-    features = [common.features(network, source, args, process, f"{role} features")
-                for role, source in (("train", train), ("test", test))]
+    (bank, train), (queries, test) = (common.features(network, source, args, process, f"{role} features")
+                                      for role, source in (("train", train), ("test", test)))
     labels = [torch.from_numpy(source.labels) for source in (train, test)]
-    scores = knn_accuracy(features[0], labels[0], features[1], labels[1], len(train.classes), rows, process.device,
+    scores = knn_accuracy(bank, labels[0], queries, labels[1], len(train.classes), rows, process.device,
                           progress=process.is_main, process=process)
     metrics = {f"k={row['k']} T={row['T']:g}": {"top1": row["top1"], "top5": row["top5"]} for row in scores}
     table = [{"vote": name, **values} for name, values in metrics.items()]

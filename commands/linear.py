@@ -45,20 +45,20 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     train, test = open_labelled(args.data)
     train = train.subset(args.subset)
     network = common.open_network(args, process)
-    sources = {"train": train, "test": test}
+    transform, rows = linear_transform(network.spec.image_size), None
+    features, test = common.features(network, test, args, process, "test features", transform)
     if args.cached:
-        metrics = grid_on_features(args, process, network, train, test)
-        return common.finish("linear", args, process, [network], sources, metrics)
-    metrics, rows = training.report(protocol(args, process, network, train, test))
-    return common.finish("linear", args, process, [network], sources, metrics, rows)
+        of_train, train = common.features(network, train, args, process, "train features", transform)
+        metrics = grid_on_features(args, process, of_train, train, features, test)
+    else:
+        metrics, rows = training.report(protocol(args, process, network, train, features, test))
+    return common.finish("linear", args, process, [network], {"train": train, "test": test}, metrics, rows)
 
 
 def protocol(args: argparse.Namespace, process: Process, network: common.Network, train: ImageSource,
-             test: ImageSource) -> training.History:
-    """The original's protocol. The test images' features are made once: the network is frozen and their crop fixed."""
+             features: Tensor, test: ImageSource) -> training.History:
+    """The original's protocol. The test images' ``features`` are made once: the network is frozen, their crop fixed."""
     encoder, before = network.encoder, fingerprint(network.encoder)
-    features = common.features(network, test, args, process, "test features",
-                               linear_transform(network.spec.image_size))
     labels = torch.from_numpy(test.labels)
     head = linear_head(network.spec.feature_dim, len(train.classes)).to(process.device)
     rate = args.lr or (3.0 if "efficientnet" in network.spec.arch else 30.0)
@@ -72,10 +72,10 @@ def protocol(args: argparse.Namespace, process: Process, network: common.Network
             return classification_parts(model(found), truth)
 
     @torch.no_grad()
-    def score() -> tuple[float, float]:
+    def score() -> dict[str, float]:
         logits = torch.cat([head(part.to(process.device, torch.float32)).cpu() for part in features.split(4096)])
         top1, top5 = accuracy(logits, labels)
-        return top1, top5
+        return {"top1": top1, "top5": top5}
 
     milestones = args.schedule if args.schedule is not None else [round(0.6 * args.epochs), round(0.8 * args.epochs)]
     history = training.fit(args, process, "linear", network, train, test, head, updater, rate, milestones, forward,
@@ -86,12 +86,9 @@ def protocol(args: argparse.Namespace, process: Process, network: common.Network
     return history
 
 
-def grid_on_features(args: argparse.Namespace, process: Process, network: common.Network, train: ImageSource,
+def grid_on_features(args: argparse.Namespace, process: Process, of_train: Tensor, train: ImageSource, of_test: Tensor,
                      test: ImageSource) -> dict[str, float]:
     """The grid on centre-crop features: the best on a part of the training images is trained on all of them."""
-    transform = linear_transform(network.spec.image_size)
-    features = [common.features(network, source, args, process, f"{role} features", transform)
-                for role, source in (("train", train), ("test", test))]
-    head, chosen = choose_head(features[0], train.labels, len(train.classes), args, process)
-    top1, top5 = head.accuracy(features[1], torch.from_numpy(test.labels))[0].tolist()
+    head, chosen = choose_head(of_train, train.labels, len(train.classes), args, process)
+    top1, top5 = head.accuracy(of_test, torch.from_numpy(test.labels))[0].tolist()
     return {"top1": top1, "top5": top5, **chosen}

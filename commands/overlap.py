@@ -61,14 +61,15 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     teacher_args = changed(args, arch=args.teacher_arch, stem=args.teacher_stem, branch=args.teacher_branch, mean=None,
                            std=None)
     teacher = common.open_network(teacher_args, process, args.teacher, "--teacher")
-    space = common.features(teacher, source, teacher_args, process, "teacher's features")
+    space, source = common.features(teacher, source, teacher_args, process, "teacher's features")
+    ks = _ks(args.k, len(source))  # of the images that could be opened
     own_heads = heads_of(args.teacher, args.teacher_branch, args)
     found, compared, nets = {}, {}, [teacher]
     for name, file in zip(names, args.weights, strict=True):
         found_in_file = networks.UNTRAINED in args.weights and file != networks.UNTRAINED
         own = changed(args, arch=None, stem=None) if found_in_file else args  # --arch is what the untrained one needs
         student = common.open_network(own, process, file)
-        features = common.features(student, source, own, process, f"features of {name}")
+        features, _ = common.features(student, source, own, process, f"features of {name}")
         target, projected, how = common_space(space, features, own_heads, heads_of(file, args.branch, args))
         found[name] = {**neighbourhoods(space, features, ks, process, process.is_main),
                        **similarity(space, features, projected, process, target)}

@@ -49,6 +49,9 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     if (args.data is None) == (args.datasets is None) or (args.datasets and args.root is None):
         raise UserError("retrieval needs --data DIR, or --root DIR with --datasets roxford5k rparis6k; give one of the "
                         "two")
+    if args.datasets and (args.subset != 1 or args.on_bad_image == "skip"):
+        raise UserError("--datasets takes all images of a benchmark, whose truth numbers them; leave --subset and "
+                        "--on-bad-image skip out")
     common.open_output(args)
     return _landmarks(args, process) if args.datasets else _classes(args, process)
 
@@ -63,7 +66,7 @@ def _landmarks(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     singly = argparse.Namespace(**{**vars(args), "feature_batch": 1})  # images of different proportions
     found, rows, sources = {}, [], {}
     for name, landmarks in sets.items():
-        queries, database = (common.features(whole, source, singly, process, f"{name} {role}", WholeImage())
+        queries, database = (common.features(whole, source, singly, process, f"{name} {role}", WholeImage())[0]
                              for role, source in (("queries", landmarks.queries), ("database", landmarks.database)))
         scores = queries.float() @ database.float().T                  # of descriptors of length 1: 70 x 5,000
         found[name] = revisited(scores, landmarks.truth, PRECISION_AT)
@@ -79,7 +82,8 @@ def _classes(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     sources = {"queries": queries} | ({} if database is None else {"database": database})
     given = []
     for role, source in sources.items():
-        given += [common.features(network, source, args, process, role), torch.from_numpy(source.labels)]
+        features, sources[role] = common.features(network, source, args, process, role)
+        given += [features, torch.from_numpy(sources[role].labels)]
     given += [None, None] if database is None else []
     found = class_retrieval(*given, process, sorted(set(args.recall_at)), process.is_main)
     if not found["queries"]:

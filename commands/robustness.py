@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,14 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     network = common.open_network(args, process)
     size = network.spec.image_size
 
-    features = common.features(network, train, args, process, "train", linear_transform(size))
+    features, train = common.features(network, train, args, process, "train", linear_transform(size))
     head, chosen = choose_head(features, train.labels, len(train.classes), args, process)
-    sets = [Elsewhere("test", test, test.labels, np.arange(len(train.classes))), *sets]
+    sets = [Elsewhere("test", test, np.arange(len(train.classes))), *sets]
     scores = {}
-    for each in sets:
+    for i, each in enumerate(sets):
         transform = CentreCrop(size, size, "bilinear") if each.corruption else linear_transform(size)
-        features = common.features(network, each.source, args, process, each.name, transform)
+        features, source = common.features(network, each.source, args, process, each.name, transform)
+        sets[i] = each = replace(each, source=source)
         if process.is_main:
             scores[each.name] = {"images": len(each.source), "classes": len(each.columns), **head_scores(
                 lambda rows: head.logits(rows)[:, 0], features, each.labels, each.columns, process.device)}
@@ -82,7 +84,8 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         if corrupted:
             more, metrics.setdefault("corruptions", {})[name] = _corruptions(name, corrupted, scores)
             rows += more
-    return common.finish("robustness", args, process, [network], {"training": train, "test": test}, metrics, rows)
+    data = {"training": train, "test": sets[0].source}
+    return common.finish("robustness", args, process, [network], data, metrics, rows)
 
 
 def _row(numbers: dict[str, Any]) -> dict[str, Any]:

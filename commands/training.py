@@ -53,7 +53,8 @@ def add_training_flags(parser: argparse.ArgumentParser, data: cli.Group, *, epoc
 
 @dataclass
 class History:
-    """The test scores of the epochs done, in order: ``epoch`` (from 1), ``top1``, ``top5`` in percent."""
+    """The test scores of the epochs done, in order: ``epoch`` (from 1), ``top1``, ``top5`` in percent, and, where there
+    are any, ``left_out``, the test images that could not be opened."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -79,13 +80,13 @@ def batch_size(args: argparse.Namespace, images: int, process: Process) -> int:
 
 def fit(args: argparse.Namespace, process: Process, command: str, network: common.Network, train: ImageSource,
         test: ImageSource, trained: nn.Module, updater: Updater, rate: float, milestones: list[int],
-        forward: Callable[[Tensor, Tensor], dict[str, Tensor]], score: Callable[[], tuple[float, float]],
+        forward: Callable[[Tensor, Tensor], dict[str, Tensor]], score: Callable[[], dict[str, float]],
         export: Callable[[], Mapping[str, Tensor]], decided: Mapping[str, Any]) -> History:
     """Train ``trained`` in OUTPUT/COMMAND-ID/ and score it after each epoch; the same command again goes on there.
 
-    ``forward(images, labels)`` gives the parts of a step on this rank, ``score()`` top-1 and top-5 on the test images
-    (a collective), ``export()`` the tensors of best.pth and last.pth. ID stands for everything that decides the
-    result, ``decided`` among it, so that runs with other settings never meet.
+    ``forward(images, labels)`` gives the parts of a step on this rank, ``score()`` the test images' ``top1``, ``top5``
+    and what else is to stand beside them (a collective), ``export()`` the tensors of best.pth and last.pth. ID stands
+    for everything that decides the result, ``decided`` among it, so that runs with other settings never meet.
     """
     sampler = RandomSampler(len(train), batch_size(args, len(train), process), process.rank, process.world_size,
                             args.seed)
@@ -118,9 +119,9 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: commo
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch, run.step)
         trainer.epoch(epoch, step)
-        top1, top5 = score()
-        history.rows.append({"epoch": epoch + 1, "top1": top1, "top5": top5})
-        run.note(epoch, "test", {"top1": top1, "top5": top5}, f"{len(test):,} test images")
+        scores = score()
+        history.rows.append({"epoch": epoch + 1, **scores})
+        run.note(epoch, "test", scores, f"{len(test):,} test images")
         tensors = export()
         run.save(epoch, {"last.pth": tensors} | (
             {"best.pth": tensors} if history.best()["epoch"] == epoch + 1 else {}))

@@ -84,8 +84,10 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
                 episodes(labels, args.ways, max(args.shots) + args.queries, 1, args.seed, f"{each.name}, few-shot")
     network = common.open_network(args, process)
     transform = eval_transform(network.spec.image_size)
-    features = {each.name: {part: common.features(network, source, args, process, f"{each.name} {part}", transform)
-                            for part, source in each.parts().items()} for each in sets}
+    opened = {each.name: {part: common.features(network, source, args, process, f"{each.name} {part}", transform)
+                          for part, source in each.parts().items()} for each in sets}
+    features = {name: {part: rows for part, (rows, _) in parts.items()} for name, parts in opened.items()}
+    sets = [each.with_parts({part: source for part, (_, source) in opened[each.name].items()}) for each in sets]
     if not process.is_main:
         return {}
 

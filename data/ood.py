@@ -25,15 +25,19 @@ WHERE = {
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A set of images with labels int64 [n] numbered as the training classes; ``columns``: the classes that have a
-    folder here, int64 [c] ascending. ``corruption`` and ``severity`` (1 to 5) in the layout of ImageNet-C."""
+    """Images with labels numbered as the training classes; ``columns``: the classes that have a folder here, int64 [c]
+    ascending. ``corruption`` and ``severity`` (1 to 5) in the layout of ImageNet-C."""
 
     name: str
     source: ImageSource
-    labels: np.ndarray
     columns: np.ndarray
     corruption: str | None = None
     severity: int | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [n]."""
+        return self.source.labels
 
 
 def open_elsewhere(name: str, folder: str, classes: list[str]) -> list[Elsewhere]:
@@ -91,4 +95,6 @@ def _open(name: str, folder: Path, classes: list[str], corruption: str | None = 
                         f"of the {len(classes)} training classes ({', '.join(unknown[:3])}…); the folders must have "
                         "the same names, or be numbers that count the training classes in order")
     here = np.array([number[c] for c in source.classes], dtype=np.int64)
-    return Elsewhere(name, source, here[source.labels], np.unique(here), corruption, severity)
+    source = source.take(np.arange(len(source)))
+    source.labels, source.classes = here[source.labels], classes
+    return Elsewhere(name, source, np.unique(here), corruption, severity)

@@ -69,9 +69,11 @@ class ImageSource:
 
     names: N strings, relative posix paths where the images are files. labels: int64 [N] with values in
     [0, len(classes)), or None. classes: their names, [] without labels. title: where it comes from.
-    A subclass says how to open image i, gives its file's content if it has one, and overrides `take` if it
-    holds more than these per image.
+    left_out: int64 [M], the images that `without` took out, as they were numbered before. A subclass says how to open
+    image i, gives its file's content if it has one, and overrides `take` if it holds more than these per image.
     """
+
+    left_out = np.empty(0, np.int64)
 
     def __init__(self, names: Iterable[str], labels: np.ndarray | None, classes: list[str], title: str):
         self.names = names if isinstance(names, Names) else Names(names)
@@ -130,6 +132,14 @@ class ImageSource:
         taken.labels = None if self.labels is None else self.labels[indices]
         taken._fingerprint = None
         return taken
+
+    def without(self, images: np.ndarray) -> ImageSource:
+        """The same source without these images, int64 [M]."""
+        if not len(images):
+            return self
+        others = self.take(np.delete(np.arange(len(self)), images))
+        others.left_out = images
+        return others
 
     def subset(self, fraction: float) -> ImageSource:
         """The first floor(fraction * n_c) of the n_c images of each class, classes in order.

@@ -51,6 +51,11 @@ class TransferSet:
         return replace(self, train=self.train.subset(fraction),
                        validation=self.validation and self.validation.subset(fraction))
 
+    def with_parts(self, parts: dict[str, ImageSource]) -> TransferSet:
+        """The same set of these sources, which are its own but for images that they leave out."""
+        marks = {part: np.delete(self.labels(part), source.left_out, axis=0) for part, source in parts.items()}
+        return replace(self, **parts, marks=marks if self.marks else {})
+
     @property
     def description(self) -> str:
         """Its images in one line."""

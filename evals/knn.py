@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from runtime.device import Process, gather_objects
+from runtime.errors import UserError
 from runtime.search import Block, search
 
 PAPER_ROWS = ((10, 0.07), (10, 1.0), (20, 0.07), (50, 0.07))  # (k, T) that the original code prints
@@ -23,9 +24,12 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     ``train`` [n, d] and ``test`` [m, d] are features of any scale and float type, in memory or memory-mapped, labels
     int64 in [0, num_classes). One search by cosine serves all rows; ``backend`` is :func:`runtime.search.search` or one
     like it, ``options`` are its own. With a ``process`` each rank takes its share of the test images and all return the
-    score of all (a collective). Raises ValueError if some k exceeds n.
+    score of all (a collective). Raises :class:`UserError` if some k exceeds n.
     """
     widest = max(k for k, _ in rows)
+    if widest > len(train):
+        raise UserError(f"k-NN: {widest} neighbours cannot be had among {len(train)} training images; give a smaller "
+                        "--k, or more images")
     rank, ranks = (process.rank, process.world_size) if process else (0, 1)
     mine = range(len(test) * rank // ranks, len(test) * (rank + 1) // ranks)
     hits = torch.zeros(len(rows), 2, dtype=torch.int64)

@@ -22,6 +22,7 @@ from runtime.state import save_json
 Loader = Iterable[tuple[tuple[Tensor, ...], Tensor, Any]]  # views, indices, bad images
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}  # numpy has no bfloat16: its bits
 WRITTEN = 32 << 20  # bytes between two writes
+LEFT_OUT = -float("inf")  # each number of a row that is left out; no network gives such rows
 
 
 @dataclass(frozen=True)
@@ -47,27 +48,29 @@ class Keep:
 
 
 def extract(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], count: int, process: Process,
-            label: str, check: Callable[[Any], None], keep: Keep | None = None) -> Tensor:
+            label: str, check: Callable[[Any], None], keep: Keep | None = None, leave_out: bool = False) -> Tensor:
     """Features [count, d] on the CPU, row i belonging to image i, on every rank.
 
     ``loader_of(indices)`` gives batches ``(views, indices, bad)`` of those images in their order; each rank takes a
     contiguous share. ``check`` is called with each batch before it is used. The encoder is run in evaluation mode and
     put back as it was. Without ``keep`` they are float32 in the memory of every rank. With it each rank writes its
     share into one file as it goes, a run after a kill goes on there, and the result is that file, memory-mapped, of
-    ``keep.dtype``; no rank holds more than a few batches, and of several jobs that want the file one makes it. Raises
-    :class:`UserError` that names an image whose features are not finite.
+    ``keep.dtype``; no rank holds more than a few batches, and of several jobs that want the file one makes it.
+    ``leave_out``: the row of an image that is in ``bad``, as (index, reason), is not its replacement's features but
+    LEFT_OUT, which :func:`left_out` finds, in kept features too. Raises :class:`UserError` that names an image whose
+    features are not finite.
     """
     if keep is None:
-        return _make(encoder, loader_of, count, process, label, check)
+        return _make(encoder, loader_of, count, process, label, check, None, leave_out)
     if not _is_kept(keep, count):
         with one_writer(keep.path, process):
             if not _is_kept(keep, count):  # by the job that was waited for
-                _make(encoder, loader_of, count, process, label, check, keep)
+                _make(encoder, loader_of, count, process, label, check, keep, leave_out)
     return open_rows(keep.path, keep.dtype)
 
 
 def _make(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], count: int, process: Process, label: str,
-          check: Callable[[Any], None], keep: Keep | None = None) -> Tensor | None:
+          check: Callable[[Any], None], keep: Keep | None, leave_out: bool) -> Tensor | None:
     """The features, or None where they are kept."""
     share = -(-count // process.world_size)
     mine = range(min(process.rank * share, count), min((process.rank + 1) * share, count))
@@ -81,11 +84,11 @@ def _make(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], coun
                                       disable=None if process.is_main else True) as bar:
         try:
             for todo in ranges:
-                rows = _encode(encoder, loader_of(todo), process, check, bar)
+                rows = _encode(encoder, loader_of(todo), process, check, bar, leave_out)
                 if file is None:
                     parts.extend(rows)
                 else:
-                    _write(file, todo, rows, keep.dtype, label)
+                    _write(file, todo, rows, keep.dtype, label, leave_out)
         except UserError as error:
             problem = str(error)
     agree(problem)  # a broken image on one rank ends them all, before the others wait for it
@@ -94,23 +97,40 @@ def _make(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], coun
         file.finish(lambda rows: _publish(rows, keep))
         return None
     features = _gather(parts, share, count, process)
-    broken = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten()
+    broken = _broken(features, leave_out)
     if len(broken):
         raise UserError(f"{label}: the features of {len(broken)} images are not finite, image {int(broken[0])} first; "
                         "look at that image, or at the checkpoint")
     return features
 
 
+def left_out(features: Tensor) -> np.ndarray:
+    """int64 [m]: the images whose rows of features [N, d] were left out."""
+    return torch.nonzero(features[:, 0] == LEFT_OUT).flatten().numpy()
+
+
 def _encode(encoder: nn.Module, loader: Loader, process: Process, check: Callable[[Any], None], bar: tqdm,
-            ) -> Iterator[Tensor]:
+            leave_out: bool) -> Iterator[Tensor]:
     for batch in loader:
         check(batch)
         images = batch[0][0].to(process.device, non_blocking=True)
-        yield encoder(images).float().cpu()
+        rows = encoder(images).float().cpu()
+        if leave_out and batch[2]:
+            bad = torch.isin(batch[1], torch.tensor([index for index, _ in batch[2]]))
+            rows = rows.masked_fill(bad[:, None], LEFT_OUT)
+        yield rows
         bar.update(len(images))
 
 
-def _write(file: RowFile, todo: range, batches: Iterator[Tensor], dtype: str, label: str) -> None:
+def _broken(rows: Tensor, leave_out: bool) -> Tensor:
+    """int64 [m]: the rows of [n, d] that are not finite, but those that were to be left out."""
+    broken = ~torch.isfinite(rows).all(dim=1)
+    if leave_out and broken.any():
+        broken &= (rows != LEFT_OUT).any(dim=1)
+    return torch.nonzero(broken).flatten()
+
+
+def _write(file: RowFile, todo: range, batches: Iterator[Tensor], dtype: str, label: str, leave_out: bool) -> None:
     """Features of the images ``todo``, in their order, a few batches at a time."""
     waiting: list[Tensor] = []
     first = todo.start
@@ -119,7 +139,7 @@ def _write(file: RowFile, todo: range, batches: Iterator[Tensor], dtype: str, la
         rows = torch.cat(waiting)
         waiting.clear()
         stored = rows.to(getattr(torch, dtype))
-        broken = torch.nonzero(~torch.isfinite(stored).all(dim=1)).flatten()
+        broken = _broken(stored, leave_out)
         if len(broken):
             fits = torch.isfinite(rows[broken[0]]).all()
             raise UserError(f"{label}: the features of image {first + int(broken[0])} "

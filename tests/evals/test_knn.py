@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evals.knn import PAPER_ROWS, knn_accuracy
+from runtime.errors import UserError
 
 
 def vote(train, train_labels, test, test_labels, num_classes, k, temperature):
@@ -84,7 +85,7 @@ def test_a_class_that_only_the_training_images_have():
 
 
 def test_more_neighbours_than_images():
-    with pytest.raises(ValueError, match="k = 81"):
+    with pytest.raises(UserError, match="81 neighbours cannot be had among 80"):
         knn_accuracy(*problem(), 8, [(10, 0.07), (81, 0.07)])
 
 

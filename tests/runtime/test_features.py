@@ -15,7 +15,7 @@ import runtime.features
 import runtime.rowfile
 from runtime.device import Process
 from runtime.errors import UserError
-from runtime.features import Keep, extract
+from runtime.features import Keep, extract, left_out
 
 ALONE = Process(0, 1, torch.device("cpu"))
 
@@ -192,6 +192,30 @@ def test_the_work_of_a_job_that_is_killed_is_gone_on_with_by_the_one_that_waits(
     assert kept(tmp_path, values, encoder).tolist() == [[v, 2 * v] for v in values]
     assert os.WTERMSIG(os.waitpid(other, 0)[1]) == signal.SIGKILL
     assert sum(encoder.seen) == 12
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
+def test_images_that_could_not_be_opened_are_left_out_after_a_kill_and_from_kept_features_too(dtype, tmp_path,
+                                                                                              monkeypatch):
+    monkeypatch.setattr(runtime.features, "WRITTEN", 1)
+    keep = dtype and Keep(tmp_path, IDENTITY, 2, dtype)
+
+    def loader(indices):
+        for views, chosen, _ in loader_of([float(i) for i in range(12)])(indices):
+            yield views, chosen, [(i, "broken") for i in (2, 9) if i in chosen] + [(40, "as a replacement")]
+
+    def dies(batch):
+        if 8 in batch[1]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(Doubler(), loader, 12, ALONE, "x", dies, keep, leave_out=True)
+    for _ in range(2):
+        found = extract(Doubler(), loader, 12, ALONE, "x", nothing, keep, leave_out=True)
+        assert left_out(found).tolist() == [2, 9]
+        assert found[[1, 3]].tolist() == [[1, 2], [3, 6]]
+    with pytest.raises(UserError, match="image 1"):
+        extract(Doubler(), loader_of([1.0, float("-inf") * 0]), 2, ALONE, "x", nothing, leave_out=True)
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
