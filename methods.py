@@ -122,7 +122,7 @@ def unused(args: argparse.Namespace, head: nn.Module) -> list[str]:
     used = {"distill": needs.teacher, "teacher_bn": needs.teacher, "moco_dim": not needs.teacher,
             "moco_m": needs.momentum, "bn_parts": needs.momentum,
             "head_bn": any(isinstance(module, _BatchNorm) for module in head.modules())}
-    given += [name for name, is_used in used.items() if not is_used and getattr(args, name) != AROUND.get(name)]
+    given += [name for name, is_used in used.items() if not is_used and vars(args)[name] != AROUND.get(name)]
     return [f"{flag(name)} is not used by --loss {args.loss}" for name in given]
 
 
@@ -144,8 +144,8 @@ def check_loss(args: argparse.Namespace) -> None:
         raise UserError(f"--disco-sum has no weight, and --disco-weight {args.disco_weight:g} is one; give either")
     for name in ("l_0", "l_1", "s_temp", "t_temp"):
         own = own_values(args.loss, name)
-        if getattr(args, name) is not None and len(set(own.values())) > 1:
-            raise UserError(f"{flag(name)} {getattr(args, name):g} would go to all of {', '.join(own)}, whose own "
+        if vars(args)[name] is not None and len(set(own.values())) > 1:
+            raise UserError(f"{flag(name)} {vars(args)[name]:g} would go to all of {', '.join(own)}, whose own "
                             f"values differ ({', '.join(f'{value:g}' for value in own.values())}); leave it out, and "
                             "each keeps its own")
     if needs.teacher and not args.distill:

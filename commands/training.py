@@ -94,7 +94,7 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: commo
     source = CachedSource(train, args.image_cache) if args.image_cache else train
     loader = build_loader(source, [Augmentation(LINEAR, spec.image_size)], sampler, args.workers, args.seed,
                           process.device, args.data_path, args.cache)
-    bad_images, label_of = BadImageLog(train, args.on_bad_image), labels_of(torch.from_numpy(train.labels))
+    bad_images, label_of = BadImageLog(train, args.on_bad_image), labels_of(torch.tensor(train.labels))
     history = History()
     modules = {"state_dict": trained, "updater": updater, "history": history}
     config = {"command": command, **common.settings(args), **decided, **network.record(),
