@@ -54,7 +54,7 @@ elif [ "$CARDS" -gt 0 ]; then
     JOBS=${JOBS:-$([ "${GPUS:-1}" = 1 ] && echo $((3 * CARDS)) || echo 1)} # one small network does not fill a card
     WORKERS=${WORKERS:-4}
 else
-    profile cifar10_cpu  cifar    11520   10     64    3    15 1024  5     0       0.1
+    profile cifar10_cpu  cifar    30720   10     64    3    15 1024  5     0       0.1
 fi
 if [ -z "${TEACHER:-}" ]; then
     echo "error: TEACHER is not set; give the checkpoint of a network trained on DATA (DATA=$DATA bash scripts/quickstart.sh" \
