@@ -63,14 +63,17 @@ def boolean(text: str) -> bool:
     return words[text.lower()]
 
 
+SHARE_OF = "each class's images; default 1, the paper's 1%% and 10%% rows use 0.01 and 0.1"
+
+
 def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str, required: bool = True,
-                   opens_images: bool = True) -> Group:
-    """--data and how its images are read. ``names`` are other spellings of --data."""
+                   opens_images: bool = True, share_of: str = SHARE_OF) -> Group:
+    """--data and how its images are read. ``names`` are other spellings of --data, ``share_of`` ends --subset's help.
+    """
     group = parser.add_argument_group("data")
     group.add_argument("--data", *names, dest="data", metavar="DIR", required=required, help=what)
     group.add_argument("--subset", type=float, default=1.0, metavar="X",
-                       help="train on the first X (0-1] of each class's images; default 1, the paper's 1%% and 10%% "
-                            "rows use 0.01 and 0.1")
+                       help=f"take the first X (0-1] of {share_of}")
     if opens_images:
         add_image_flags(group)
     return group

@@ -21,7 +21,7 @@ import cli
 import methods
 import training
 from data.augment import PRESETS, augmentation
-from data.cache import CachedSource
+from data.cache import pooled
 from data.clusters import load_clusters
 from data.datasets import open_source
 from data.epoch_length import EpochsOf
@@ -129,7 +129,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     seed_everything(args.seed)
     needs = needs_of(args.loss)
     source = open_source(args.data).subset(args.subset)
-    source = CachedSource(source, args.image_cache) if args.image_cache else source
+    source = pooled(source, args.image_cache, args.cache)
     teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
     teacher_spec = teacher.backbone.spec if teacher else None
     image_size = teacher_spec.image_size if teacher else args.image_size or 224

@@ -18,7 +18,7 @@ import torch
 import cli
 import training
 from data.augment import PRESETS, augmentation
-from data.cache import CachedSource
+from data.cache import pooled
 from data.datasets import open_source
 from data.loader import BadImageLog, Batch, build_loader
 from data.samplers import RandomSampler
@@ -82,7 +82,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     seed_everything(args.seed)
     image_size = args.image_size or 224
     source = open_source(args.data).subset(args.subset)
-    source = CachedSource(source, args.image_cache) if args.image_cache else source
+    source = pooled(source, args.image_cache, args.cache)
     sampler = RandomSampler(len(source), args.batch_size, process.rank, process.world_size, args.seed)
     views = [augmentation(args.aug, image_size)] * 2
     loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)

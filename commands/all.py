@@ -19,12 +19,13 @@ from runtime.state import save_json
 
 HELP = "everything that the given folders allow, in one table; --compare two of them"
 DATA = common.LABELLED.replace("labelled images:", "for knn, linear, retrieval, overlap and finetune, labelled images:")
+SHARE_OF = common.SHARE_OF.replace(";", ", but not of what retrieval, overlap and video take;")
 Plan = tuple[str, ModuleType, list[str] | str]  # name, module, its own flags or why it is left out
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    common.add_common_flags(parser, data=DATA, required=False, needs_weights=False)
+    common.add_common_flags(parser, data=DATA, required=False, needs_weights=False, share_of=SHARE_OF)
     group = parser.add_argument_group("what is evaluated")
     group.add_argument("--teacher", default=None, metavar="FILE", help="for overlap: the teacher's checkpoint")
     group.add_argument("--root", default=None, metavar="DIR",

@@ -22,6 +22,7 @@ from runtime.errors import UserError
 LABELLED = ("labelled images: a folder that holds train/ and val/ or test/, each with one sub-folder a class (or "
             "packed files so called), or a name (demo, digits, cifar10, cifar100, stl10; kept in $COSS_DATASETS, else "
             "./datasets)")
+SHARE_OF = cli.SHARE_OF.replace("images", "training images")
 # Flags that do not decide a result: where things lie, how the work is done, and what the record says elsewhere.
 NOT_SETTINGS = {"command", "weights", "data", "output", "json", "device", "workers", "distributed", "local_rank",
                 "features", "resume", "print_freq", "arch", "stem", "image_size", "branch", "mean", "std",
@@ -29,11 +30,14 @@ NOT_SETTINGS = {"command", "weights", "data", "output", "json", "device", "worke
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = LABELLED, required: bool = True,
-                     several: bool = False, needs_weights: bool = True, keeps_features: bool = True) -> cli.Group:
+                     several: bool = False, needs_weights: bool = True, keeps_features: bool = True,
+                     share_of: str = SHARE_OF) -> cli.Group:
     """Flags that each evaluation takes: --data (``names``: its other spellings; ``data``: its help; optional unless
-    ``required``) and how images are read, --weights (a list where ``several``, optional unless ``needs_weights``),
-    --output, where features are kept (if ``keeps_features``), --json, --device, --seed. Returns the data group."""
-    group = cli.add_data_flags(parser, *names, what=data, required=required)
+    ``required``), --subset (a ``share_of`` what), --weights (a list where ``several``, optional unless
+    ``needs_weights``), --output, --json, --device, --seed; and, if it ``keeps_features``, how images are read and where
+    features are kept. Returns the data group."""
+    group = cli.add_data_flags(parser, *names, what=data, required=required, opens_images=keeps_features,
+                               share_of=share_of)
     if keeps_features:
         group.add_argument("--feature-batch", type=cli.number(int, 1), default=256, metavar="N",
                            help="images of one forward pass where features are extracted; default 256, the original's")

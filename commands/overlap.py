@@ -30,7 +30,8 @@ ROWS = 8192  # features that pass a head at a time
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    common.add_common_flags(parser, data=DATA, several=True)
+    common.add_common_flags(parser, data=DATA, several=True,
+                            share_of="each class's images (of all, where they have no labels); default 1")
     group = parser.add_argument_group("overlap")
     group.add_argument("--teacher", required=True, metavar="FILE",
                        help="checkpoint of the teacher, read as --weights; each network sees images of its own size")

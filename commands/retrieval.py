@@ -25,7 +25,8 @@ DATA = ("labelled images: a folder that holds query/ and database/ (or gallery/)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    common.add_common_flags(parser, data=DATA, required=False)
+    common.add_common_flags(parser, data=DATA, required=False,
+                            share_of="each class's queries, with --data; default 1")
     group = parser.add_argument_group("retrieval")
     group.add_argument("--root", default=None, metavar="DIR",
                        help="folder that holds --datasets: NAME/gnd_NAME.pkl and NAME/jpg/*.jpg")

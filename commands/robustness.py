@@ -31,9 +31,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                             "corruption/severity/class as ImageNet-C does")
     group = parser.add_argument_group("linear head")
     group.add_argument("--epochs", type=cli.number(int, 1), default=100, metavar="N",
-                       help="passes over the cached training features; default 100, as linear --cached")
+                       help="for --solver sgd: passes over the cached training features; default 100, as linear "
+                            "--cached")
     group.add_argument("-b", "--batch-size", type=cli.number(int, 1), default=256, metavar="N",
-                       help="features of one step; default 256, as linear --cached")
+                       help="for --solver sgd: features of one step; default 256, as linear --cached")
     add_grid_flags(group)
 
 

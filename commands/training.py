@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import cli
 from commands import common
 from data.augment import LINEAR, Augmentation
-from data.cache import CachedSource
+from data.cache import pooled
 from data.loader import BadImageLog, Batch, build_loader
 from data.samplers import RandomSampler
 from data.sources import ImageSource
@@ -91,7 +91,7 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: commo
     sampler = RandomSampler(len(train), batch_size(args, len(train), process), process.rank, process.world_size,
                             args.seed)
     spec = network.spec
-    source = CachedSource(train, args.image_cache) if args.image_cache else train
+    source = pooled(train, args.image_cache, args.cache)
     loader = build_loader(source, [Augmentation(LINEAR, spec.image_size)], sampler, args.workers, args.seed,
                           process.device, args.data_path, args.cache)
     bad_images, label_of = BadImageLog(train, args.on_bad_image), labels_of(torch.tensor(train.labels))

@@ -34,7 +34,10 @@ DATA = ("DAVIS 2017 in its official layout: a folder that holds JPEGImages/480p/
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    common.add_common_flags(parser, data=DATA, keeps_features=False)
+    group = common.add_common_flags(parser, data=DATA, keeps_features=False, share_of="the videos; default 1")
+    group.add_argument("--image-size", "--image_size", type=cli.number(int, 8), default=None, metavar="S",
+                       help="pixels of the square that the network is built for, which decides a ViT's positions; "
+                            "frames are seen at --short-side; default: what the checkpoint records, else 224")
     usual, group = Propagation(), parser.add_argument_group("following objects")
     group.add_argument("--split", default="val", metavar="NAME",
                        help="which ImageSets/2017/NAME.txt; default val, 30 videos; of these --subset takes the first")

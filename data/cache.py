@@ -14,6 +14,15 @@ from data.sources import ImageSource
 from runtime.errors import UserError
 
 
+def pooled(source: ImageSource, gigabytes: float, cache: str = "none") -> ImageSource:
+    """``source`` with a pool of --image-cache ``gigabytes``; itself for none. Raises :class:`UserError` where --cache
+    keeps all images anyway."""
+    if gigabytes and cache != "none":
+        raise UserError(f"--image-cache {gigabytes:g} is of no use beside --cache {cache}, which keeps all images; "
+                        "leave one of the two out")
+    return CachedSource(source, gigabytes) if gigabytes else source
+
+
 class CachedSource(ImageSource):
     """Another source whose decoded images are kept in shared memory, for all workers of this process.
 

@@ -97,6 +97,13 @@ def test_a_vision_transformer(davis, monkeypatch):
     assert 0 < record["metrics"]["J&F mean"] < 100
 
 
+@pytest.mark.parametrize("flag", ["--workers", "--on-bad-image", "--features"])
+def test_flags_that_it_does_not_read_are_none(flag, davis, capsys):
+    with pytest.raises(SystemExit):
+        run(davis, flag, "skip")
+    assert f"unrecognized arguments: {flag} skip" in capsys.readouterr().err
+
+
 def test_bad_input(davis, tmp_path):
     with pytest.raises(UserError, match=r"--data .* holds no DAVIS 2017: .*davischallenge.org"):
         open_davis(tmp_path)
