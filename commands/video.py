@@ -61,7 +61,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """J and F of DAVIS 2017 (semi-supervised, as its toolkit measures them): the first frame's masks are carried on by
     the likeness of features, a ViT's patch tokens or a convolutional network's map. Nothing is trained. A video that is
-    finished is not done again; with torchrun the processes share the videos."""
+    finished is not done again unless its files change; with torchrun the processes share the videos."""
     folder = common.open_output(args)
     if args.masks:
         networks.check_writable(Path(args.masks), "--masks")
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
             if found[video.name] is None:
                 found[video.name] = scores(video, encode, how, args.short_side, process.device, args.masks)
                 if keeps:
-                    save_json({"frames": len(video.frames), "objects": found[video.name]}, place)
+                    save_json({"files": video.identity(), "objects": found[video.name]}, place)
     except UserError as error:
         problem = str(error)
     agree(problem)
@@ -131,7 +131,7 @@ def _kept(place: Path, video: Video) -> list[dict[str, list[float]]] | None:
         content = json.loads(place.read_text())
     except (OSError, ValueError):
         return None
-    return content["objects"] if content.get("frames") == len(video.frames) else None
+    return content["objects"] if content.get("files") == video.identity() else None
 
 
 def _write(path: Path, mask: np.ndarray) -> None:

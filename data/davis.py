@@ -5,6 +5,8 @@ Pont-Tuset et al., "The 2017 DAVIS Challenge on Video Object Segmentation", arXi
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,12 @@ class Video(NamedTuple):
     name: str
     frames: list[Path]
     masks: list[Path]
+
+    def identity(self) -> str:
+        """SHA-256, in hex, over place, size and time of each of its files."""
+        found = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns)
+                 for path in self.frames + self.masks]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     def frame(self, i: int) -> Tensor:
         """Frame i, uint8 [3, H, W]. Raises :class:`UserError`."""

@@ -1,6 +1,7 @@
 """evaluate.py video on a tiny DAVIS: layout, scores, resuming, masks that the official toolkit reads, bad input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -85,6 +86,28 @@ def test_scores_masks_and_what_is_finished(davis, monkeypatch, capsys):
     assert done == ["walk", "run", "walk"]
     assert run(davis, "--subset", 0.5)["sources"]["frames"]["images"] == 4
     assert json.loads((davis / "out" / "results.jsonl").read_text().splitlines()[0])["metrics"] == metrics
+
+
+def test_other_files_are_not_given_the_scores_of_those_before(davis, tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(davis, here)
+    shutil.copytree(davis, there)
+    done, out = [], ["--output", tmp_path / "out"]
+    monkeypatch.setattr(video, "scores", lambda sequence, *more, real=video.scores: done.append(sequence.name) or real(
+        sequence, *more))
+    first = run(here, *out)["metrics"]
+    mask = here / "Annotations" / "480p" / "walk" / "00001.png"
+    pixels, palette = np.array(Image.open(mask)), Image.open(mask).getpalette()
+    pixels[pixels == 1] = 0                                  # corrected
+    image = Image.fromarray(pixels)
+    image.putpalette(palette)
+    image.save(mask)
+    assert run(here, *out)["metrics"]["J mean"] < first["J mean"]
+    assert done == ["run", "walk", "walk"]
+    assert run(there, *out)["metrics"] == first
+    assert done == ["run", "walk", "walk", "run", "walk"]
+    assert run(there, *out)["metrics"] == first
+    assert len(done) == 5
 
 
 def test_a_vision_transformer(davis, monkeypatch):
