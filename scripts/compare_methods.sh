@@ -23,7 +23,7 @@
 # Learning rates: $OUT/rates.txt, else scripts/compare_rates/. --search makes the former by the same rule for each method:
 # the rate that was there times each of FACTORS, one seed, SEARCH_PASSES (half of PASSES), and of these the best by 10-NN
 # on a fifth of the training images that was held out. The test images have no say in it. Searched again, it goes on
-# from what it found.
+# from what it found. A student whose numbers end (not finite) counts as 0 there, and is named in the table.
 #
 # Not the papers', for so short a training: QUEUE, a momentum of 0.99, batch norm in the heads of disco and moco, bingo's
 # images alone for 1 epoch (11 of 200 in its paper). Everything else is the method's default.

@@ -4,7 +4,8 @@
     python scripts/compare_report.py runs/compare
 
 Reads FOLDER/{teacher,untrained-SEED,METHOD-SEED}/{knn,linear}.json, FOLDER/overlap.json and each student's
-run/config.json and run/metrics.jsonl. Writes FOLDER/report.md and FOLDER/report.png. May be run while students train.
+run/config.json and run/metrics.jsonl, or run/not-finite where there is nothing to score. Writes FOLDER/report.md and
+FOLDER/report.png. May be run while students train.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from compare_work import ENDED
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,6 +37,7 @@ class Row:
     shared: list[float] = field(default_factory=list)
     curves: list[list[tuple[float, float]]] = field(default_factory=list)  # (image passes, 10-NN) of each seed
     config: dict[str, Any] = field(default_factory=dict)
+    ended: int = 0  # seeds whose training stopped at numbers that are not finite
 
     @property
     def steps(self) -> int:
@@ -71,9 +75,12 @@ def gather(folder: Path) -> tuple[dict[str, Row], dict[str, Row]]:
             row.config = read(run / "config.json")
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             row.curves.append([(x["step"] * row.passes_a_step, x["top1"]) for x in lines if x["group"] == "knn"])
-    if not methods:
+    for run in sorted(path.parent for path in folder.glob(f"*/run/{ENDED}")):
+        row = methods[run.parent.name.rpartition("-")[0]]
+        row.config, row.ended = read(run / "config.json"), row.ended + 1
+    if not any(row.knn for row in methods.values()):
         raise UserError(f"{folder} holds no student that was trained and scored; run scripts/compare_methods.sh first")
-    return yardsticks, dict(sorted(methods.items(), key=lambda item: -statistics.mean(item[1].knn)))
+    return yardsticks, dict(sorted(methods.items(), key=lambda item: -statistics.mean(item[1].knn or [0])))
 
 
 def spread(values: list[float]) -> str:
@@ -93,7 +100,8 @@ def table(yardsticks: dict[str, Row], methods: dict[str, Row]) -> str:
         lines.append(f"| *{name}* | – | – | – | {len(row.knn)} | {spread(row.knn)} | {spread(row.linear)} | – |")
     for name, row in methods.items():
         near = f" ({row.config['batch_size']} x {1 + row.neighbours})" if row.neighbours else ""
-        lines.append(f"| {name} | {row.steps:,} | {row.passes_a_step:g}{near} | {row.config['lr']:g} | {len(row.knn)} "
+        seeds = f"{len(row.knn)}{f', and {row.ended} whose numbers ended' * bool(row.ended)}"
+        lines.append(f"| {name} | {row.steps:,} | {row.passes_a_step:g}{near} | {row.config['lr']:g} | {seeds} "
                      f"| {spread(row.knn)} | {spread(row.linear)} | {spread(row.shared)} |")
     return "\n".join(lines) + "\n"
 
@@ -111,6 +119,7 @@ def picture(folder: Path, yardsticks: dict[str, Row], methods: dict[str, Row]) -
     figure, (curves, bars) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(3, 2))
     colours = pyplot.get_cmap("tab20").colors
     start = statistics.mean(yardsticks["untrained"].knn) if "untrained" in yardsticks else None
+    methods = {name: row for name, row in methods.items() if row.knn}
     for number, (name, row) in enumerate(methods.items()):
         places = [passes for passes, _ in row.curves[0]]
         columns = [[curve[i][1] for curve in row.curves if len(curve) > i] for i in range(len(places))]

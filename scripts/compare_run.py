@@ -13,7 +13,7 @@ from pathlib import Path
 
 from compare_plan import Budget, read_rates
 from compare_search import search
-from compare_work import Comparison
+from compare_work import Comparison, ended
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -54,7 +54,7 @@ def compare(args: argparse.Namespace) -> None:
     c.untrained(args.seeds[0])
     scoring = time.monotonic() - began if fresh else 0.0
     left = [(entry, seed) for seed in args.seeds for entry in args.methods
-            if not (folder / f"{entry}-{seed}/linear.json").exists()]
+            if not (folder / f"{entry}-{seed}/linear.json").exists() and not ended(folder / f"{entry}-{seed}/run")]
     seconds = 0.0
     if left:
         speed = c.measure(args.methods[0], args.data)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from compare_plan import Budget, read_rates
-from compare_work import Comparison, read_metrics
+from compare_work import Comparison, ended, read_metrics
 from torchvision.transforms.functional import to_pil_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -50,19 +50,13 @@ def search(args: argparse.Namespace) -> None:
 
 
 def candidate(c: Comparison, data: Path, entry: str, rate: float, slot: int) -> None:
-    """Train one; a rate so high that the numbers end is a result as well."""
-    folder = c.folder / f"{entry}-{rate:g}"
-    try:
-        c.train(folder, entry, SEED, rate, str(data), slot, every=c.budget.epochs)
-    except UserError as error:
-        if "not finite" not in str(error):
-            raise
-        (folder / "not-finite").touch()
+    """Train one."""
+    c.train(c.folder / f"{entry}-{rate:g}", entry, SEED, rate, str(data), slot, every=c.budget.epochs)
 
 
 def candidate_score(folder: Path) -> float | None:
     """10-NN top-1 at the end; 0 where the numbers ended before; None where it was not reached yet."""
-    if (folder / "not-finite").exists():
+    if ended(folder):
         return 0.0
     return next((line["top1"] for line in read_metrics(folder, "knn")), None)
 

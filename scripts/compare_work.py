@@ -21,6 +21,7 @@ from compare_plan import Budget, plan_of
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
+ENDED = "not-finite"  # a file in the folder of such a training
 sys.path.insert(0, str(ROOT))
 
 from losses import needs_of  # noqa: E402
@@ -91,20 +92,27 @@ class Comparison:
 
     def train(self, folder: Path, entry: str, seed: int, rate: float, data: str, slot: int | None = None,
               epochs: int | None = None, steps: int | None = None, every: int | None = None) -> None:
-        """One student, ``folder``/student.pth; one that was cut short goes on."""
+        """One student, ``folder``/student.pth; one that was cut short goes on. Numbers that are not finite are a result
+        as well, see :func:`ended`."""
         args, plan, near = self.args, self.plans[entry], []
         if plan.sampler == "cf":
             near = ["--closek-info", self.folder / "neighbours/closek_info.npy", "--nearest-k", plan.nearest_k,
                     "--total-k", plan.total_k]
         steps = steps or plan.epoch_steps
-        self.python(
-            folder / "all.log", "train_distill.py", "--data", data, "--subset", args.subset, "--output", folder,
+        command = (
+            "train_distill.py", "--data", data, "--subset", args.subset, "--output", folder,
             "--seed", seed, "-a", args.student, "--stem", args.stem, "--distill", args.teacher, "--loss", plan.loss,
             "--image-size", self.image_size(), "--sampler", plan.sampler, "-b", plan.anchors, *near, "--lr", rate,
             "--epochs", epochs or self.budget.epochs, "--epoch-steps", steps, "--warmup-epochs", 1, "-p", steps,
             "--queue-size", args.queue, "--moco-m", 0.99, "--bn-parts", 4, "--bingo-alone", 1,
             *(["--head-bn"] if plan.head_bn else []), "--cache", "device", "--knn-every", every or args.every,
-            "-j", args.workers, slot=slot, processes=args.gpus)
+            "-j", args.workers)
+        try:
+            self.python(folder / "all.log", *command, slot=slot, processes=args.gpus)
+        except UserError as error:
+            if "not finite" not in str(error):
+                raise
+            (folder / ENDED).touch()
 
     def image_size(self) -> int:
         """The side of the images that the teacher sees."""
@@ -131,7 +139,8 @@ class Comparison:
         """Train and score one."""
         folder = self.folder / f"{entry}-{seed}"
         self.train(folder / "run", entry, seed, rate, self.args.data, slot)
-        self.score(folder, "--weights", folder / "run/student.pth", slot=slot)
+        if not ended(folder / "run"):
+            self.score(folder, "--weights", folder / "run/student.pth", slot=slot)
 
     def pool(self, label: str, work: Sequence[Callable[[int], None]], seconds: float) -> bool:
         """All of ``work`` on all slots; False if MINUTES left some undone. The first failure ends it."""
@@ -170,6 +179,11 @@ class Comparison:
             path.write_text(json.dumps({"passes_per_second": found, "jobs": self.jobs}) + "\n")
             shutil.rmtree(self.folder / "speed")
         return json.loads(path.read_text())["passes_per_second"]
+
+
+def ended(run: Path) -> bool:
+    """Whether a student's training stopped at numbers that are not finite."""
+    return (run / ENDED).exists()
 
 
 def read_metrics(run: Path, group: str) -> list[dict[str, float]]:

@@ -1,5 +1,6 @@
 """compare_methods.sh: what each method may spend, rates, the held-out images, and the report of a made-up folder."""
 
+import argparse
 import json
 import sys
 from fractions import Fraction
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from compare_plan import Budget, plan_of, read_rates  # noqa: E402
 from compare_report import gather, picture, table  # noqa: E402
 from compare_search import hold_out  # noqa: E402
+from compare_work import ENDED, Comparison, ended  # noqa: E402
 
 from data.datasets import open_source  # noqa: E402
 from losses import LOSSES  # noqa: E402
@@ -92,6 +94,48 @@ def student(folder, name, seed, knn, linear, shared):
     overlap = folder / "overlap.json"
     known = json.loads(overlap.read_text()) if overlap.exists() else {}
     overlap.write_text(json.dumps({**known, f"{name}-{seed}": {"shared": {"11": shared}}}))
+
+
+def test_numbers_that_ended_are_a_result(tmp_path):
+    """One seed of two, or all: said in the table, and no other method suffers."""
+    student(tmp_path, "coss", 0, 50, 60, 9)
+    student(tmp_path, "mse", 0, 20, 30, 3)
+    for name in ("mse-1", "rkd-0"):
+        student(tmp_path, *name.split("-"), 1, 1, 1)
+        for score in ("knn", "linear"):
+            (tmp_path / f"{name}/{score}.json").unlink()
+        (tmp_path / name / "run" / ENDED).touch()
+    yardsticks, methods = gather(tmp_path)
+    assert list(methods) == ["coss", "mse", "rkd"]
+    lines = table(yardsticks, methods).splitlines()
+    assert "| mse | 40 | 32 | 0.01 | 1, and 1 whose numbers ended | 20.0 | 30.0 | 3.0 |" in lines
+    assert "| rkd | 40 | 32 | 0.01 | 0, and 1 whose numbers ended | – | – | – |" in lines
+    pytest.importorskip("matplotlib")
+    assert picture(tmp_path, yardsticks, methods).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("said", "passes_over"), [("the loss is not finite at epoch 1", True), ("no space", False)])
+def test_a_training_whose_numbers_end_leaves_a_mark(said, passes_over, tmp_path):
+    c = Comparison.__new__(Comparison)
+    c.args = argparse.Namespace(data="d", subset=1, student="a", stem="b", teacher="c", queue=1, every=1, workers=0,
+                                gpus=1)
+    c.folder, c.budget = tmp_path, Budget(384, 2, 32, 1, 5)
+    c.plans = {"mse": plan_of("mse", c.budget)}
+    c.image_size = lambda: 32
+
+    def fail(log, *_, **__):
+        log.parent.mkdir(parents=True)
+        raise UserError(said)
+
+    c.python, scored = fail, []
+    c.score = lambda *_, **__: scored.append(1)
+    if passes_over:
+        c.student("mse", 0, 0.1, 0)
+    else:
+        with pytest.raises(UserError, match=said):
+            c.student("mse", 0, 0.1, 0)
+    assert ended(tmp_path / "mse-0/run") == passes_over
+    assert not scored
 
 
 def test_report(tmp_path):
