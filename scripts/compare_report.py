@@ -141,7 +141,7 @@ def picture(folder: Path, yardsticks: dict[str, Row], methods: dict[str, Row]) -
         bars.axvline(statistics.mean(yardsticks["untrained"].linear), color="#444444", linestyle=":", linewidth=1)
     curves.set(title="10-NN accuracy during training (held-out slice)", xlabel="image passes of the student",
                ylabel="top-1 %", xlim=(0, None))
-    curves.legend(frameon=False, ncols=2, fontsize=8)
+    figure.legend(loc="outside lower center", frameon=False, ncols=7, fontsize=8)
     bars.set(title="linear classifier at the end", xlabel="top-1 % (dashed: the teacher's, dotted: untrained)")
     bars.set_yticks(range(len(methods)), list(methods))
     bars.invert_yaxis()
