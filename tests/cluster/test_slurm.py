@@ -68,7 +68,7 @@ def submit(project, **more):
 
 
 def wait_for(project, *names):
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not all((project / name).exists() for name in names):
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -78,7 +78,7 @@ def test_a_warning_reaches_the_processes_and_the_job_goes_back_into_the_queue(pr
     job = submit(project)
     wait_for(project, "ready-0", "ready-1")
     job.send_signal(signal.SIGUSR1)
-    out, _ = job.communicate(timeout=30)
+    out, _ = job.communicate(timeout=120)
     assert job.returncode == 0, out
     assert {"saved-0", "saved-1"} <= {path.name for path in project.iterdir()}
     assert (project / "said").read_text() == "requeue 4711\n"
@@ -91,7 +91,7 @@ def test_a_warning_reaches_the_processes_and_the_job_goes_back_into_the_queue(pr
 
 def test_a_failure_is_the_jobs_exit_code_and_is_not_queued_again(project):
     job = submit(project, FAIL="1")
-    job.communicate(timeout=30)
+    job.communicate(timeout=120)
     assert job.returncode == 7
     assert not (project / "said").exists()
 
