@@ -21,7 +21,9 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
     every loss that knows one, which is refused where their own values differ."""
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", default="coss", metavar="NAME", type=loss_names,
-                       help=f"objective: {', '.join(sorted(LOSSES))}, or a sum of them (coss+seed); default coss")
+                       help=f"objective: {', '.join(sorted(LOSSES))}, or a sum of them (coss+seed); default coss. "
+                            "coss_centred is coss, with its flags, on features without the batch's mean: not in the "
+                            "paper, and ahead of it on small sets (docs/RESULTS.md)")
     group.add_argument("--loss-weights", type=weights, default=None, metavar="W,W",
                        help="a weight for each loss of a sum, with commas; default 1 each")
     group.add_argument("--l_0", type=cli.number(float), default=None, metavar="W",

@@ -21,7 +21,7 @@ from losses.base import Loss, Together
 from losses.bingo import BINGO
 from losses.combine import Objective, together
 from losses.compress import CompRess
-from losses.coss import CoSS
+from losses.coss import CentredCoSS, CoSS
 from losses.dino import DINO, DINOSS
 from losses.disco import DisCo
 from losses.dist import DIST
@@ -33,8 +33,8 @@ from losses.smd import SMD
 from runtime.errors import UserError
 
 LOSSES: dict[str, type[Loss]] = {
-    "coss": CoSS, "seed": SEED, "compress": CompRess, "bingo": BINGO, "disco": DisCo, "smd": SMD, "dist": DIST,
-    "dino": DINO, "dinoss": DINOSS, "cosine": Cosine, "mse": MSE, "rkd": RKD, "moco": MoCo,
+    "coss": CoSS, "coss_centred": CentredCoSS, "seed": SEED, "compress": CompRess, "bingo": BINGO, "disco": DisCo,
+    "smd": SMD, "dist": DIST, "dino": DINO, "dinoss": DINOSS, "cosine": Cosine, "mse": MSE, "rkd": RKD, "moco": MoCo,
 }
 
 

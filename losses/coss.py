@@ -5,6 +5,10 @@ arXiv 2409.13939, section 3:
 
     dot(t, s) = - sum_j (t_ij / |t_i|) (s_ij / |s_i|) / (T_t T_s)          for each row i
     L = l_0 mean_i dot(t, s) + l_1 mean_j dot(t^T, s^T)
+
+CentredCoSS is ours, not the paper's: the batch's mean is first taken off each dimension of t and s. Pooled features
+come from behind a ReLU and share a large common part, which a student of any weights has too; centred, the rows tell
+images apart from the first step on, and the space term is a correlation. docs/RESULTS.md has both.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ class CoSS(Loss):
     original, or ``global``, that of all processes, whose loss and gradients are those of one process with all of it.
     """
 
+    centred = False
+
     def __init__(self, l_0: float = 1.0, l_1: float = 1.0, s_temp: float = 0.1, t_temp: float = 0.07,
                  space_batch: str = "local") -> None:
         super().__init__()
@@ -36,12 +42,20 @@ class CoSS(Loss):
         """
         with torch.autocast(student.device.type, enabled=False):
             s, t = full_precision(student), full_precision(teacher)
+            if self.centred:
+                s, t = (x - mean for x, mean in zip((s, t), self.batch.means(s, t), strict=True))
             ts, tt, ss = t * s, t * t, s * s                                           # [b, d]
             row = cosine(ts.sum(1), tt.sum(1), ss.sum(1))                              # [b]
             ts, tt, ss, total, count = self.batch.sums(ts, tt, ss, row, torch.ones_like(row))
             row = -self.scale * total / count                                          # []
             space = -self.scale * cosine(ts, tt, ss).mean()                            # [d] -> []
             return {"loss": self.l_0 * row + self.l_1 * space, "row": row, "space": space}
+
+
+class CentredCoSS(CoSS):
+    """CoSS of features without the batch's mean; of ``space_batch``'s batch, as all else."""
+
+    centred = True
 
 
 def cosine(ts: Tensor, tt: Tensor, ss: Tensor) -> Tensor:

@@ -12,10 +12,11 @@
 #
 # What is counted: an image pass is one image through the student that is trained, forwards and backwards. The teacher
 # and a momentum copy are not counted. Each student gets PASSES of them; with BATCH images of a view in each step:
-#   coss seed compress dist dino dinoss cosine mse rkd moco   one view (moco's other goes through its copy)  BATCH a step
+#   coss coss_centred seed compress dist dino dinoss cosine mse rkd moco
+#                                                             one view (moco's other goes through its copy)  BATCH a step
 #   smd disco                                                 two views                                  2 x BATCH a step
 #   bingo                                                     pairs, and a mixture of both             1.5 x BATCH a step
-# so smd and disco take half as many steps as the first row, and bingo two thirds. coss makes a step of BATCH / (1 +
+# so smd and disco take half as many steps as the first row, and bingo two thirds. coss and coss_centred make a step of BATCH / (1 +
 # NEAREST_K) anchors with NEAREST_K of their TOTAL_K nearest each, the others of random images; NAME@random or NAME@cf
 # in METHODS says otherwise. For all: EPOCHS stretches of equal length, a linear warm-up in the first and half a cosine,
 # SGD with momentum 0.9, weight decay 1e-4, moco_v2 augmentation.
@@ -64,7 +65,7 @@ fi
 # shellcheck disable=SC2086
 "$PYTHON" scripts/compare_run.py "${SEARCH[@]}" --data "$DATA" --teacher "$TEACHER" \
     --output "${OUT:-runs/compare-$(basename "$DATA")}" --subset "$SUBSET" --student "${STUDENT:-shufflenet_v2_x0_5}" \
-    --stem "$STEM" --methods ${METHODS:-coss seed compress bingo disco smd dist dino dinoss cosine mse rkd moco} \
+    --stem "$STEM" --methods ${METHODS:-coss coss_centred seed compress bingo disco smd dist dino dinoss cosine mse rkd moco} \
     --seeds ${SEEDS:-0 1 2} --passes "$PASSES" --epochs "$EPOCHS" --batch "$BATCH" --nearest-k "$NEAREST_K" \
     --total-k "$TOTAL_K" --queue "$QUEUE" --every "$EVERY" --rates "scripts/compare_rates/$PROFILE.txt" \
     --factors ${FACTORS:-0.25 1 4} --search-passes "${SEARCH_PASSES:-$((PASSES / 2))}" \

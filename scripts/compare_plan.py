@@ -48,7 +48,7 @@ def plan_of(entry: str, budget: Budget) -> Plan:
     needs = needs_of(loss)
     if sampler not in ("", "random", "cf"):
         raise UserError(f"METHODS names {entry}; behind the @ may stand random or cf")
-    sampler = "cf" if needs.bag else sampler or ("cf" if "coss" in loss.split("+") else "random")
+    sampler = "cf" if needs.bag else sampler or ("cf" if {"coss", "coss_centred"} & {*loss.split("+")} else "random")
     near, of = (0, 0) if sampler == "random" else (1, 5) if needs.bag else (budget.nearest_k, budget.total_k)
     if budget.batch % (1 + near):
         raise UserError(f"BATCH={budget.batch} is not whole anchors with {near} neighbours each; give a multiple of "

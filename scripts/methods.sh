@@ -13,7 +13,7 @@
 #   seed      57.60 / 81.80 / 50.12  58.50 / 82.60 / 45.20  61.30 / 82.70 / 53.11  200
 #   moco      52.20 / 76.60 / 36.70  56.80 / 81.40 / 41.50  42.20 / 68.50 / 30.0   200, no teacher
 #   compress  61.7 linear (its authors' repository, ResNet-18, another linear protocol)  130
-#   dist, dino, dinoss, cosine, mse, rkd: by CoSS's recipe, whose ablations they are; no published row here
+#   coss_centred, dist, dino, dinoss, cosine, mse, rkd: by CoSS's recipe, whose variants they are; no published row here
 #
 # At an equal number of image passes instead: scripts/compare_methods.sh. These runs have not been repeated here and no
 # time was taken. GPUS (processes on this machine) is that of the originals by default: 4 for coss and those that share
@@ -31,10 +31,10 @@ MOCO_V2_R50=${MOCO_V2_R50:-weights/moco_v2_200ep_pretrain.pth.tar}  # of 200 epo
 
 METHOD=${1:-} STUDENT=${2:-resnet18}
 case $METHOD in
-    coss | dist | dino | dinoss | cosine | mse | rkd) GPUS=${GPUS:-4} ;;
+    coss | coss_centred | dist | dino | dinoss | cosine | mse | rkd) GPUS=${GPUS:-4} ;;
     seed | bingo | disco | smd | moco | compress) GPUS=${GPUS:-8} ;;
-    *) echo "error: '$METHOD' is no method; give coss, seed, bingo, disco, smd, moco, compress, dist, dino, dinoss," \
-            "cosine, mse or rkd" >&2
+    *) echo "error: '$METHOD' is no method; give coss, coss_centred, seed, bingo, disco, smd, moco, compress, dist," \
+            "dino, dinoss, cosine, mse or rkd" >&2
        exit 2 ;;
 esac
 case $STUDENT in
@@ -68,6 +68,6 @@ case $METHOD in
     moco)  distil --moco-dim 128 --sampler random -b 256 --epochs 200 --warmup-epochs 0 --lr 0.03 --wd 1e-4 "$@" ;;
     compress)  # its authors only crop and flip, and divide the rate by 5 at epochs 90 and 120; here a cosine
            distil "${teacher[@]}" --sampler random -b 256 --epochs 130 --warmup-epochs 0 --lr 0.01 --wd 1e-4 "$@" ;;
-    coss | dist | dino | dinoss | cosine | mse | rkd)
+    coss | coss_centred | dist | dino | dinoss | cosine | mse | rkd)
            distil "${teacher[@]}" "${near[@]}" --nearest-k 15 --total-k 31 -b 64 --epochs 25 --lr 0.03 --wd 1e-4 "$@" ;;
 esac

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from losses import LOSSES, build_loss
-from losses.coss import CoSS
+from losses.coss import CentredCoSS, CoSS
 from runtime.errors import UserError
 
 SHAPES = [(1, 1), (1, 7), (2, 1), (2, 2), (3, 5), (5, 3), (8, 8), (16, 33), (33, 16), (64, 12)]
@@ -68,6 +68,29 @@ def test_equals_the_double_loop(shape, options):
         parts = CoSS(*options)(student=student, teacher=teacher)
         assert parts["loss"].dtype == torch.float64
         assert_matches(parts, naive(teacher.tolist(), student.tolist(), *options), options)
+
+
+@pytest.mark.parametrize("options", WEIGHTS)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] > 1])
+def test_centred_is_the_double_loop_without_the_means(shape, options):
+    """And the gradient goes through the mean, by central differences."""
+    teacher, student = pair(*shape, seed=2)
+
+    def expected(student):
+        rows = [x.tolist() for x in (teacher, student)]
+        means = [[math.fsum(column) / len(column) for column in zip(*x, strict=True)] for x in rows]
+        return naive(*([[value - mean for value, mean in zip(row, of, strict=True)] for row in x]
+                       for x, of in zip(rows, means, strict=True)), *options)
+
+    parts = CentredCoSS(*options)(student=student.requires_grad_(), teacher=teacher + 1.0)  # what all have in common
+    parts["loss"].backward()
+    scale = 1 / (options[2] * options[3])
+    for name, value in zip(("loss", "row", "space"), expected(student), strict=True):
+        assert abs(parts[name].item() - value) <= 1e-11 * max(abs(value), scale), name
+    if min(shape) > 2:
+        direction = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        one, other = (expected(student.detach() + sign * 1e-5 * direction)[0] for sign in (1, -1))
+        assert (student.grad * direction).sum().item() == pytest.approx((one - other) / 2e-5, abs=1e-6 * scale)
 
 
 @pytest.mark.parametrize("where", ["row_t", "row_s", "row_both", "column_t", "column_s", "column_both", "all"])

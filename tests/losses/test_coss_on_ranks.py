@@ -5,7 +5,7 @@ import torch
 from ranks import on_ranks
 from torch import nn
 
-from losses.coss import CoSS
+from losses.coss import CentredCoSS, CoSS
 from runtime.device import Process, wrap
 
 
@@ -18,27 +18,28 @@ def problem(rows):
     return student, images, teacher
 
 
-def one_step(space_batch, split, rank, process):
+def one_step(space_batch, split, rank, process, kind=CoSS):
     """The loss's parts and the parameter gradients behind DistributedDataParallel."""
     student, images, teacher = problem(sum(split))
-    model, loss = wrap(student, process), CoSS(0.7, 1.3, space_batch=space_batch)
+    model, loss = wrap(student, process), kind(0.7, 1.3, space_batch=space_batch)
     parts = loss(student=model(images.split(split)[rank]), teacher=teacher.split(split)[rank])
     parts["loss"].backward()
     return {k: v.item() for k, v in parts.items()}, [p.grad.numpy() for p in student.parameters()]
 
 
-def on_rank(rank, space_batch, split):
-    return one_step(space_batch, split, rank, Process(rank, len(split), torch.device("cpu")))
+def on_rank(rank, space_batch, split, kind=CoSS):
+    return one_step(space_batch, split, rank, Process(rank, len(split), torch.device("cpu")), kind)
 
 
-def alone(space_batch, rows):
-    return one_step(space_batch, (rows,), 0, Process(0, 1, torch.device("cpu")))
+def alone(space_batch, rows, kind=CoSS):
+    return one_step(space_batch, (rows,), 0, Process(0, 1, torch.device("cpu")), kind)
 
 
-@pytest.mark.parametrize("split", [(4, 4), (5, 2), (3, 3, 3, 3), (3, 1, 2, 5)], ids=str)
-def test_global_is_the_whole_batch_for_any_number_of_processes(split, tmp_path):
-    parts, gradients = alone("local", sum(split))
-    for found, mine in on_ranks(len(split), on_rank, tmp_path, "global", split):
+@pytest.mark.parametrize(("split", "kind"), [((4, 4), CoSS), ((5, 2), CoSS), ((3, 3, 3, 3), CoSS), ((3, 1, 2, 5), CoSS),
+                                             ((5, 2), CentredCoSS), ((3, 1, 2, 5), CentredCoSS)], ids=str)
+def test_global_is_the_whole_batch_for_any_number_of_processes(split, kind, tmp_path):
+    parts, gradients = alone("local", sum(split), kind)
+    for found, mine in on_ranks(len(split), on_rank, tmp_path, "global", split, kind):
         assert found == pytest.approx(parts, rel=1e-12)  # on every rank, not only on average
         for a, b in zip(mine, gradients, strict=True):
             torch.testing.assert_close(torch.from_numpy(a), torch.from_numpy(b), rtol=1e-10, atol=1e-10)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from losses.coss import CoSS
+from losses.coss import CentredCoSS, CoSS
 from losses.dino import DINO, DINOSS
 from losses.dist import DIST
 from losses.regression import MSE, Cosine
 from losses.rkd import RKD
 
-LOSSES = [CoSS, DINO, DINOSS, DIST, Cosine, MSE, RKD]
+LOSSES = [CoSS, CentredCoSS, DINO, DINOSS, DIST, Cosine, MSE, RKD]
 
 
 def pair(b, d, seed=0):

@@ -19,7 +19,7 @@ from compare_work import Comparison  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
 METHODS = ["coss", "seed", "compress", "bingo", "disco", "smd", "dist", "dino", "dinoss", "cosine", "mse", "rkd",
-           "moco"]
+           "moco", "coss_centred"]
 
 
 class Commands:
@@ -105,10 +105,10 @@ def test_every_student_is_trained_and_scored_once(tmp_path, commands, monkeypatc
         assert images * per_image * args.epochs * args.epoch_steps == 5760
         assert (args.loss, args.seed, args.image_size, args.stem) == (loss, int(seed), 64, "cifar")
         assert args.lr == pytest.approx((METHODS.index(loss) + 1) / 100)
-        assert (args.sampler == "cf") == (loss in ("coss", "bingo"))
+        assert (args.sampler == "cf") == (loss in ("coss", "coss_centred", "bingo"))
         assert args.head_bn == (loss in ("disco", "moco"))
     said = capsys.readouterr().out
-    assert re.search(r"26 students of 5,760 image passes, 2 side by side; at 100 passes a second", said)
+    assert re.search(r"28 students of 5,760 image passes, 2 side by side; at 100 passes a second", said)
     shared = json.loads((tmp_path / "out/overlap.json").read_text())
     assert set(shared) == set(students)
 
