@@ -314,4 +314,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, less_memory="lower --batch-size, or --memory where it searches")

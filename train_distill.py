@@ -286,4 +286,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, less_memory="pass a batch through in parts by --micro-batch (64, or lower than it was), or lower "
+                                 "--batch-size or --nearest-k")

@@ -109,9 +109,11 @@ def _pick_device(name: str, local_rank: int) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
-        if index >= count:
-            raise UserError(f"--device {name} asks for card {index}, but this machine shows {count} card(s); "
-                            "start fewer processes, set CUDA_VISIBLE_DEVICES, or use --device cpu")
+        last = max(index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)  # so that every rank says it, none waits
+        if last >= count:
+            raise UserError(f"--device {name} asks for GPU {last}, counted from 0, but this machine shows {count} "
+                            "GPU(s), and each process takes one; start fewer processes, set CUDA_VISIBLE_DEVICES, or "
+                            "use --device cpu")
         return torch.device("cuda", index)
     return device
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable
+
+import torch
 
 EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_LOST, EXIT_PAUSED = 2, 3, 4, 75  # 75 is sysexits' EX_TEMPFAIL: try again
 WAIT_FOR_LAUNCHER = 10.0  # seconds that a process whose peer is gone leaves to torchrun, which names the one that died
@@ -33,7 +36,7 @@ def printable(text: str) -> str:
 
 
 class RunStopped(UserError):
-    """A run that cannot go on (a loss that is not finite), said in one sentence."""
+    """A run that cannot go on (a loss that is not finite, no memory left), said in one sentence."""
 
     exit_code = EXIT_STOPPED
 
@@ -61,10 +64,10 @@ class RunPaused(Exception):
         return 0 if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) else EXIT_PAUSED
 
 
-def run_script(main: Callable[[], None]) -> None:
+def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-size") -> None:
     """Run a root script's ``main``; turn a :class:`UserError` into one line on stderr and its exit code.
 
-    Under torchrun the error is also written to the file from which its report is made, so that the rank that
+    ``less_memory`` is what to do where memory runs out, which is told in one line too. Under torchrun the error is also written to the file from which its report is made, so that the rank that
     failed first stands at the top of it.
     """
     try:
@@ -81,6 +84,8 @@ def run_script(main: Callable[[], None]) -> None:
     except Exception as error:
         if is_lost_connection(error):
             _end(PeerLost())
+        if memory := memory_that_ran_out(error):
+            _end(RunStopped(f"{memory}; {less_memory}, and start the same command again", every_process=False))
         _tell_launcher(str(error), traceback.format_exc())
         raise
 
@@ -102,6 +107,25 @@ def is_lost_connection(error: BaseException) -> bool:
              "communicator was aborted", "Connection refused")
     return (isinstance(error, RuntimeError) and int(os.environ.get("WORLD_SIZE", 1)) > 1
             and any(word in str(error) for word in words))
+
+
+def memory_that_ran_out(error: BaseException) -> str:
+    """Whose memory an exception says was too small, with the figures that it gives; '' for any other exception.
+
+    PyTorch has a type for its own allocator on a GPU alone; what CUDA's libraries and the host say has none.
+    """
+    text = str(error)
+    figures = ", ".join(said.format(found[1]) for pattern, said in (
+        (r"[Tt]ried to allocate ([\d.]+ \w+)", "{} more were asked for"),
+        (r"total capacity of ([\d.]+ \w+)", "it has {} in all")) if (found := re.search(pattern, text)))
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text):
+        owner = "this machine's main memory"
+    elif isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(
+            words in text for words in ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"))):
+        owner = "the GPU's memory"
+    else:
+        return ""
+    return f"{owner} is too small" + (f" ({figures})" if figures else "")
 
 
 def _tell_launcher(message: str, stack: str | None = None) -> None:

@@ -45,12 +45,23 @@ def test_unknown_device(name):
     assert "\n" not in str(caught.value)
 
 
-def test_more_cards_than_there_are(monkeypatch):
+def test_more_gpus_than_there_are(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="asks for card 1, but this machine shows 1"), start_process("cuda:1"):
+    with pytest.raises(UserError, match="asks for GPU 1, counted from 0, but this machine shows 1"), \
+            start_process("cuda:1"):
         pass
     monkeypatch.setenv("LOCAL_RANK", "3")
-    with pytest.raises(UserError, match="asks for card 3"), start_process("cuda"):
+    with pytest.raises(UserError, match="asks for GPU 3"), start_process("cuda"):
+        pass
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_on_one_gpu_are_refused_on_both(monkeypatch, rank):
+    """NCCL has no two ranks on one GPU; a rank that found its own would wait ten minutes for the other."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match="asks for GPU 1.*start fewer processes"), start_process("cuda"):
         pass
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 import runtime.errors
@@ -96,3 +97,27 @@ def test_torchruns_report_begins_with_the_error(monkeypatch, capsys, tmp_path, e
     failure = ProcessFailure(local_rank=1, pid=5, exitcode=1, error_file=str(path))
     assert words in failure.message["extraInfo"]["py_callstack"]
     assert failure.timestamp > 1_700_000_000
+
+
+SAID = ("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.2 GiB is "
+        "free.")
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (torch.OutOfMemoryError(SAID), ["the GPU's memory", "2.00 GiB more", "79.10 GiB in all"]),
+    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), ["the GPU's memory is too small; "]),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), ["the GPU's memory"]),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                  "to allocate 4096000000 bytes. Error code 12"), ["main memory", "4096000000 bytes more"]),
+    (MemoryError(), ["main memory is too small; "]),
+])
+def test_memory_that_ran_out_is_one_sentence_with_what_to_do(error, said, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main, less_memory="give --micro-batch")
+    err = capsys.readouterr().err
+    assert stop.value.code == 3
+    assert err.count("\n") == 1
+    assert all(words in err for words in [*said, "give --micro-batch, and start the same command again"])
