@@ -67,8 +67,8 @@ class RunPaused(Exception):
 def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-size") -> None:
     """Run a root script's ``main``; turn a :class:`UserError` into one line on stderr and its exit code.
 
-    ``less_memory`` is what to do where memory runs out, which is told in one line too. Under torchrun the error is also written to the file from which its report is made, so that the rank that
-    failed first stands at the top of it.
+    ``less_memory`` is what to do where memory runs out, which is told in one line too. Under torchrun the error is also
+    written to the file from which its report is made, so that the rank that failed first stands at the top of it.
     """
     try:
         main()
