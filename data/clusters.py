@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import torch
 
 from data.neighbours import compare_with_twin
+from runtime.archive import Damaged, check_archive, is_archive
 from runtime.errors import UserError
 from runtime.state import save_json, write_atomic
 
 AGAIN = "cluster again with compute_knn.py"
+FORM = "{'batches': {cluster: [indices]}}"
 
 
 def save_clusters(folder: Path, labels: np.ndarray, num_clusters: int, info: dict) -> Path:
@@ -49,9 +52,9 @@ def load_clusters(path: str | os.PathLike, source_fingerprint: str, num_images: 
     """
     path = Path(path)
     name = f"{flag} {path}".strip()
-    members = _read(path, name)
+    members, converted = _read(path, name)
     # The twin first: that it is another data set says more than that some index is out of range.
-    warnings = compare_with_twin(path, name, source_fingerprint, teacher_sha256, AGAIN)
+    warnings = converted + compare_with_twin(path, name, source_fingerprint, teacher_sha256, AGAIN)
     images = np.concatenate(members)
     if len(images) != num_images:
         raise UserError(f"{name} holds {len(images):,} images and --data has {num_images:,}; give the data it was "
@@ -69,30 +72,54 @@ def load_clusters(path: str | os.PathLike, source_fingerprint: str, num_images: 
     return labels, warnings
 
 
-def _read(path: Path, name: str) -> list[np.ndarray]:
-    """Each cluster's images, int64."""
+def _read(path: Path, name: str) -> tuple[list[np.ndarray], list[str]]:
+    """Each cluster's images, int64, and a sentence on each thing that was not as it should be and is."""
     expected = "give the clusters_K.pth that compute_knn.py cluster writes"
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{name} {found}; {expected}")
     try:
+        if is_archive(path):
+            check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except Damaged as error:
+        raise UserError(f"{name} is damaged or cut short: {error}; {AGAIN}") from None
     except Exception:  # torch.load fails in many ways on a foreign file; each means the same to a person
         raise UserError(f"{name} is not a file of plain numbers that torch can load; {expected}") from None
     batches = content.get("batches") if isinstance(content, dict) else None
+    if not isinstance(batches, dict) or not batches:
+        raise UserError(f"{name} does not hold {FORM}; {expected}")
+    numbers, notes = _numbered(batches, name)
+    members = [_integers(batches[key], f"{name}: cluster {key!r}") for key in numbers]
+    if not sum(map(len, members)):
+        raise UserError(f"{name} holds no images, expected {FORM} with some; {expected}")
+    if kinds := sorted({type(member).__name__ for member in batches.values()} - {"list"}):
+        notes.append(f"{name} holds a {' or '.join(kinds)} where a list of indices belongs, which was read as one")
+    return members, notes
+
+
+def _numbered(batches: dict[Any, Any], name: str) -> tuple[list[Any], list[str]]:
+    """The clusters' keys in the order of their numbers, and a sentence where those are text."""
+    if all(type(key) is int for key in batches):
+        return sorted(batches), []
+    numbers = {key: int(key) for key in batches if isinstance(key, str) and re.fullmatch(r"[0-9]{1,9}", key)}
+    if len(set(numbers.values())) < len(batches):
+        odd = next((key for key in batches if key not in numbers), next(iter(batches)))
+        raise UserError(f"{name} calls a cluster {str(odd)[:40]!r}, expected {FORM} with numbers for clusters; "
+                        f"{AGAIN}")
+    return sorted(numbers, key=numbers.get), [f"{name} numbers its clusters in text ('{next(iter(numbers))}'), which "
+                                              "was read as numbers"]
+
+
+def _integers(member: Any, name: str) -> np.ndarray:
+    """int64 [n], of a list, tuple or tensor of whole numbers."""
     try:
-        members = [_integers(batches[cluster]) for cluster in sorted(batches)] if isinstance(batches, dict) else []
-    except (TypeError, ValueError, OverflowError):  # keys that do not compare, and what is no list of numbers
-        members = []
-    if not members or not sum(map(len, members)):
-        raise UserError(f"{name} does not hold {{'batches': {{cluster: [indices]}}}}; {expected}")
-    return members
-
-
-def _integers(member: Any) -> np.ndarray:
-    indices = np.asarray(member)
-    if indices.size == 0:
+        indices = np.asarray(member)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # what is no list of numbers
+        indices = np.empty(0, object)
+    if indices.ndim == 1 and indices.size == 0 and indices.dtype != object:
         return np.empty(0, dtype=np.int64)
     if indices.ndim != 1 or indices.dtype.kind not in "iu":
-        raise ValueError("not a list of whole numbers")
+        kind = getattr(member, "dtype", type(member).__name__)
+        raise UserError(f"{name} holds a {kind} of something else than image indices, expected {FORM}; {AGAIN}")
     return indices.astype(np.int64)

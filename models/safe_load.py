@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from models.report import few
+from runtime.archive import START, Damaged, check_archive
 from runtime.errors import UserError
 from runtime.inert import Inert, inert_pickle
 
@@ -52,9 +53,11 @@ def read_file(path: str | Path, flag: str = "--weights", trust: bool = False) ->
     start = _look_at(path, flag)
     if path.suffix == ".safetensors" or (start[8:10] == b'{"' and int.from_bytes(start[:8], "little") < 1 << 32):
         return _read_safetensors(path, flag)
-    if start.startswith(b"PK\x03\x04") and _is_torchscript(path):
+    if start.startswith(START) and _is_torchscript(path):
         raise UserError(f"{flag} {path} is a TorchScript archive (as CLIP's files are), a program with its own network "
                         "inside, expected a state dict; save model.state_dict() of its image encoder and give that")
+    if start.startswith(START):
+        _check_archive(path, flag)
     if trust:
         return _unpickle_trusted(path, flag)
     try:
@@ -116,6 +119,13 @@ def _is_torchscript(path: Path) -> bool:
     except (RuntimeError, UnicodeDecodeError):  # damaged; names that are no text too
         return False
     return any(name == "constants.pkl" or name.startswith("code/") for name in names)
+
+
+def _check_archive(path: Path, flag: str) -> None:
+    try:
+        check_archive(path)
+    except Damaged as error:
+        raise UserError(f"{flag} {path} is damaged or cut short: {error}; download or copy it again") from None
 
 
 def _read_safetensors(path: Path, flag: str) -> dict[str, Any]:

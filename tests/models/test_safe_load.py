@@ -292,3 +292,15 @@ def test_damage_is_said_in_one_sentence(tmp_path, kind):
             assert str(error).isprintable()
             refused += 1
     assert refused > 5
+
+
+def test_a_changed_weight_is_found_by_the_zips_checksum(tmp_path):
+    path = tmp_path / "file.pth"
+    torch_file({}, path)
+    content = path.read_bytes()
+    place = content.index(TENSORS["conv1.weight"].numpy().tobytes()) + 7
+    path.write_bytes(content[:place] + b"\x41" + content[place + 1:])
+    assert torch.load(path, weights_only=True)["conv1.weight"].flatten()[1] != 1  # PyTorch reads it
+    for trust in (False, True):
+        with pytest.raises(UserError, match=r"\d+ does not have the CRC-32.*copy it again"):
+            read_file(path, trust=trust)
