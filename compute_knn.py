@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ import cli
 import networks
 from data.augment import eval_transform_name
 from data.checks import check_clusters, check_neighbours, cluster_rows, contact_sheet, neighbour_rows
-from data.clusters import save_clusters
+from data.clusters import NO_CLUSTER, save_clusters
 from data.datasets import open_source
-from data.loader import BadImageLog
-from data.neighbours import place_neighbours
+from data.neighbours import LEFT_OUT, place_neighbours
+from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.knn import PAPER_ROWS, knn_accuracy
 from runtime.device import UNEVEN_WORK, Process, agree, gather_objects, start_process
@@ -39,7 +39,7 @@ from runtime.kmeans import INITS, kmeans
 from runtime.kmeans import METRICS as KMEANS_METRICS
 from runtime.products import METRICS, PRODUCTS
 from runtime.rowfile import RowFile, one_writer
-from runtime.search import search
+from runtime.search import Block, search
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -149,37 +149,36 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
     """Write each image's K nearest others in the network's space: closek_info.npy, int64 [N, K], and closek_info.json,
     which says of which images, in whose space and how. The paper's transform: the shorter side to 1.05 x S, bicubic,
     centre crop S. A run after a kill goes on with the images, and with the neighbours, that are still missing; with
-    torchrun the processes share both, and --output and --features must lie on a disk that all of them see."""
-    source = open_source(args.data).subset(args.subset)
-    if args.k >= len(source):
-        raise UserError(f"--k {args.k} neighbours cannot be had among {len(source)} images; give at most "
-                        f"{len(source) - 1}")
+    torchrun the processes share both, and --output and --features must lie on a disk that all of them see. With
+    --on-bad-image skip an image that cannot be opened is nobody's neighbour, its row holds -1, and training leaves it
+    out."""
+    whole = open_source(args.data).subset(args.subset)
+    check_k(args.k, whole)
     backend = search_backend(args)
     encoder, identity = networks.open_network(args, process)
     output = Path(args.output)
     networks.check_writable(output, "--output")
-    bad_images = BadImageLog(source, args.on_bad_image)
-    features = networks.features_of(encoder, source, args, process, bad_images, "features", identity)
-    mine = networks.share_of(len(source), process)
-    networks.refuse_zero_rows(features, mine, source)
+    features, source = networks.features_of(encoder, whole, args, process, "features", identity)
+    check_k(args.k, source)
+    networks.refuse_zero_rows(features, networks.share_of(len(source), process), source)
 
     spec = encoder.backbone.spec
-    info = {"fingerprint": source.fingerprint(), "source": source.title, "metric": args.metric,
-            "teacher_sha256": identity["sha256"], "teacher_arch": spec.arch, "stem": spec.stem,
+    info = {"fingerprint": whole.fingerprint(), "source": whole.title, "left_out": len(source.left_out),
+            "metric": args.metric, "teacher_sha256": identity["sha256"], "teacher_arch": spec.arch, "stem": spec.stem,
             "image_size": spec.image_size, "transform": eval_transform_name(spec.image_size)}
     names = ["closek_info"] + ["fark_info"] * args.far
-    what = {**info, **networks.features_identity(encoder, source, args, identity), "dtype": args.dtype,
-            "products": args.products, "backend": args.backend}
+    what = {**info, **networks.features_identity(encoder, whole, args, identity), "opened": source.fingerprint(),
+            "dtype": args.dtype, "products": args.products, "backend": args.backend}
     with one_writer(output / f"{names[0]}.npy", process):  # the farthest are only written along with the nearest
-        files = [RowFile(output / f"{name}.npy", what, len(source), args.k, np.int64, process) for name in names]
+        files = [RowFile(output / f"{name}.npy", what, len(whole), args.k, np.int64, process) for name in names]
+        mine = networks.share_of(len(whole), process)
         problem = None
         try:
             for todo in union_of_ranges([file.missing(mine) for file in files]):
-                for block in backend(None, features, args.k, rows=todo, far=args.far, metric=args.metric,
-                                     memory=memory_bytes(args), device=process.device, label="neighbours",
-                                     progress=process.is_main):
-                    for file, found in zip(files, (block.near, block.far), strict=False):
-                        file.write(todo.start + block.first, found.indices.numpy())
+                rows = range(*np.searchsorted(source.kept, (todo.start, todo.stop)).tolist())
+                write_rows(files, todo, source.kept, rows.start, backend(
+                    None, features, args.k, rows=rows, far=args.far, metric=args.metric, memory=memory_bytes(args),
+                    device=process.device, label="neighbours", progress=process.is_main))
         except UserError as error:
             problem = str(error)
         agree(problem)
@@ -188,31 +187,52 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
             if process.is_main:
                 print(f"{output / name}.npy: {args.k} {'nearest' if name == names[0] else 'farthest'} of "
                       f"{len(source):,} images, {spec.arch}")
-    if process.is_main and bad_images.counts:
-        print(bad_images.summary())
+
+
+def check_k(k: int, source: ImageSource) -> None:
+    """Refuse more neighbours than there are other images."""
+    if k >= len(source):
+        raise UserError(f"--k {k} neighbours cannot be had among {len(source)} images; give at most {len(source) - 1}")
+
+
+def write_rows(files: list[RowFile], todo: range, kept: np.ndarray, first: int, blocks: Iterable[Block]) -> None:
+    """Write the rows ``todo``, in numbers of all images, from what was found among the images ``kept``, int64 [n], from
+    row ``first`` of these on. The rows of the images between them hold LEFT_OUT."""
+    at = todo.start
+    for block in blocks:
+        numbers = kept[first + block.first:][:len(block.near.indices)]
+        for file, found in zip(files, (block.near, block.far), strict=False):
+            rows = np.full((numbers[-1] + 1 - at, file.shape[1]), LEFT_OUT)
+            rows[numbers - at] = kept[found.indices.numpy()]
+            file.write(at, rows)
+        at = int(numbers[-1]) + 1
+    for file in files:
+        if at < todo.stop:
+            file.write(at, np.full((todo.stop - at, file.shape[1]), LEFT_OUT))
 
 
 def cluster_images(args: argparse.Namespace, process: Process) -> None:
     """Group the images by k-means of the network's features, brought to length 1: clusters_K.pth, the original's
-    {'batches': {cluster: [indices]}}, and clusters_K.json, which says of which images, in whose space and how."""
-    source = open_source(args.data).subset(args.subset)
+    {'batches': {cluster: [indices]}}, and clusters_K.json, which says of which images, in whose space and how. With
+    --on-bad-image skip an image that cannot be opened is in no cluster, and training leaves it out."""
+    whole = open_source(args.data).subset(args.subset)
+    encoder, identity = networks.open_network(args, process)
+    networks.check_writable(Path(args.output), "--output")
+    features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     if args.num_clusters > len(source):
         raise UserError(f"--num-clusters {args.num_clusters} cannot be had among {len(source)} images; give at most "
                         f"{len(source)}")
-    encoder, identity = networks.open_network(args, process)
-    networks.check_writable(Path(args.output), "--output")
-    bad_images = BadImageLog(source, args.on_bad_image)
-    features = networks.features_of(encoder, source, args, process, bad_images, "features", identity)
     mine = networks.share_of(len(source), process)
     networks.refuse_zero_rows(features, mine, source)
     found = kmeans(features[mine.start:mine.stop], args.num_clusters, process, metric=args.metric, unit_rows=True,
                    init=args.init, passes=args.passes, tolerance=args.tolerance, batch_rows=args.mini_batch,
                    seed=args.seed, progress=process.is_main)
-    labels = np.concatenate(gather_objects(found.labels.numpy()))
+    labels = np.full(len(whole), NO_CLUSTER)
+    labels[source.kept] = np.concatenate(gather_objects(found.labels.numpy()))
     if not process.is_main:
         return
     spec = encoder.backbone.spec
-    info = {"fingerprint": source.fingerprint(), "source": source.title, "metric": args.metric,
+    info = {"fingerprint": whole.fingerprint(), "source": whole.title, "metric": args.metric,
             "teacher_sha256": identity["sha256"], "teacher_arch": spec.arch, "stem": spec.stem,
             "image_size": spec.image_size, "transform": eval_transform_name(spec.image_size), "init": args.init,
             "seed": args.seed, "mini_batch": args.mini_batch, "passes": found.passes, "converged": found.converged,
@@ -221,8 +241,6 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
     print(f"{path}: {len(source):,} images in {args.num_clusters:,} clusters of {int(found.sizes.min()):,} to "
           f"{int(found.sizes.max()):,}, {spec.arch}; objective {found.objective:.6g} after {found.passes} passes"
           f"{'' if found.converged else ', not converged (--passes)'}")
-    if bad_images.counts:
-        print(bad_images.summary())
 
 
 def check_file(args: argparse.Namespace, process: Process) -> None:
@@ -260,7 +278,7 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
     backend = search_backend(args)
     encoder, identity = networks.open_network(args, process)
     (bank, train), (queries, test) = (
-        networks.scored_features(encoder, source, args, process, label, identity)
+        networks.features_of(encoder, source, args, process, label, identity)
         for source, label in ((train, "train features"), (test, "test features")))
     labels = [torch.from_numpy(source.labels) for source in (train, test)]
     scores = knn_accuracy(bank, labels[0], queries, labels[1], len(train.classes), rows, process.device,

@@ -73,23 +73,23 @@ def open_network(args: argparse.Namespace, process: Process, weights: str | None
 
 
 def features_identity(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace,
-                      identity: dict[str, Any], transform: Transform | None = None, leave_out: bool = False,
-                      ) -> dict[str, Any]:
-    """What features are made from and by. ``transform`` says in str() what it does; None for the paper's.
-    ``leave_out``: images that could not be opened have no features, instead of another's."""
+                      identity: dict[str, Any], transform: Transform | None = None) -> dict[str, Any]:
+    """What features are made from and by. ``transform`` says in str() what it does; None for the paper's."""
     transform = transform or eval_transform(encoder.backbone.spec.image_size)
     return {**identity, "data": source.identity(), "first": str(Path(source.location(0)).absolute()),
-            "bad_images": "left out" if leave_out else args.on_bad_image, "transform": str(transform)}
+            "bad_images": args.on_bad_image, "transform": str(transform)}
 
 
-def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace, process: Process,
-                bad_images: BadImageLog, label: str, identity: dict[str, Any] | None = None,
-                transform: Transform | None = None, folder: Path | None = None, batch_size: int | None = None,
-                leave_out: bool = False) -> torch.Tensor:
-    """Features [N, d] of a source, in its order; with an ``identity`` they are kept in --features and found again.
+def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace, process: Process, label: str,
+                identity: dict[str, Any] | None = None, transform: Transform | None = None, folder: Path | None = None,
+                batch_size: int | None = None) -> tuple[torch.Tensor, ImageSource]:
+    """Features [n, d], and the source of just their images, in the given source's order. With an ``identity`` they are
+    kept in --features and found again.
 
-    ``transform`` is the paper's for mining and k-NN by default; ``folder`` is where they are kept without --features,
-    by default features/ beside the weights; ``batch_size`` images are one forward pass, by default --batch-size.
+    With --on-bad-image skip, images that could not be opened are in neither, since another's picture is not theirs; a
+    sentence names them, also where kept features are used. ``transform`` is the paper's for mining and k-NN by default;
+    ``folder`` is where features are kept without --features, by default features/ beside the weights; ``batch_size``
+    images are one forward pass, by default --batch-size.
     """
     def loader_of(indices: range) -> Any:
         return evaluation_loader(source, encoder.backbone.spec.image_size, batch_size or args.batch_size, args.workers,
@@ -98,27 +98,23 @@ def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Name
     folder = features_folder(args, folder) if identity is not None else None
     folder = folder if all(gather_objects(folder is not None)) else None
     keep = None if folder is None else Keep(
-        folder, features_identity(encoder, source, args, identity, transform, leave_out),
-        encoder.backbone.spec.feature_dim, args.dtype)
-    return extract(encoder, loader_of, len(source), process, label, bad_images.check, keep, leave_out)
-
-
-def scored_features(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace, process: Process, label: str,
-                    *rest: Any) -> tuple[torch.Tensor, ImageSource]:
-    """Features to be scored, and the source of their images: with --on-bad-image skip those that could not be opened
-    are left out of both, since another's picture has another label, and a sentence counts them. ``rest`` as in
-    :func:`features_of`. Kept features remember what was left out."""
+        folder, features_identity(encoder, source, args, identity, transform), encoder.backbone.spec.feature_dim,
+        args.dtype)
     skip = args.on_bad_image == "skip"
-    features = features_of(encoder, source, args, process, BadImageLog(source, args.on_bad_image), label, *rest,
-                           leave_out=skip)
+    features = extract(encoder, loader_of, len(source), process, label, BadImageLog(source, args.on_bad_image).check,
+                       keep, leave_out=skip)
     bad = left_out(features) if skip else np.empty(0, np.int64)
     if not len(bad):
         return features, source
+    if len(bad) == len(source):
+        raise UserError(f"{label}: none of the {len(source):,} images of {source.title} could be opened; look at "
+                        f"{source.location(0)}")
     if process.is_main:
         shown = ", ".join(source.location(i) for i in bad[:5]) + ", ..." * (len(bad) > 5)
         print(f"{label}: {len(bad):,} of {len(source):,} images could not be opened and are left out: {shown}",
-              file=sys.stderr if args.json else sys.stdout)
-    return features[np.delete(np.arange(len(source)), bad)], source.without(bad)
+              file=sys.stderr if getattr(args, "json", False) else sys.stdout)
+    others = source.without(bad)
+    return features[others.kept], others
 
 
 def features_folder(args: argparse.Namespace, default: Path | None = None) -> Path | None:

@@ -22,11 +22,11 @@ import methods
 import training
 from data.augment import PRESETS, augmentation
 from data.cache import pooled
-from data.clusters import load_clusters
+from data.clusters import NO_CLUSTER, load_clusters
 from data.datasets import open_source
 from data.epoch_length import EpochsOf
 from data.loader import BadImageLog, Batch, build_loader
-from data.neighbours import load_neighbours
+from data.neighbours import KeptNeighbours, left_out_rows, load_neighbours, same_left_out
 from data.samplers import ClusterNeighbourSampler, ClusterSampler, NeighbourSampler, RandomSampler
 from data.sources import ImageSource
 from evals.monitor import KnnMonitor
@@ -129,11 +129,11 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     seed_everything(args.seed)
     needs = needs_of(args.loss)
     source = open_source(args.data).subset(args.subset)
-    source = pooled(source, args.image_cache, args.cache)
     teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
     teacher_spec = teacher.backbone.spec if teacher else None
     image_size = teacher_spec.image_size if teacher else args.image_size or 224
-    sampler, notes = build_sampler(args, process, source, report.sha256 if report else None)
+    sampler, source, notes = build_sampler(args, process, source, report.sha256 if report else None)
+    source = pooled(source, args.image_cache, args.cache)
     sampler = EpochsOf(sampler, args.epoch_steps) if args.epoch_steps else sampler
     views = [augmentation(args.aug, image_size)] * needs.views
     loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)
@@ -254,29 +254,40 @@ def load_teacher(args: argparse.Namespace, needs: Together) -> tuple[FrozenEncod
 
 
 def build_sampler(args: argparse.Namespace, process: Process, source: ImageSource, teacher_sha256: str | None,
-                  ) -> tuple[RandomSampler, list[str]]:
-    """The sampler that --sampler names, and what is to be said about its files."""
-    needs, far, data = SAMPLERS[args.sampler], None, (source.fingerprint(), len(source))
+                  ) -> tuple[RandomSampler, ImageSource, list[str]]:
+    """The sampler that --sampler names, its images, and what is to be said about its files. Images that could not be
+    opened when the files were made are left out."""
+    needs, data, gone = SAMPLERS[args.sampler], (source.fingerprint(), len(source)), {}
+    neighbours = far = labels = None
     notes = [f"--{name.replace('_', '-')} is not used by --sampler {args.sampler}"
              for name in sorted(FILES - {"distill"} - needs) if vars(args)[name]]
     where = {"batch_size": args.batch_size, "rank": process.rank, "world_size": process.world_size, "seed": args.seed}
     if "closek_info" in needs:
         neighbours, more = load_neighbours(args.closek_info, *data, args.total_k, teacher_sha256)
         notes += more
+        gone["--closek-info"] = left_out_rows(neighbours)
         if args.fark_info:
             far, more = load_neighbours(args.fark_info, *data, args.total_k, teacher_sha256, flag="--fark-info")
             notes += more
-        where |= {"nearest_k": args.nearest_k, "total_k": args.total_k, "far": far}
+            gone["--fark-info"] = left_out_rows(far)
+        where |= {"nearest_k": args.nearest_k, "total_k": args.total_k}
     if "cluster_info" in needs:
         labels, more = load_clusters(args.cluster_info, *data, teacher_sha256)
         notes += more
+        gone["--cluster-info"] = (labels == NO_CLUSTER).nonzero()[0]
+    if gone and len(images := same_left_out(gone)):
+        notes.append(f"{len(images):,} images that could not be opened when {' and '.join(gone)} was made are left out")
+        source = source.without(images)
+        labels = None if labels is None else labels[source.kept]
+        neighbours, far = (table if table is None else KeptNeighbours(table, source.kept)
+                           for table in (neighbours, far))
     if args.sampler == "cluster+cf":
-        return ClusterNeighbourSampler(neighbours, labels, coverage=args.coverage, **where), notes
+        return ClusterNeighbourSampler(neighbours, labels, far=far, coverage=args.coverage, **where), source, notes
     if args.sampler == "cluster":
-        return ClusterSampler(labels, **where), notes
+        return ClusterSampler(labels, **where), source, notes
     if args.sampler == "cf":
-        return NeighbourSampler(neighbours, **where), notes
-    return RandomSampler(len(source), **where), notes
+        return NeighbourSampler(neighbours, far=far, **where), source, notes
+    return RandomSampler(len(source), **where), source, notes
 
 
 def main() -> None:

@@ -97,8 +97,8 @@ def features(network: Network, source: ImageSource, args: argparse.Namespace, pr
     ``transform`` (PIL RGB -> uint8 tensor, and str() says what it does) is the paper's for mining and k-NN by default.
     """
     kept = None if network.file == networks.UNTRAINED else network.identity  # nothing identifies those
-    return networks.scored_features(network.encoder, source, args, process, label, kept, transform,
-                                    open_output(args) / "features", args.feature_batch)
+    return networks.features_of(network.encoder, source, args, process, label, kept, transform,
+                                open_output(args) / "features", args.feature_batch)
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data.clusters import load_clusters
+from data.clusters import NO_CLUSTER, load_clusters
 from data.images import BadImage
-from data.neighbours import MINE, load_neighbours, read_twin
+from data.neighbours import LEFT_OUT, MINE, left_out_rows, load_neighbours, read_twin
 from data.sources import ImageSource
 from runtime.errors import UserError
 from runtime.state import write_atomic
@@ -28,10 +28,13 @@ def check_neighbours(path: Path, source: ImageSource) -> list[str]:
     in a row.
     """
     ids, warnings = load_neighbours(path, source.fingerprint(), len(source), 1, flag="")
+    gone = left_out_rows(ids)
+    kept = len(ids) - len(gone)
     own, double, same_class = [], [], 0
     for start in range(0, len(ids), ROWS_PER_CHUNK):
         chunk = np.asarray(ids[start : start + ROWS_PER_CHUNK])
         image = np.arange(start, start + len(chunk))[:, None]
+        image, chunk = image[chunk[:, 0] != LEFT_OUT], chunk[chunk[:, 0] != LEFT_OUT]
         own.append(image[(chunk == image).any(axis=1), 0])
         ranked = np.sort(chunk, axis=1)
         double.append(image[(ranked[:, 1:] == ranked[:, :-1]).any(axis=1), 0])
@@ -44,12 +47,12 @@ def check_neighbours(path: Path, source: ImageSource) -> list[str]:
         raise UserError(f"{path} is no sound neighbour file: {' and '.join(problems)}; {MINE}")
     sentences = [*_origin(path, source, warnings),
                  f"Each image has {ids.shape[1]} neighbours, all of them among these images, none of them the image "
-                 "itself and none twice."]
-    if source.labels is not None:
+                 "itself and none twice.", *_left_out(gone, source)]
+    if source.labels is not None and kept > 1:
         k = min(AGREEMENT_K, ids.shape[1])
-        sizes = np.bincount(source.labels).astype(float)
-        chance = (sizes * (sizes - 1)).sum() / (len(ids) * (len(ids) - 1))
-        sentences.append(f"Of an image's first {k}, {100 * same_class / (k * len(ids)):.1f} % are of its own class "
+        sizes = np.bincount(np.delete(source.labels, gone)).astype(float)
+        chance = (sizes * (sizes - 1)).sum() / (kept * (kept - 1))
+        sentences.append(f"Of an image's first {k}, {100 * same_class / (k * kept):.1f} % are of its own class "
                          f"({100 * chance:.1f} % by chance).")
     return sentences
 
@@ -57,18 +60,25 @@ def check_neighbours(path: Path, source: ImageSource) -> list[str]:
 def check_clusters(path: Path, source: ImageSource) -> list[str]:
     """What is well with a cluster file, a sentence each. Raises UserError where it does not load (load_clusters)."""
     labels, warnings = load_clusters(path, source.fingerprint(), len(source), flag="")
-    sizes = np.bincount(labels)
+    gone, kept = np.flatnonzero(labels == NO_CLUSTER), np.flatnonzero(labels != NO_CLUSTER)
+    sizes = np.bincount(labels[kept])
     filled = sizes[sizes > 0]
     sentences = [*_origin(path, source, warnings),
                  f"Each image is in one of {len(filled):,} clusters of {filled.min():,} to {filled.max():,} images, "
-                 f"{np.median(filled):,.0f} in the middle one."]
+                 f"{np.median(filled):,.0f} in the middle one.", *_left_out(gone, source)]
     if source.labels is not None:
         table = np.zeros((len(sizes), len(source.classes)), dtype=np.int64)
-        np.add.at(table, (labels, source.labels), 1)
-        purity, chance = table.max(axis=1).sum() / len(labels), table.sum(axis=0).max() / len(labels)
+        np.add.at(table, (labels[kept], source.labels[kept]), 1)
+        purity, chance = table.max(axis=1).sum() / len(kept), table.sum(axis=0).max() / len(kept)
         sentences.append(f"{100 * purity:.1f} % of the images are of the commonest class of their cluster "
                          f"({100 * chance:.1f} % with a single cluster).")
     return sentences
+
+
+def _left_out(images: np.ndarray, source: ImageSource) -> list[str]:
+    """A sentence on the images that could not be opened when the file was made, int64 [m], if there are any."""
+    return [f"{len(images):,} images could not be opened when it was made, {source.location(images[0])} first; "
+            "training leaves them out."] if len(images) else []
 
 
 def _origin(path: Path, source: ImageSource, warnings: list[str]) -> list[str]:
@@ -97,7 +107,9 @@ def neighbour_rows(path: Path, source: ImageSource, anchors: int, show: int, see
             found[name] = load_neighbours(file, source.fingerprint(), len(source), 1, flag="")[0]
         except UserError as error:
             notes.append(f"Not in the picture: {error}.")
-    chosen = np.sort(np.random.default_rng(seed).choice(len(source), min(anchors, len(source)), replace=False))
+    gone = left_out_rows(next(iter(found.values()))) if found else []
+    known = np.delete(np.arange(len(source)), gone)
+    chosen = np.sort(np.random.default_rng(seed).choice(known, min(anchors, len(known)), replace=False))
     return [[("anchor", [int(i)]), *((name, found[name][i, :show].tolist()) for name in ("nearest", "farthest")
                                      if name in found)] for i in chosen], notes
 
@@ -106,7 +118,7 @@ def cluster_rows(path: Path, source: ImageSource, anchors: int, show: int, seed:
     """For drawn clusters: a few of their images, drawn too."""
     labels, _ = load_clusters(path, source.fingerprint(), len(source), flag="")
     generator = np.random.default_rng(seed)
-    filled = np.unique(labels)
+    filled = np.unique(labels[labels != NO_CLUSTER])
     rows = []
     for cluster in np.sort(generator.choice(filled, min(anchors, len(filled)), replace=False)):
         members = generator.permutation(np.flatnonzero(labels == cluster))[: 1 + show]

@@ -10,33 +10,36 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.neighbours import compare_with_twin
+from data.neighbours import compare_with_twin, read_twin, said_left_out
 from runtime.archive import Damaged, check_archive, is_archive
 from runtime.errors import UserError
 from runtime.state import save_json, write_atomic
 
 AGAIN = "cluster again with compute_knn.py"
 FORM = "{'batches': {cluster: [indices]}}"
+NO_CLUSTER = -1  # of an image that could not be opened
 
 
 def save_clusters(folder: Path, labels: np.ndarray, num_clusters: int, info: dict) -> Path:
     """Write folder/clusters_K.pth and its JSON twin, and return the path of the first.
 
-    labels: integers [N] in [0, num_clusters), the cluster of each image; a cluster may be empty. info holds
-    fingerprint, source, teacher_sha256, teacher_arch, transform, image_size and how the clusters were made; images,
-    num_clusters and their sizes come from labels. Each file appears whole or not at all.
+    labels: integers [N] in [0, num_clusters), the cluster of each image, or NO_CLUSTER; a cluster may be empty. info
+    holds fingerprint, source, teacher_sha256, teacher_arch, transform, image_size and how the clusters were made;
+    images, left_out, num_clusters and their sizes come from labels. Each file appears whole or not at all.
     """
-    sizes = np.bincount(labels, minlength=num_clusters)
+    kept = np.flatnonzero(labels != NO_CLUSTER)
+    sizes = np.bincount(labels[kept], minlength=num_clusters)
     if len(sizes) != num_clusters:
         raise ValueError(f"label {len(sizes) - 1} is not one of {num_clusters} clusters")
-    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
+    members = np.split(kept[np.argsort(labels[kept], kind="stable")], np.cumsum(sizes)[:-1])
     path = Path(folder) / f"clusters_{num_clusters}.pth"
     twin = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     twin.unlink(missing_ok=True)  # so that a crash between the two never leaves new clusters with an old twin
     batches = {cluster: images.tolist() for cluster, images in enumerate(members)}
     write_atomic(path, lambda file: torch.save({"batches": batches}, file))
-    counts = {"images": len(labels), "num_clusters": num_clusters, "empty": int((sizes == 0).sum()),
+    counts = {"images": len(labels), "left_out": len(labels) - len(kept), "num_clusters": num_clusters,
+              "empty": int((sizes == 0).sum()),
               "smallest": int(sizes.min()), "median": float(np.median(sizes)), "largest": int(sizes.max())}
     save_json({**info, **counts}, twin)
     return path
@@ -44,11 +47,12 @@ def save_clusters(folder: Path, labels: np.ndarray, num_clusters: int, info: dic
 
 def load_clusters(path: str | os.PathLike, source_fingerprint: str, num_images: int,
                   teacher_sha256: str | None = None, flag: str = "--cluster-info") -> tuple[np.ndarray, list[str]]:
-    """The cluster of each image, int32 [N], from a cluster file, the original's too; no code in it is run.
+    """The cluster of each image, int32 [N], from a cluster file, the original's too; no code in it is run. NO_CLUSTER
+    for those that its JSON twin says are left out.
 
     Returns them with warnings, as data.neighbours.load_neighbours does. Raises UserError, naming the flag that gave
     the file ('' for none) and the file, where it is missing, is not of that form, was made from other images, or
-    does not hold each of the num_images images once.
+    does not hold each of the num_images images once, but for those that are left out.
     """
     path = Path(path)
     name = f"{flag} {path}".strip()
@@ -56,7 +60,8 @@ def load_clusters(path: str | os.PathLike, source_fingerprint: str, num_images: 
     # The twin first: that it is another data set says more than that some index is out of range.
     warnings = converted + compare_with_twin(path, name, source_fingerprint, teacher_sha256, AGAIN)
     images = np.concatenate(members)
-    if len(images) != num_images:
+    left_out = said_left_out(read_twin(path))
+    if len(images) + left_out != num_images:
         raise UserError(f"{name} holds {len(images):,} images and --data has {num_images:,}; give the data it was "
                         f"made from, or {AGAIN}")
     outside = images[(images < 0) | (images >= num_images)]
@@ -67,7 +72,7 @@ def load_clusters(path: str | os.PathLike, source_fingerprint: str, num_images: 
     if counts.max() > 1:
         raise UserError(f"{name} holds image {counts.argmax()} {counts.max()} times and lacks others; the file is "
                         f"damaged, so {AGAIN}")
-    labels = np.empty(num_images, dtype=np.int32)
+    labels = np.full(num_images, NO_CLUSTER, dtype=np.int32)
     labels[images] = np.repeat(np.arange(len(members), dtype=np.int32), [len(member) for member in members])
     return labels, warnings
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from runtime.errors import UserError
 from runtime.state import save_json
 
 ROWS_PER_CHUNK = 65536
+LEFT_OUT = -1  # in each place of the row of an image that could not be opened
 MINE = "mine again with compute_knn.py"
 
 
@@ -22,8 +23,8 @@ def place_neighbours(rows: Path, folder: Path, name: str, info: dict) -> Path:
     """Move ``rows``, a whole .npy file int64 [N, k] on the same disk, to folder/name.npy and write its JSON twin.
 
     name is closek_info (nearest first) or fark_info (farthest first), of neighbours without the image itself. info
-    holds fingerprint, source, teacher_sha256, teacher_arch, transform, image_size and metric; images and k are taken
-    from the file. Returns its new path.
+    holds fingerprint, source, left_out (how many rows are, see left_out_rows), teacher_sha256, teacher_arch, transform,
+    image_size and metric; images and k are taken from the file. Returns its new path.
     """
     path = Path(folder) / f"{name}.npy"
     images, k = np.load(rows, mmap_mode="r", allow_pickle=False).shape
@@ -47,7 +48,8 @@ def load_neighbours(
     Returns it with warnings, one sentence each: no JSON twin, as beside the original's files, or another
     teacher's neighbours (teacher_sha256 None: any teacher's will do). Raises UserError, naming the flag that gave
     the file ('' for none) and the file, where it is missing, is no integer [N, k] array, has another number of
-    images or fewer than total_k columns, points outside [0, num_images), or was made from other images.
+    images or fewer than total_k columns, points outside [0, num_images) or at a row that is left out, or was made from
+    other images.
     """
     path = Path(path)
     name = f"{flag} {path}".strip()
@@ -65,17 +67,49 @@ def load_neighbours(
     # The twin first: that it is another data set says more than that some index is out of range.
     warnings = compare_with_twin(path, name, source_fingerprint, teacher_sha256, MINE)
     _check_range(name, ids)
+    _check_left_out(name, ids, read_twin(path))
     with contextlib.suppress(AttributeError, OSError, ValueError):  # what was looked at need not stay mapped
         ids._mmap.madvise(mmap.MADV_DONTNEED)
     return ids, warnings
 
 
-def row_reader(table: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def left_out_rows(ids: np.ndarray) -> np.ndarray:
+    """int64 [m]: the images that a neighbour file, [N, k], leaves out, since they could not be opened when it was made:
+    LEFT_OUT fills their rows, and they are nobody's neighbours."""
+    return np.flatnonzero(ids[:, 0] == LEFT_OUT)
+
+
+def same_left_out(files: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The images that each of ``files``, by flag, leaves out, int64 [m]. Raises UserError where they differ."""
+    (first, gone), *others = files.items()
+    for flag, found in others:
+        if not np.array_equal(gone, found):
+            raise UserError(f"{first} leaves out {len(gone):,} images that could not be opened and {flag} "
+                            f"{len(found):,}, not the same ones; make both again of the same images")
+    return gone
+
+
+class KeptNeighbours:
+    """A neighbour table [n, k] of the n images ``kept``, int64 [n], of ``ids`` [N, k], numbered among themselves."""
+
+    def __init__(self, ids: np.ndarray, kept: np.ndarray):
+        self.ids, self.kept, self.shape = ids, kept, (len(kept), ids.shape[1])
+        self.numbers = np.full(len(ids), LEFT_OUT)
+        self.numbers[kept] = np.arange(len(kept))
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+
+def row_reader(table: np.ndarray | KeptNeighbours) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """read(rows [b], columns [b, n]) -> table[rows[:, None], columns], int64 [b, n].
 
     Of a memory map the rows are read from its file, which stays open: touching one row of a map can map 2 MB of it
     into the process, and in an epoch all of it.
     """
+    if isinstance(table, KeptNeighbours):
+        whole, kept, numbers = row_reader(table.ids), table.kept, table.numbers
+        return lambda rows, columns: numbers[whole(kept[rows], columns)]
     is_whole_map = isinstance(table, np.memmap) and isinstance(table.base, mmap.mmap) and table.flags.c_contiguous
     if not (is_whole_map and hasattr(os, "pread")):
         return lambda rows, columns: table[rows[:, None], columns].astype(np.int64)
@@ -111,13 +145,29 @@ def _map_integers(path: Path, name: str) -> np.ndarray:
 def _check_range(name: str, ids: np.ndarray) -> None:
     for start in range(0, len(ids), ROWS_PER_CHUNK):  # ImageNet's file is 4 GB; it need not be in memory at once
         chunk = ids[start : start + ROWS_PER_CHUNK]
-        wrong = (chunk < 0) | (chunk >= len(ids))
+        wrong = ((chunk < 0) | (chunk >= len(ids))) & (chunk != LEFT_OUT).any(axis=1, keepdims=True)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
             raise UserError(
                 f"{name} gives image {start + row} the neighbour {chunk[row, column]}, outside "
                 f"the {len(ids):,} images of --data; the file is damaged or not a neighbour file, so {MINE}"
             )
+
+
+def _check_left_out(name: str, ids: np.ndarray, twin: dict | None) -> None:
+    gone = left_out_rows(ids)
+    if twin is not None and len(gone) != said_left_out(twin):
+        raise UserError(f"{name} leaves out {len(gone):,} images and the .json beside it says {said_left_out(twin):,}; "
+                        f"the two do not belong together, so {MINE}")
+    if len(gone) == len(ids):
+        raise UserError(f"{name} leaves out all of its {len(ids):,} images; {MINE}")
+    for start in range(0, len(ids) if len(gone) else 0, ROWS_PER_CHUNK):
+        chunk = ids[start : start + ROWS_PER_CHUNK]
+        wrong = np.isin(chunk, gone)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise UserError(f"{name} gives image {start + row} the neighbour {chunk[row, column]}, which it leaves out;"
+                            f" the file is damaged, so {MINE}")
 
 
 def read_twin(path: Path) -> dict | None:
@@ -127,6 +177,12 @@ def read_twin(path: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return info if isinstance(info, dict) else None
+
+
+def said_left_out(twin: dict | None) -> int:
+    """How many images the JSON beside a neighbour or cluster file says that the file leaves out."""
+    said = (twin or {}).get("left_out", 0)
+    return said if isinstance(said, int) and said >= 0 else 0
 
 
 def compare_with_twin(path: Path, name: str, source_fingerprint: str, teacher_sha256: str | None,

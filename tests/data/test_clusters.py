@@ -44,7 +44,7 @@ def test_round_trip(tmp_path):
     assert all(type(i) is int for images in content["batches"].values() for i in images)
     twin = json.loads(path.with_suffix(".json").read_text())
     sizes = [int((c == LABELS).sum()) for c in range(K)]
-    assert twin == {**INFO, "images": N, "num_clusters": K, "empty": 1, "smallest": 0,
+    assert twin == {**INFO, "images": N, "left_out": 0, "num_clusters": K, "empty": 1, "smallest": 0,
                     "median": sorted(sizes)[3], "largest": max(sizes)}
     labels, warnings = load(path, teacher_sha256="a" * 64)
     assert warnings == []
@@ -166,3 +166,13 @@ def test_files_that_are_none(saved, tmp_path):
     for kept in (0, 10, len(content) // 2, len(content) - 1):
         saved.write_bytes(content[:kept])
         refusal(saved)
+
+
+def test_images_in_no_cluster(tmp_path):
+    labels = LABELS.copy()
+    labels[[4, 9]] = -1
+    path = save_clusters(tmp_path, labels, K, INFO)
+    assert json.loads(path.with_suffix(".json").read_text())["left_out"] == 2
+    assert load(path)[0].tolist() == labels.tolist()
+    path.with_suffix(".json").unlink()
+    assert f"holds {N - 2} images and --data has {N}" in refusal(path)

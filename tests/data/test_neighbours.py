@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import data.neighbours
-from data.neighbours import load_neighbours, place_neighbours, row_reader
+from data.neighbours import KeptNeighbours, left_out_rows, load_neighbours, place_neighbours, row_reader, same_left_out
 from runtime.errors import UserError
 
 N, K = 50, 6
@@ -227,3 +227,46 @@ def test_other_arrays(tmp_path):
     refusal(path)
     np.save(path, IDS[:0])
     refusal(path)
+
+
+# ---- images that could not be opened
+
+
+GONE = np.array([3, 30])
+HOLED = np.where(np.isin(np.arange(N), GONE)[:, None], -1, np.where(np.isin(IDS, GONE), (IDS + K) % N, IDS))
+
+
+def save_holed(folder, ids=HOLED, left_out=2):
+    return save_neighbours(folder, "closek_info", ids, {**INFO, "left_out": left_out})
+
+
+def test_rows_of_minus_one_are_left_out(tmp_path):
+    ids, warnings = load(save_holed(tmp_path))
+    assert warnings == []
+    assert left_out_rows(ids).tolist() == GONE.tolist()
+    kept = np.delete(np.arange(N), GONE)
+    table = KeptNeighbours(ids, kept)
+    assert (len(table), table.shape) == (N - 2, (N - 2, K))
+    rows, columns = np.arange(N - 2), np.tile(np.arange(K), (N - 2, 1))
+    found = row_reader(table)(rows, columns)
+    assert (kept[found] == HOLED[kept]).all()
+    (tmp_path / "closek_info.json").unlink()
+    assert left_out_rows(load(tmp_path / "closek_info.npy")[0]).tolist() == GONE.tolist()
+
+
+def test_what_is_left_out_must_fit_together(tmp_path):
+    assert "says 1;" in refusal(save_holed(tmp_path, left_out=1))
+    assert "says 0;" in refusal(save_neighbours(tmp_path, "closek_info", HOLED, INFO))
+    partly = HOLED.copy()
+    partly[7, 2] = -1
+    assert "gives image 7 the neighbour -1" in refusal(save_holed(tmp_path, partly))
+    ghost = HOLED.copy()
+    ghost[9, 1] = 30
+    assert "gives image 9 the neighbour 30, which it leaves out" in refusal(save_holed(tmp_path, ghost))
+    assert "leaves out all" in refusal(save_holed(tmp_path, np.full_like(IDS, -1), N))
+
+
+def test_files_used_together_leave_out_the_same():
+    assert same_left_out({"--closek-info": GONE, "--fark-info": GONE}).tolist() == GONE.tolist()
+    with pytest.raises(UserError, match=r"--closek-info leaves out 2 .* --cluster-info 1"):
+        same_left_out({"--closek-info": GONE, "--cluster-info": GONE[:1]})
