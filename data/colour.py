@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.augment import BRIGHTNESS, CONTRAST, GREY, HUE, JITTER_ORDERS, ORDER, SATURATION, SIGMA, SOLARIZE
+from runtime.device import send
 
 LARGE = 64  # pixels a side from which a CPU is faster image by image
 CHUNK = 100_000  # values of smaller images that a CPU takes at a time
@@ -71,17 +72,14 @@ def colour_batch(images: Tensor, colour: Tensor, compiled: bool = False) -> Tens
     compiled: through torch.compile, to the same pixels. Not the default: on a CPU it compiles for longer than it saves,
     and on a GPU it has not been measured (benchmarks/data_path.py --device does).
     """
-    def on_device(x: Tensor) -> Tensor:
-        x = x.pin_memory() if images.device.type == "cuda" else x
-        return x.to(images.device, non_blocking=True)[..., None, None, None]
-
     jittered = colour[:, ORDER] >= 0
     table = _blend_table(colour)  # [b, 6, 3]
     values = torch.stack([colour[:, GREY], jittered.float(), _hue_steps(colour[:, HUE]), colour[:, SIGMA],
                           colour[:, SOLARIZE]], 1)  # [b, 5]
     taken = bool(jittered.any()), bool((colour[:, SIGMA] > 0).any()), bool((colour[:, SOLARIZE] < 256).any())
     work = _compiled() if compiled else _colour
-    return work(images, on_device(table), on_device(values), *taken)
+    table, values = (send(x, images.device)[..., None, None, None] for x in (table, values))
+    return work(images, table, values, *taken)
 
 
 @functools.cache
@@ -112,12 +110,12 @@ def _colour(images: Tensor, table: Tensor, values: Tensor, turns: bool, blurs: b
 def _blend_table(colour: Tensor) -> Tensor:
     """[b, 6, 3]: the blends before and after hue as (factor, share of the pixel's grey, share of the mean grey)."""
     jittered = colour[:, ORDER] >= 0
-    orders = torch.tensor(JITTER_ORDERS)[colour[:, ORDER].clamp_min(0).long()]  # [b, 4]
+    orders = torch.tensor(JITTER_ORDERS, device="cpu")[colour[:, ORDER].clamp_min(0).long()]  # [b, 4]
     hue_at = (orders == HUE).int().argmax(1, keepdim=True)
     factor = colour.gather(1, orders)
     kind = torch.stack([factor, (orders == SATURATION).float(), (orders == CONTRAST).float()], 2)  # [b, 4, 3]
-    nothing = torch.tensor([1.0, 0.0, 0.0])
-    place = torch.arange(4)
+    nothing = torch.tensor([1.0, 0.0, 0.0], device="cpu")
+    place = torch.arange(4, device="cpu")
     before = torch.where((jittered[:, None] & (place < hue_at))[..., None], kind, nothing)[:, :3]
     after = torch.where((jittered[:, None] & (place > hue_at))[..., None], kind, nothing)[:, 1:]
     return torch.cat([before, after], 1)

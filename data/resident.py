@@ -15,7 +15,7 @@ from data.images import BadImage
 from data.samplers import RandomSampler
 from data.sources import ImageSource
 from data.views import batched_crop
-from runtime.device import free_memory
+from runtime.device import free_memory, send
 from runtime.errors import UserError
 
 
@@ -50,8 +50,9 @@ class ResidentLoader:
         return ""
 
     def _views(self, indices: np.ndarray, stamps: np.ndarray) -> tuple[torch.Tensor, ...]:
-        rows = torch.from_numpy(indices).to(self.images.device)
-        images = self.images[rows].to(self.device, non_blocking=True)  # [b, 3, H, W]
+        rows = torch.from_numpy(indices)
+        images = (send(self.images[rows], self.device) if self.images.device.type == "cpu" else
+                  self.images[send(rows, self.device)])  # [b, 3, H, W]
         views = []
         for number, augmentation in enumerate(self.augmentations):
             drawn = augmentation.draw(view_keys(self.seed, stamps, number))

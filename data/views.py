@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from data.augment import BRIGHTNESS, CONTRAST, GREY, HUE, JITTER_ORDERS, ORDER, SATURATION, SIGMA, SOLARIZE
+from runtime.device import send
 
 
 def pil_view(image: Image.Image, box: np.ndarray, flip: bool, colour: np.ndarray, size: int) -> Tensor:
@@ -60,7 +61,7 @@ def batched_crop(images: Tensor, boxes: np.ndarray, flip: np.ndarray, size: int)
     the side that is cheaper, this always with the columns: at most 2 of 255 apart, 0.1 on average).
     """
     height, width = images.shape[-2:]
-    boxes, flip = (torch.from_numpy(x).to(images.device, non_blocking=True) for x in (boxes, flip))
+    boxes, flip = (send(torch.from_numpy(x), images.device) for x in (boxes, flip))
     columns = _resampling(boxes[:, 1], boxes[:, 3], width, size)  # [b, S, W]
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     rows = _resampling(boxes[:, 0], boxes[:, 2], height, size)  # [b, S, H]

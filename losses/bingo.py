@@ -60,7 +60,8 @@ def cutmix(images: Tensor, others: Tensor, concentration: float = 2.0) -> tuple[
     anywhere; what lies outside is cut off, so the share is counted afterwards. Draws from torch's generator of the CPU.
     """
     height, width = images.shape[-2:]
-    ratio = (1 - float(torch.distributions.Beta(concentration, concentration).sample())) ** 0.5
+    beta = torch.distributions.Beta(*torch.full((2,), concentration, device="cpu"))
+    ratio = (1 - float(beta.sample())) ** 0.5
     (top, bottom), (left, right) = (_side(size, int(size * ratio) // 2) for size in (height, width))
     mixed = images.clone()
     mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
@@ -68,5 +69,5 @@ def cutmix(images: Tensor, others: Tensor, concentration: float = 2.0) -> tuple[
 
 
 def _side(size: int, half: int) -> tuple[int, int]:
-    centre = int(torch.randint(size, ()))
+    centre = int(torch.randint(size, (), device="cpu"))
     return max(0, centre - half), min(size, centre + half)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from runtime.device import all_gather, broadcast, distributed
+from runtime.device import all_gather, broadcast, distributed, send
 
 
 class MomentumStudent(nn.Module):
@@ -33,8 +33,7 @@ class MomentumStudent(nn.Module):
 @torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, momentum: float) -> None:
     """average <- momentum * average + (1 - momentum) * network, of the parameters; buffers are each one's own."""
-    for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
-        slow.lerp_(fast, 1 - momentum)
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - momentum)
 
 
 @torch.no_grad()
@@ -46,7 +45,7 @@ def shuffled(encode: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, bn_
     instead.
     """
     everything = all_gather(images)
-    order = broadcast(torch.randperm(len(everything)).to(images.device))
+    order = broadcast(send(torch.randperm(len(everything), device="cpu"), images.device))
     world = len(everything) // len(images)
     rank = torch.distributed.get_rank() if distributed() else 0
     mine = order.view(world, -1)[rank]

@@ -135,6 +135,14 @@ def free_memory(device: torch.device) -> int:
     return max(0, min(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor``, on the host, on ``device``, without the host waiting for what the device has to do before.
+
+    Only a copy from pinned memory is like that; torch keeps such memory until the copy is done, and then for the next.
+    """
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (every device). Samplers and augmentations take the seed explicitly instead."""
     random.seed(seed)

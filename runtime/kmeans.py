@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from runtime.device import Process, all_reduce_sum, gather_objects
+from runtime.device import Process, all_reduce_sum, gather_objects, send
 
 METRICS = ("euclidean", "cosine")
 INITS = ("k-means++", "random")
@@ -116,18 +116,18 @@ def _plus_plus(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     norms = rows.square().sum(dim=1)
     nearest = torch.full_like(norms, torch.inf)  # squared distance of each row to its nearest centre so far
     candidates, chosen, tries = torch.zeros(1, dtype=torch.int64, device=rows.device), [], 2 + int(math.log(count))
-    for _ in range(count):
+    shares = send(torch.rand(count, tries, dtype=torch.float64, generator=generator), rows.device)
+    for share in shares:  # nothing in here waits for the device
         squared = norms + norms[candidates, None] - 2 * (rows[candidates] @ rows.T)            # [tries, s]
         squared = torch.minimum(squared.clamp(min=0), nearest)
-        best = int(squared.sum(dim=1, dtype=torch.float64).argmin())
-        chosen.append(int(candidates[best]))
+        best = squared.sum(dim=1, dtype=torch.float64).argmin()
+        chosen.append(candidates[best])
         nearest = squared[best]
         nearest[chosen[-1]] = 0  # rounding must not let a row be drawn twice
         mass = nearest.double().cumsum(dim=0)
-        draws = torch.rand(tries, dtype=torch.float64, generator=generator).to(rows.device) * mass[-1]
         # Where all mass is gone the rows left are copies of centres, and the last will do.
-        candidates = torch.searchsorted(mass, draws, right=True).clamp(max=len(rows) - 1)
-    return rows[chosen]
+        candidates = torch.searchsorted(mass, share * mass[-1], right=True).clamp(max=len(rows) - 1)
+    return rows[torch.stack(chosen)]
 
 
 def _nearest(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,10 +157,12 @@ def _assign(shared: _SharedRows, centres: Tensor) -> tuple[Tensor, Tensor, Tenso
     for rows in shared.chunks(len(centres)):
         nearest, distances = _nearest(rows, centres)
         sums.add(rows, nearest, distances)
-        labels.append(nearest.cpu())
-        squared.append(distances.cpu())
+        labels.append(nearest)
+        squared.append(distances)
     totals, counts, cost = sums.over_ranks()
-    joined = (torch.cat(labels), torch.cat(squared)) if labels else (torch.empty(0, dtype=torch.int64), torch.empty(0))
+    joined = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    if labels:
+        joined = torch.cat(labels).cpu(), torch.cat(squared).cpu()  # once a pass, not once a chunk
     return *joined, totals, counts, cost / shared.total / (2 if shared.spherical else 1)
 
 

@@ -181,8 +181,10 @@ class Run:
         weights = {f"{name}: {key}": value for name, module in self.modules.items() if isinstance(module, nn.Module)
                    for key, value in module.named_parameters()}
         weights |= {f"{name}: {key}": value for name, tensors in exports.items() for key, value in tensors.items()}
-        broken = [name for name, value in weights.items()
-                  if value.is_floating_point() and not torch.isfinite(value).all()]
+        weights = {name: value for name, value in weights.items() if value.is_floating_point()}
+        finite = [torch.isfinite(value).all().to(self.process.device) for value in weights.values()]
+        finite = torch.stack(finite).tolist() if finite else []  # the host waits once, not for each
+        broken = [name for name, good in zip(weights, finite, strict=True) if not good]
         if broken:
             raise RunStopped(f"the weights are not finite after {self.steps} steps ({broken[0]}); nothing was saved "
                              "over the last checkpoint: lower --lr, or use --amp bf16 or off")
