@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
-from collections.abc import Callable
 from typing import NoReturn
 
 from data.loader import CACHES, DATA_PATHS
 from models.backbones import STEMS
 from runtime.nonfinite import POLICIES
+from runtime.numbers import from_environment, number
 from runtime.run import Interval
 
 Group = argparse._ArgumentGroup
@@ -25,25 +24,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         first = os.environ.get("LOCAL_RANK", "0") == "0"  # one sentence a machine, not one a process
         self.exit(2, f"error: {message}; {self.prog} --help lists every flag\n" if first else "")
-
-
-def number(kind: type, least: float = -math.inf, most: float = math.inf, *, above: float | None = None,
-           ) -> Callable[[str], float]:
-    """A type for argparse: a finite ``int`` or ``float`` within [least, most], and greater than ``above``."""
-    limits = [f"above {above:g}" if above is not None else "", f"at least {least:g}" if least > -math.inf else "",
-              f"at most {most:g}" if most < math.inf else ""]
-    wanted = " ".join(["a whole number" if kind is int else "a number", " and ".join(x for x in limits if x)]).strip()
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or not least <= value <= most or (above is not None and value <= above):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-        return value
-
-    return parse
 
 
 def interval(text: str) -> str:
@@ -72,7 +52,7 @@ def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str, requ
     """
     group = parser.add_argument_group("data")
     group.add_argument("--data", *names, dest="data", metavar="DIR", required=required, help=what)
-    group.add_argument("--subset", type=float, default=1.0, metavar="X",
+    group.add_argument("--subset", type=number(float), default=1.0, metavar="X",
                        help=f"take the first X (0-1] of {share_of}")
     if opens_images:
         add_image_flags(group)
@@ -87,7 +67,7 @@ DATA_HELP = ("images: an ImageFolder tree, a folder of images with or without su
 
 def add_image_flags(group: Group) -> None:
     """How images are read and by how many workers."""
-    group.add_argument("--image-size", "--image_size", type=number(int, 8), default=None, metavar="S",
+    group.add_argument("--image-size", "--image_size", type=number(int, 8, 8192), default=None, metavar="S",
                        help="side of the square that the networks see, in pixels; default: what the checkpoint "
                             "records, else 224 as in the paper")
     group.add_argument("-j", "--workers", "--num_workers", type=number(int, 0), default=default_workers(), metavar="N",
@@ -119,7 +99,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> Group:
     group.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, metavar="N",
                        help="decides weights, order and augmentation; default 0 (the paper gives none)")
     group.add_argument("--distributed", action="store_true", help="accepted and ignored: torchrun says it")
-    group.add_argument("--local_rank", "--local-rank", type=int, default=None, metavar="N",
+    group.add_argument("--local_rank", "--local-rank", type=number(int), default=None, metavar="N",
                        help="accepted and ignored: torchrun says it")
     return group
 
@@ -211,4 +191,4 @@ def ignored_flags_note(args: argparse.Namespace) -> str | None:
 def default_workers() -> int:
     """This process's share of the cores of the machine, at least 1 and at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return max(1, min(8, cores // from_environment("LOCAL_WORLD_SIZE", 1, 1)))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from data.images import BadImage
+from data.parcels import fits
 from data.sources import ImageSource
 from runtime.errors import UserError
 
@@ -112,7 +113,7 @@ class BadImageLog:
 
 _CAUSES = {
     "SIGKILL": "most likely the machine ran out of memory; lower --workers or --batch-size",
-    "SIGBUS": "most likely shared memory is full; enlarge /dev/shm (docker run --shm-size 8g) or lower --workers",
+    "SIGBUS": "most likely a file that it reads, a pack of --data, was cut short or replaced meanwhile",
     "SIGSEGV": "most likely an image crashed its decoder; run with --workers 0 --data-path pil to find it",
 }
 
@@ -137,6 +138,8 @@ def named_deaths(workers: Sequence[Any]) -> Iterator[None]:
         if worker.exitcode < 0:
             name = signal.Signals(-worker.exitcode).name
             end, cause = f"was ended by {name}", _CAUSES.get(name, "somebody or something outside stopped it")
+            if name == "SIGBUS" and not fits(0):  # the other cause that memory which is mapped has
+                cause = "shared memory is full; enlarge /dev/shm (docker run --shm-size 8g) or lower --workers"
         else:
             end, cause = f"ended with exit code {worker.exitcode}", "run with --workers 0 to see why"
         raise UserError(f"data worker {number} (process {worker.pid}) {end}: {cause}", every_process=False) from None

@@ -15,6 +15,7 @@ from data.augment import Augmentation, Transform, Views, eval_transform, view_ke
 from data.batches import BadImageLog, Batch, Key, as_key, named_deaths, open_or_replace
 from data.cache import CachedSource
 from data.colour import apply_colour
+from data.parcels import Parcel, allocate, packed
 from data.resident import ResidentLoader
 from data.samplers import RandomSampler
 from data.sources import ImageSource
@@ -51,7 +52,8 @@ class ViewDataset(Dataset):
         indices, stamps = np.array([as_key(key) for key in keys], np.int64).reshape(-1, 2).T
         drawn = [augmentation.draw(view_keys(self.seed, stamps, number))
                  for number, augmentation in enumerate(self.augmentations)]
-        views = [_shared(len(keys), augmentation.image_size, self.colour_later) for augmentation in self.augmentations]
+        views = [_empty_view(len(keys), augmentation.image_size, self.colour_later)
+                 for augmentation in self.augmentations]
         bad: list[tuple[int, str]] = []
         decoded, whole = 0, True
         for opened, rows in self._opened(indices, stamps, drawn, bad):
@@ -177,6 +179,8 @@ class WorkerLoader(DataLoader):
         while True:
             with named_deaths(getattr(iterator, "_workers", ())):
                 batch = next(iterator, None)
+                if isinstance(batch, Parcel):
+                    batch = batch.open()
             if batch is None:
                 return
             yield batch
@@ -239,22 +243,19 @@ class TrainingLoader:
         return batch
 
 
-def _shared(count: int, size: int, channels_last: bool) -> torch.Tensor:
-    """uint8 [count, 3, size, size]; in a worker in shared memory, so that sending it copies nothing.
+def _empty_view(count: int, size: int, channels_last: bool) -> torch.Tensor:
+    """uint8 [count, 3, size, size], see :func:`data.parcels.allocate`.
 
     channels_last: in the layout that resizing writes. A device takes the channels apart sooner than a CPU.
     """
-    if torch.utils.data.get_worker_info() is None:
-        flat = torch.empty(count * 3 * size * size, dtype=torch.uint8)
-    else:  # as torch's own default_collate
-        flat = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(count * 3 * size * size))
+    flat = allocate(count * 3 * size * size)
     return flat.view(count, size, size, 3).permute(0, 3, 1, 2) if channels_last else flat.view(count, 3, size, size)
 
 
 def loader_options(workers: int, device_type: str, persistent: bool) -> dict:
     """Keywords of a DataLoader whose data set gives whole batches."""
     options = {
-        "collate_fn": _whole,
+        "collate_fn": packed,
         "num_workers": workers,
         "pin_memory": device_type == "cuda",
         "generator": torch.Generator(),  # else each epoch's start takes a number from the global random state
@@ -262,10 +263,6 @@ def loader_options(workers: int, device_type: str, persistent: bool) -> dict:
     if workers:
         options |= {"persistent_workers": persistent, "prefetch_factor": 2, "worker_init_fn": _start_worker}
     return options
-
-
-def _whole(batch: Batch) -> Batch:  # the data sets give whole batches
-    return batch
 
 
 def _start_worker(worker: int) -> None:

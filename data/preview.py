@@ -15,6 +15,7 @@ from data.datasets import SPEC_HELP, open_source
 from data.loader import DATA_PATHS, BadImageLog, ViewDataset
 from data.sources import ImageSource
 from runtime.errors import UserError
+from runtime.numbers import number
 from runtime.state import write_atomic
 
 GAP, LABEL = 4, 14  # pixels between pictures, and height of a line of text
@@ -26,10 +27,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--preview", required=True, metavar="OUT.png", help="the picture to write")
     parser.add_argument("--data", required=True, help=SPEC_HELP)
     parser.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2", help="augmentation; default moco_v2")
-    parser.add_argument("--image-size", type=int, default=224, help="side of a view in pixels; default 224")
-    parser.add_argument("--images", type=int, default=6, help="rows; default 6, evenly taken from all images")
-    parser.add_argument("--views", type=int, default=6, help="views of each; default 6")
-    parser.add_argument("--seed", type=int, default=0, help="decides the views, as in training; default 0")
+    parser.add_argument("--image-size", type=number(int), default=224, help="side of a view in pixels; default 224")
+    parser.add_argument("--images", type=number(int), default=6, help="rows; default 6, evenly taken from all images")
+    parser.add_argument("--views", type=number(int), default=6, help="views of each; default 6")
+    parser.add_argument("--seed", type=number(int), default=0, help="decides the views, as in training; default 0")
     parser.add_argument("--data-path", choices=(*DATA_PATHS, "both"), default="fast",
                         help="fast (default), pil, or both, one under the other")
     chosen = parser.parse_args(argv)
@@ -54,11 +55,11 @@ def sheet(source: ImageSource, rows: list[int], views: int, augment: Augmentatio
     canvas = Image.new("RGB", (GAP + (1 + views) * step, len(rows) * (LABEL + len(paths) * step)), "white")
     draw, check = ImageDraw.Draw(canvas), BadImageLog(source, "error").check
     top = 0
-    for number, row in enumerate(rows):
+    for place, row in enumerate(rows):
         draw.text((GAP, top + 1), f"{source.names[row]}   {' / '.join(paths)}", fill="black")
         top += LABEL
         for path in paths:
-            stamps = range(number * views, (number + 1) * views)
+            stamps = range(place * views, (place + 1) * views)
             batch = ViewDataset(source, [augment], seed, path).__getitems__([(row, stamp) for stamp in stamps])
             check(batch)
             plain = eval_transform(size)(source.open(row))[None]

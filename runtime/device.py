@@ -8,7 +8,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,10 +21,11 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from runtime.errors import PeerLost, UserError
+from runtime.numbers import from_environment
 
 T = TypeVar("T")
 
-JOIN_SECONDS = 600  # that processes which start at the same time may lie apart
+JOIN_SECONDS = 600  # that the starts of a job's processes may lie apart, where COSS_JOIN_SECONDS does not say otherwise
 UNEVEN_WORK = timedelta(days=7)  # patience of evaluations, where one process may fit for hours while the others wait
 
 
@@ -54,9 +55,9 @@ def start_process(device: str = "auto", patience: timedelta | None = None) -> It
     ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Under torchrun each process takes the card of its
     LOCAL_RANK and the back end is NCCL on cards, gloo on the CPU. The process group is closed on the way out.
     ``patience``: how long a process waits for the others before it takes them for hung; by default torch's, 10 minutes
-    for NCCL and 30 for gloo.
+    for NCCL and 30 for gloo. Raises :class:`PeerLost` if the job is not complete after JOIN_SECONDS.
     """
-    local_rank, world_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, world_size = from_environment("LOCAL_RANK", 0), from_environment("WORLD_SIZE", 1, 1)
     chosen = _pick_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -79,20 +80,41 @@ def own_store() -> tuple[dist.Store, int, int]:
     processes that are gone (pytorch issue 135712). So the first rank draws a name, and answers each of the others
     under the name that it drew for itself: what earlier processes left never answers.
     """
-    store, rank, world_size = next(rendezvous("env://"))
-    mine, until = uuid.uuid4().hex, time.monotonic() + JOIN_SECONDS
+    world_size, seconds = from_environment("WORLD_SIZE", 1, 1), from_environment("COSS_JOIN_SECONDS", JOIN_SECONDS, 1)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"WORLD_SIZE={world_size} in the environment says that this is one of {world_size} processes, "
+                        f"but {' and '.join(missing)} is not set; start them by torchrun, or unset WORLD_SIZE")
+    rank, port = from_environment("RANK", 0, 0, world_size - 1), from_environment("MASTER_PORT", 0, 0, 65535)
+    try:
+        return _meet(rank, world_size, timedelta(seconds=seconds)), rank, world_size
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{port}"
+        if "EADDRINUSE" in str(error):
+            raise UserError(f"port {port} of this machine is in use, where the processes of the job were to meet "
+                            "(MASTER_PORT); give another, to all of them") from None
+        raise PeerLost(f"the {world_size} processes of this job (WORLD_SIZE) did not meet at {where} within {seconds} "
+                       f"seconds (COSS_JOIN_SECONDS); this is rank {rank}: start all of them, and look whether "
+                       "each can reach that address; to run one process alone, unset WORLD_SIZE") from None
+
+
+def _meet(rank: int, world_size: int, patience: timedelta) -> dist.Store:
+    """Raises dist.DistError where not all processes come within ``patience``."""
+    store, *_ = next(rendezvous("env://", timeout=patience))
+    store.set_timeout(patience)
+    mine, until = uuid.uuid4().hex, time.monotonic() + patience.total_seconds()
     if rank == 0:
         store.set("start", mine)
         for other in range(1, world_size):
             store.set(f"{mine}/{other}/{store.get(f'{mine}/{other}').decode()}", "")
-        return dist.PrefixStore(mine, store), rank, world_size
+        return dist.PrefixStore(mine, store)
     while time.monotonic() < until:
         name = store.get("start").decode()
         store.set(f"{name}/{rank}", mine)
         if store.check([f"{name}/{rank}/{mine}"]):
-            return dist.PrefixStore(name, store), rank, world_size
+            return dist.PrefixStore(name, store)
         time.sleep(0.02)
-    raise PeerLost
+    raise dist.DistStoreError("the first rank did not answer")
 
 
 def _pick_device(name: str, local_rank: int) -> torch.device:
@@ -104,7 +126,7 @@ def _pick_device(name: str, local_rank: int) -> torch.device:
         raise UserError(f"--device {name} is not a device; give auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:N")
-    if device.index is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if device.index is not None and from_environment("WORLD_SIZE", 1, 1) > 1:
         raise UserError(f"--device {name} gives every process the same device; give --device {device.type}")
     if device.type == "cuda":
         count = torch.cuda.device_count()
@@ -132,7 +154,7 @@ def free_memory(device: torch.device) -> int:
         cached = int(next(line for line in lines if line.startswith("inactive_file")).split()[1])
         used = int((group / "memory.current").read_text()) - cached
         free.append(int((group / "memory.max").read_text()) - used)
-    return max(0, min(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0, min(free)) // from_environment("LOCAL_WORLD_SIZE", 1, 1)
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -236,6 +258,21 @@ def on_first_rank(work: Callable[[], T], process: Process) -> T:
     if process.control is not None:
         dist.broadcast_object_list(values, 0, process.control)
     return values[0]
+
+
+def same_on_every_rank(what: Mapping[str, Any], process: Process) -> None:
+    """Refuse, on every rank, a job whose processes differ in any of ``what`` {its name for people: small value}."""
+    if process.control is None:
+        return
+    everyone: list[Any] = [None] * process.world_size
+    dist.all_gather_object(everyone, dict(what), process.control)
+    first = everyone[0]
+    for rank, other in enumerate(everyone):
+        for name in {**first, **other}:
+            a, b = first.get(name), other.get(name)
+            if a != b:
+                raise UserError(f"{name}: rank 0 has {a} and rank {rank} has {b}; every process of a job needs the "
+                                "same images and settings, on each machine")
 
 
 def barrier() -> None:

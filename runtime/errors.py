@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -61,15 +62,19 @@ class RunPaused(Exception):
 
     @property
     def exit_code(self) -> int:
-        return 0 if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) else EXIT_PAUSED
+        return EXIT_PAUSED if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" else 0
 
 
 def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-size") -> None:
-    """Run a root script's ``main``; turn a :class:`UserError` into one line on stderr and its exit code.
+    r"""Run a root script's ``main``; turn a :class:`UserError` into one line on stderr and its exit code.
 
     ``less_memory`` is what to do where memory runs out, which is told in one line too. Under torchrun the error is also
     written to the file from which its report is made, so that the rank that failed first stands at the top of it.
+    Output never fails for its letters: those that a terminal does not have are written as \u2026.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except RunPaused as pause:
@@ -105,7 +110,7 @@ def is_lost_connection(error: BaseException) -> bool:
     """Whether a collective failed because a peer went away; what gloo and NCCL say has no type of its own."""
     words = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited",
              "communicator was aborted", "Connection refused")
-    return (isinstance(error, RuntimeError) and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return (isinstance(error, RuntimeError) and os.environ.get("WORLD_SIZE", "1") != "1"
             and any(word in str(error) for word in words))
 
 
@@ -134,5 +139,5 @@ def _tell_launcher(message: str, stack: str | None = None) -> None:
     if not path:
         return
     extra = {"py_callstack": stack or message, "timestamp": str(int(time.time()))}
-    with open(path, "w") as file:  # noqa: PTH123
+    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
         json.dump({"message": {"message": message, "extraInfo": extra}}, file)

@@ -37,6 +37,8 @@ class Interval(NamedTuple):
         match = re.fullmatch(r"(\d+)([smh]?)", text)
         if not match:
             raise ValueError(f"{text!r} is no number of steps (500) and no time (90s, 30m, 2h)")
+        if len(match[1]) > 9:
+            raise ValueError(f"{match[1][:40]!r} is too long an interval; give 9 figures at most, or 0 for never")
         count, unit = int(match[1]), match[2]
         return cls(0, count * {"s": 1.0, "m": 60.0, "h": 3600.0}[unit]) if unit else cls(count, 0.0)
 

@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from evals.results import add_result, versions  # noqa: E402
 from models.safe_load import file_sha256, read_file  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
+from runtime.numbers import number  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 BASIC = {18: 2, 34: 3}  # depths with basic blocks, and how many of them make res5
@@ -45,10 +46,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--datasets", default=os.environ.get("DETECTRON2_DATASETS", "datasets"), metavar="DIR",
                         help="folder of the data sets; default: $DETECTRON2_DATASETS, else ./datasets")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for checkpoints, log and results.jsonl")
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N",
+    parser.add_argument("--num-gpus", type=number(int, 0), default=1, metavar="N",
                         help="GPUs of this machine; default 1; 0 with MODEL.DEVICE cpu")
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines; default 1")
-    parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="which of them this is, from 0")
+    parser.add_argument("--num-machines", type=number(int, 1), default=1, metavar="N", help="machines; default 1")
+    parser.add_argument("--machine-rank", type=number(int, 0), default=0, metavar="N",
+                        help="which of them this is, from 0")
     parser.add_argument("--dist-url", default="auto", metavar="URL",
                         help="where they meet, tcp://HOST:PORT; default auto, for one machine")
     parser.add_argument("--no-resume", action="store_true",

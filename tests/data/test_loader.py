@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-import data.loader
+import data.parcels
 from data.augment import augmentation, eval_transform, view_keys
 from data.batches import named_deaths
 from data.colour import apply_colour
 from data.images import BadImage
 from data.loader import BadImageLog, Batch, ViewDataset, WorkerLoader, build_loader, evaluation_loader
+from data.parcels import packed
 from data.samplers import NeighbourSampler, RandomSampler
 from data.sources import ArraySource
 from runtime.errors import UserError
@@ -148,7 +149,7 @@ def test_workers_do_not_change_a_pixel(path):
 def test_how_workers_are_started_does_not_change_a_pixel(start):
     dataset = ViewDataset(Source([2]), [augment()], seed=3, path="fast")
     keys = [(i, 100 + i) for i in range(4)]
-    loader = WorkerLoader(dataset, batch_sampler=[keys], collate_fn=data.loader._whole, num_workers=1,
+    loader = WorkerLoader(dataset, batch_sampler=[keys], collate_fn=packed, num_workers=1,
                           multiprocessing_context=start)
     assert same(next(iter(loader)), dataset.__getitems__(keys))
 
@@ -340,7 +341,7 @@ TORCH = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
 
 
 @pytest.mark.parametrize(("code", "said"), [(-9, "SIGKILL.*out of memory.*--workers"),
-                                            (-7, "SIGBUS.*shared memory.*--shm-size"),
+                                            (-7, "SIGBUS.*--data, was cut short"),
                                             (-11, "SIGSEGV.*crashed its decoder.*--data-path pil"),
                                             (-15, "SIGTERM.*outside"), (7, "exit code 7.*--workers 0")])
 @pytest.mark.parametrize("error", [TORCH, ConnectionResetError(), EOFError()])
@@ -350,6 +351,12 @@ def test_a_dead_worker_is_named_with_the_likely_cause(code, said, error):
         raise error
     assert "\n" not in str(caught.value)
     assert not caught.value.every_process
+
+
+def test_sigbus_is_shared_memorys_where_that_is_full(monkeypatch):
+    monkeypatch.setattr(data.parcels, "room", lambda: (0, 64_000_000))
+    with pytest.raises(UserError, match=r"SIGBUS.*shared memory is full.*--shm-size"), named_deaths([Worker(11, -7)]):
+        raise TORCH
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a mistake"), OSError("no disk"), TORCH])

@@ -1,22 +1,25 @@
 """One process alone: the collectives are no-ops, and the seed decides every generator."""
 
 import random
+import socket
+import time
 from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import on_ranks
 from torch import nn
 
 from runtime import device
 from runtime.device import Process, start_process
-from runtime.errors import UserError
+from runtime.errors import PeerLost, UserError
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -77,6 +80,72 @@ def test_processes_wait_for_each_other_as_long_as_they_are_told(monkeypatch):
     with start_process("cpu", timedelta(days=1)), start_process("cpu"):
         pass
     assert asked == [timedelta(days=1)] * 2 + [None] * 2
+
+
+@pytest.mark.parametrize(("changed", "words"), [
+    ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: 'abc' is not a whole number at least 1"),
+    ({"WORLD_SIZE": "9" * 400}, "WORLD_SIZE: '9999999999"),
+    ({"LOCAL_RANK": "x"}, "LOCAL_RANK: 'x' is not a whole number"),
+    ({"WORLD_SIZE": "2"}, "RANK and MASTER_ADDR and MASTER_PORT is not set"),
+    ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK: '2' is not .* at most 1"),
+    ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "70000"}, "MASTER_PORT: '70000'"),
+    ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "COSS_JOIN_SECONDS": "soon"},
+     "COSS_JOIN_SECONDS: 'soon'")])
+def test_an_environment_that_makes_no_sense(changed, words, monkeypatch):
+    for name, value in changed.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words) as caught, start_process("cpu"):
+        pass
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.fixture
+def port():
+    """A port of this machine that is in use."""
+    with socket.create_server(("localhost", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_port_in_use(port, monkeypatch):
+    for name, value in {"WORLD_SIZE": 2, "RANK": 0, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match=f"port {port} .* is in use") as caught, start_process("cpu"):
+        pass
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("rank", "host"), [(0, "localhost"), (1, "localhost"), (1, "no-such-host.invalid")])
+def test_a_job_that_is_not_complete_ends_in_time(rank, host, monkeypatch):
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    for name, value in {"WORLD_SIZE": 2, "RANK": rank, "MASTER_ADDR": host, "MASTER_PORT": port,
+                        "COSS_JOIN_SECONDS": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    began = time.monotonic()
+    with pytest.raises(PeerLost, match=f"did not meet at {host}:{port} within 1 seconds.*rank {rank}") as caught, \
+            start_process("cpu"):
+        pass
+    assert caught.value.exit_code == 4
+    assert time.monotonic() - began < 20
+
+
+def _compare(rank, differ):
+    process = Process(rank, 2, torch.device("cpu"), dist.new_group(backend="gloo"))
+    try:
+        device.same_on_every_rank({"images": 3, "--lr": 0.1 * (1 + rank * differ), "--k": (1, 2)}, process)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("differ", [False, True])
+def test_ranks_that_differ_are_refused_on_every_rank(differ, tmp_path):
+    said = on_ranks(2, _compare, tmp_path, differ)
+    expected = "--lr: rank 0 has 0.1 and rank 1 has 0.2; every process" if differ else ""
+    assert said[0] == said[1]
+    assert said[0].startswith(expected)
+    assert bool(said[0]) == differ
 
 
 def test_seed():

@@ -1,6 +1,10 @@
 """Exit codes and the one line on stderr."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,8 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 import runtime.errors
 from runtime.errors import PeerLost, RunPaused, RunStopped, UserError, is_lost_connection, run_script
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(raised, capsys):
@@ -121,3 +127,13 @@ def test_memory_that_ran_out_is_one_sentence_with_what_to_do(error, said, capsys
     assert stop.value.code == 3
     assert err.count("\n") == 1
     assert all(words in err for words in [*said, "give --micro-batch, and start the same command again"])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "cp437", "utf-8"])
+def test_output_never_fails_for_its_letters(encoding):
+    """A terminal of another encoding, and a file name that no encoding has."""
+    program = "from runtime.errors import run_script; run_script(lambda: print('a \u2026 \\udcff \u20ac b'))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": encoding},
+                          capture_output=True, timeout=60)
+    said = "a \u2026 \\udcff \u20ac b" if encoding == "utf-8" else "a \\u2026 \\udcff \\u20ac b"
+    assert (done.returncode, done.stdout.decode("utf-8"), done.stderr) == (0, said + "\n", b"")

@@ -1,0 +1,50 @@
+"""Numbers from outside, of a command line or the environment: each has its limits where it is declared."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+
+from runtime.errors import UserError
+
+WHOLE, REAL = 2**31 - 1, 3.4e38  # what a C int and a float32 hold, so that nothing further inside overflows
+SHOWN = 40  # letters of a wrong number
+
+
+def number(kind: type, least: float = -math.inf, most: float = math.inf, *, above: float | None = None,
+           ) -> Callable[[str], float]:
+    """A type for argparse: an ``int`` or a finite ``float`` within [least, most], and greater than ``above``.
+
+    Where no limit is given it is that of a C int or of a float32.
+    """
+    widest = WHOLE if kind is int else REAL
+    limits = [f"above {above:g}" if above is not None else "", f"at least {least:g}" if least > -math.inf else "",
+              f"at most {most:g}" if most < math.inf else ""]
+    wanted = " ".join(["a whole number" if kind is int else "a number", " and ".join(x for x in limits if x)]).strip()
+
+    def parse(text: str) -> float:
+        shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+        try:
+            value = kind(text)
+        except ValueError:  # not in figures, or in thousands of them
+            value = math.nan
+        if not max(least, -widest) <= value <= min(most, widest) or (above is not None and value <= above):
+            too_much = abs(value) > widest and f", and its size at most {widest:g}"
+            raise argparse.ArgumentTypeError(f"{shown!r} is not {wanted}{too_much or ''}")
+        return value
+
+    return parse
+
+
+def from_environment(name: str, default: int, least: int = 0, most: int = WHOLE) -> int:
+    """The whole number that the environment variable ``name`` holds, or ``default`` where it is not set or empty."""
+    text = os.environ.get(name)
+    if not text:
+        return default
+    try:
+        return int(number(int, least, most)(text))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"the environment variable {name}: {error}; torchrun sets it, so unset it (env -u {name}) or "
+                        "start the processes by torchrun") from None
