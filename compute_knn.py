@@ -183,7 +183,7 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
             problem = str(error)
         agree(problem)
         for file, name in zip(files, names, strict=True):
-            file.finish(lambda rows, name=name: place_neighbours(rows, output, name, info))
+            file.finish(lambda rows, checksums, name=name: place_neighbours(rows, output, name, info, checksums))
             if process.is_main:
                 print(f"{output / name}.npy: {args.k} {'nearest' if name == names[0] else 'farthest'} of "
                       f"{len(source):,} images, {spec.arch}")

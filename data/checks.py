@@ -9,12 +9,12 @@ from PIL import Image, ImageDraw
 
 from data.clusters import NO_CLUSTER, load_clusters
 from data.images import BadImage
-from data.neighbours import LEFT_OUT, MINE, left_out_rows, load_neighbours, read_twin
+from data.neighbours import LEFT_OUT, left_out_rows, load_neighbours, read_twin
 from data.sources import ImageSource
 from runtime.errors import UserError
+from runtime.npy import pieces
 from runtime.state import write_atomic
 
-ROWS_PER_CHUNK = 8192
 AGREEMENT_K = 10  # nearest neighbours whose classes are compared
 
 # A row of a contact sheet: (heading of a column group, indices of its images).
@@ -24,32 +24,18 @@ Row = list[tuple[str, list[int]]]
 def check_neighbours(path: Path, source: ImageSource) -> list[str]:
     """What is well with a neighbour file, a sentence each.
 
-    Raises UserError where it does not load (see load_neighbours), or holds an image as its own neighbour or twice
-    in a row.
+    Raises UserError where it does not load (see load_neighbours).
     """
-    ids, warnings = load_neighbours(path, source.fingerprint(), len(source), 1, flag="")
+    ids, warnings = load_neighbours(path, source.fingerprint(), len(source), flag="")
     gone = left_out_rows(ids)
     kept = len(ids) - len(gone)
-    own, double, same_class = [], [], 0
-    for start in range(0, len(ids), ROWS_PER_CHUNK):
-        chunk = np.asarray(ids[start : start + ROWS_PER_CHUNK])
-        image = np.arange(start, start + len(chunk))[:, None]
-        image, chunk = image[chunk[:, 0] != LEFT_OUT], chunk[chunk[:, 0] != LEFT_OUT]
-        own.append(image[(chunk == image).any(axis=1), 0])
-        ranked = np.sort(chunk, axis=1)
-        double.append(image[(ranked[:, 1:] == ranked[:, :-1]).any(axis=1), 0])
-        if source.labels is not None:
-            same_class += int((source.labels[chunk[:, :AGREEMENT_K]] == source.labels[image]).sum())
-    own, double = np.concatenate(own), np.concatenate(double)
-    problems = [f"{len(rows):,} images {what} (image {rows[0]} first)" for rows, what in
-                ((own, "are their own neighbour"), (double, "have a neighbour twice")) if len(rows)]
-    if problems:
-        raise UserError(f"{path} is no sound neighbour file: {' and '.join(problems)}; {MINE}")
     sentences = [*_origin(path, source, warnings),
                  f"Each image has {ids.shape[1]} neighbours, all of them among these images, none of them the image "
                  "itself and none twice.", *_left_out(gone, source)]
     if source.labels is not None and kept > 1:
         k = min(AGREEMENT_K, ids.shape[1])
+        same_class = sum(int(((source.labels[rows[:, :k]] == source.labels[first:first + len(rows), None])
+                              & (rows[:, :1] != LEFT_OUT)).sum()) for first, rows in pieces(ids))
         sizes = np.bincount(np.delete(source.labels, gone)).astype(float)
         chance = (sizes * (sizes - 1)).sum() / (kept * (kept - 1))
         sentences.append(f"Of an image's first {k}, {100 * same_class / (k * kept):.1f} % are of its own class "
@@ -104,7 +90,7 @@ def neighbour_rows(path: Path, source: ImageSource, anchors: int, show: int, see
     found = {}
     for name, file in tables:
         try:
-            found[name] = load_neighbours(file, source.fingerprint(), len(source), 1, flag="")[0]
+            found[name] = load_neighbours(file, source.fingerprint(), len(source), flag="")[0]
         except UserError as error:
             notes.append(f"Not in the picture: {error}.")
     gone = left_out_rows(next(iter(found.values()))) if found else []

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from data.neighbours import compare_with_twin, read_twin, said_left_out
-from runtime.archive import Damaged, check_archive, is_archive
-from runtime.errors import UserError
+from runtime.archive import check_archive, is_archive
+from runtime.errors import Damaged, UserError
 from runtime.state import save_json, write_atomic
 
 AGAIN = "cluster again with compute_knn.py"

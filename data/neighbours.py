@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import os
 from collections.abc import Callable, Mapping
@@ -11,27 +10,28 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import UserError
+from runtime.errors import Damaged, UserError
+from runtime.npy import CHECKSUMS, Checksums, map_array, pieces, read_checksums, whole_json
 from runtime.state import save_json
 
-ROWS_PER_CHUNK = 65536
 LEFT_OUT = -1  # in each place of the row of an image that could not be opened
 MINE = "mine again with compute_knn.py"
 
 
-def place_neighbours(rows: Path, folder: Path, name: str, info: dict) -> Path:
+def place_neighbours(rows: Path, folder: Path, name: str, info: dict, checksums: Checksums) -> Path:
     """Move ``rows``, a whole .npy file int64 [N, k] on the same disk, to folder/name.npy and write its JSON twin.
 
     name is closek_info (nearest first) or fark_info (farthest first), of neighbours without the image itself. info
     holds fingerprint, source, left_out (how many rows are, see left_out_rows), teacher_sha256, teacher_arch, transform,
-    image_size and metric; images and k are taken from the file. Returns its new path.
+    image_size and metric; images and k are taken from the file. ``checksums`` are those of its rows (runtime.npy),
+    which the twin keeps. Returns its new path.
     """
     path = Path(folder) / f"{name}.npy"
-    images, k = np.load(rows, mmap_mode="r", allow_pickle=False).shape
+    images, k = map_array(rows).shape
     twin = path.with_suffix(".json")
     twin.unlink(missing_ok=True)  # so that a crash between the two never leaves new numbers with an old twin
     rows.replace(path)
-    save_json({**info, "images": images, "k": k}, twin)
+    save_json({**info, "images": images, "k": k, CHECKSUMS: checksums}, twin)
     return path
 
 
@@ -39,7 +39,7 @@ def load_neighbours(
     path: str | os.PathLike,
     source_fingerprint: str,
     num_images: int,
-    total_k: int,
+    total_k: int | None = None,
     teacher_sha256: str | None = None,
     flag: str = "--closek-info",
 ) -> tuple[np.ndarray, list[str]]:
@@ -59,14 +59,14 @@ def load_neighbours(
             f"{name} holds neighbours of {len(ids):,} images and --data has {num_images:,}; "
             f"give the data it was made from, or {MINE}"
         )
-    if ids.shape[1] < total_k:
+    if total_k is not None and ids.shape[1] < total_k:
         raise UserError(
             f"{name} holds {ids.shape[1]} neighbours an image and --total-k asks for "
             f"{total_k}; lower --total-k, or {MINE} and a larger k"
         )
     # The twin first: that it is another data set says more than that some index is out of range.
     warnings = compare_with_twin(path, name, source_fingerprint, teacher_sha256, MINE)
-    _check_range(name, ids)
+    _check_rows(path, name, ids, total_k)
     _check_left_out(name, ids, read_twin(path))
     with contextlib.suppress(AttributeError, OSError, ValueError):  # what was looked at need not stay mapped
         ids._mmap.madvise(mmap.MADV_DONTNEED)
@@ -128,30 +128,44 @@ def _map_integers(path: Path, name: str) -> np.ndarray:
         found = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{name} {found}; give the closek_info.npy that compute_knn.py writes")
     try:
-        ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError):
+        ids = map_array(path)
+    except (OSError, Damaged) as error:
         raise UserError(
-            f"{name} is not a whole .npy file of numbers; give the closek_info.npy that compute_knn.py writes"
+            f"{name} is not a whole .npy file of numbers ({error}); give the closek_info.npy that compute_knn.py writes"
         ) from None
-    if not isinstance(ids, np.ndarray) or ids.ndim != 2 or ids.dtype.kind not in "iu":
-        found = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else "an .npz archive"
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise UserError(
-            f"{name} holds {found} where integers [images, k] belong; "
+            f"{name} holds {ids.dtype} {list(ids.shape)} where integers [images, k] belong; "
             "give the closek_info.npy that compute_knn.py writes"
         )
     return ids
 
 
-def _check_range(name: str, ids: np.ndarray) -> None:
-    for start in range(0, len(ids), ROWS_PER_CHUNK):  # ImageNet's file is 4 GB; it need not be in memory at once
-        chunk = ids[start : start + ROWS_PER_CHUNK]
-        wrong = ((chunk < 0) | (chunk >= len(ids))) & (chunk != LEFT_OUT).any(axis=1, keepdims=True)
-        if wrong.any():
-            row, column = np.argwhere(wrong)[0]
-            raise UserError(
-                f"{name} gives image {start + row} the neighbour {chunk[row, column]}, outside "
-                f"the {len(ids):,} images of --data; the file is damaged or not a neighbour file, so {MINE}"
-            )
+def _check_rows(path: Path, name: str, ids: np.ndarray, used: int | None) -> None:
+    """Of all rows, in one pass: checksums, where the twin has them, range, and the image itself and doubles among the
+    ``used`` columns."""
+    own, double = [], []
+    try:
+        twin = read_twin(path)
+        for first, rows in pieces(ids, None if twin is None else read_checksums(twin.get(CHECKSUMS))):
+            there = (rows != LEFT_OUT).any(axis=1)
+            wrong = ((rows < 0) | (rows >= len(ids))) & there[:, None]
+            if wrong.any():
+                row, column = np.argwhere(wrong)[0]
+                raise UserError(
+                    f"{name} gives image {first + row} the neighbour {rows[row, column]}, outside "
+                    f"the {len(ids):,} images of --data; the file is damaged or not a neighbour file, so {MINE}"
+                )
+            image, rows = first + np.flatnonzero(there), np.sort(rows[there, :used], axis=1)
+            own.append(image[(rows == image[:, None]).any(axis=1)])
+            double.append(image[(rows[:, 1:] == rows[:, :-1]).any(axis=1)])
+    except Damaged as error:
+        raise UserError(f"{name} is damaged: {error}; {MINE}") from None
+    own, double = np.concatenate(own or [[]]), np.concatenate(double or [[]])
+    problems = [f"{len(rows):,} images {what} (image {rows[0]} first)" for rows, what in
+                ((own, "are their own neighbour"), (double, "have a neighbour twice")) if len(rows)]
+    if problems:
+        raise UserError(f"{name} is not a sound neighbour file: {' and '.join(problems)}; {MINE}")
 
 
 def _check_left_out(name: str, ids: np.ndarray, twin: dict | None) -> None:
@@ -161,22 +175,20 @@ def _check_left_out(name: str, ids: np.ndarray, twin: dict | None) -> None:
                         f"the two do not belong together, so {MINE}")
     if len(gone) == len(ids):
         raise UserError(f"{name} leaves out all of its {len(ids):,} images; {MINE}")
-    for start in range(0, len(ids) if len(gone) else 0, ROWS_PER_CHUNK):
-        chunk = ids[start : start + ROWS_PER_CHUNK]
-        wrong = np.isin(chunk, gone)
+    for first, rows in pieces(ids) if len(gone) else ():
+        wrong = np.isin(rows, gone)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
-            raise UserError(f"{name} gives image {start + row} the neighbour {chunk[row, column]}, which it leaves out;"
+            raise UserError(f"{name} gives image {first + row} the neighbour {rows[row, column]}, which it leaves out;"
                             f" the file is damaged, so {MINE}")
 
 
 def read_twin(path: Path) -> dict | None:
     """The JSON beside a neighbour or cluster file; None where there is none or it cannot be read."""
     try:
-        info = json.loads(path.with_suffix(".json").read_text())
-    except (OSError, ValueError):
+        return whole_json(path.with_suffix(".json"))
+    except (OSError, Damaged):
         return None
-    return info if isinstance(info, dict) else None
 
 
 def said_left_out(twin: dict | None) -> int:

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from models.report import few
-from runtime.archive import START, Damaged, check_archive
-from runtime.errors import UserError
+from runtime.archive import START, check_archive
+from runtime.errors import Damaged, UserError
 from runtime.inert import Inert, inert_pickle
 
 # Whose classes lie in published checkpoints beside the tensors. They are stood in for, never imported.

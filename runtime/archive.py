@@ -8,11 +8,9 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from runtime.errors import Damaged
+
 START = b"PK\x03\x04"
-
-
-class Damaged(Exception):
-    """A file that is not as it was written; the message says in what way."""
 
 
 def is_archive(path: Path) -> bool:

@@ -36,6 +36,10 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+class Damaged(Exception):
+    """A file that is not as it was written; the message says in what way, and whoever reads the file what to do."""
+
+
 class RunStopped(UserError):
     """A run that cannot go on (a loss that is not finite, no memory left), said in one sentence."""
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from runtime.device import Process, agree, all_gather, gather_objects
-from runtime.errors import UserError
+from runtime.errors import Damaged, UserError
+from runtime.npy import CHECKSUMS, Checksums, check_rows, map_array, read_checksums, whole_json
 from runtime.rowfile import RowFile, one_writer, open_rows
 from runtime.state import save_json
 
@@ -62,9 +63,9 @@ def extract(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], co
     """
     if keep is None:
         return _make(encoder, loader_of, count, process, label, check, None, leave_out)
-    if not _is_kept(keep, count):
+    if not _is_kept(keep, count, process):
         with one_writer(keep.path, process):
-            if not _is_kept(keep, count):  # by the job that was waited for
+            if not _is_kept(keep, count, process):  # by the job that was waited for
                 _make(encoder, loader_of, count, process, label, check, keep, leave_out)
     return open_rows(keep.path, keep.dtype)
 
@@ -94,7 +95,7 @@ def _make(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], coun
     agree(problem)  # a broken image on one rank ends them all, before the others wait for it
     encoder.train(was_training)
     if file is not None:
-        file.finish(lambda rows: _publish(rows, keep))
+        file.finish(lambda rows, checksums: _publish(rows, keep, checksums))
         return None
     features = _gather(parts, share, count, process)
     broken = _broken(features, leave_out)
@@ -158,23 +159,38 @@ def _write(file: RowFile, todo: range, batches: Iterator[Tensor], dtype: str, la
         raise RuntimeError(f"{todo.stop - first} of {len(todo)} images did not come out of the loader")
 
 
-def _is_kept(keep: Keep, count: int) -> bool:
-    """Whether the file is there, whole; every rank must take the same way."""
-    def whole() -> bool:
-        try:
-            record = json.loads(keep.path.with_suffix(".json").read_text())
-            rows = np.load(keep.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return False
-        return record == json.loads(json.dumps(keep.record)) and rows.shape == (count, keep.width)
-
-    return all(gather_objects(whole()))
+def _is_kept(keep: Keep, count: int, process: Process) -> bool:
+    """Whether the file is there, whole and unchanged; every rank must take the same way, and looks at its part."""
+    problem = _changed(keep, count, process)
+    problems = gather_objects(problem)
+    if problem and keep.path.exists():
+        print(f"{keep.path} is damaged ({problem}); its features are made again", flush=True)
+    return not any(x is not None for x in problems)
 
 
-def _publish(rows: Path, keep: Keep) -> None:
+def _changed(keep: Keep, count: int, process: Process) -> str | None:
+    """What is wrong with the file; '' where it, or its record, is not there."""
+    twin = keep.path.with_suffix(".json")
+    if not (keep.path.is_file() and twin.is_file()):
+        return ""
+    try:
+        record = whole_json(twin)
+        blocks = read_checksums(record.pop(CHECKSUMS, None))
+        if record != json.loads(json.dumps(keep.record)):
+            raise Damaged(f"{twin.name} is of other features")
+        rows = map_array(keep.path)
+        if (rows.shape, rows.dtype) != ((count, keep.width), STORED[keep.dtype]) or not rows.flags.c_contiguous:
+            raise Damaged(f"it holds {rows.dtype} {list(rows.shape)}")
+        check_rows(rows, blocks, process.rank, process.world_size)
+    except (OSError, Damaged) as error:
+        return str(error)
+    return None
+
+
+def _publish(rows: Path, keep: Keep, checksums: Checksums) -> None:
     keep.path.with_suffix(".json").unlink(missing_ok=True)  # new numbers never stand beside an old record
     rows.replace(keep.path)
-    save_json(keep.record, keep.path.with_suffix(".json"))
+    save_json({**keep.record, CHECKSUMS: checksums}, keep.path.with_suffix(".json"))
 
 
 def _gather(parts: list[Tensor], share: int, count: int, process: Process) -> Tensor:

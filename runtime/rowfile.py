@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from runtime.device import Process, agree, barrier, gather_objects
-from runtime.errors import UserError
+from runtime.errors import Damaged, UserError
 from runtime.lock import FileLock, Held
-from runtime.state import save_json
+from runtime.npy import Checksums, are_of_all, check_rows, checksum, map_array, pieces
+from runtime.state import save_json, write_atomic
 
 ROWS, IDENTITY = "rows.npy", "identity.json"
 ZEROS = 16 << 20
@@ -61,9 +63,10 @@ class RowFile:
     """``path`` [rows, width], in the making in the folder ``path.stem + .partial`` beside it.
 
     That folder holds ``rows.npy`` at its full size, ``identity.json`` and, of each rank, ``done-RANK.txt``, a line for
-    each range of rows that is on the disk. Work of the same ``identity`` goes on there, with any number of ranks; other
-    work there is thrown away, so :func:`one_writer` belongs around it. Made, and finished, by all ranks together; the
-    folder must be shared by all of them. Raises :class:`UserError` where there is no room or no permission, and leaves
+    each range of rows that is on the disk, with their CRC-32. Work of the same ``identity`` goes on there, with any
+    number of ranks, but for rows that were changed meanwhile, which are made again; other work there is thrown away,
+    so :func:`one_writer` belongs around it. Made, and finished, by all ranks together; the folder must be shared by all
+    of them. Raises :class:`UserError` where there is no room or no permission, and leaves
     nothing half written then.
     """
 
@@ -77,10 +80,8 @@ class RowFile:
             try:
                 self._start()
             except OSError as error:
-                shutil.rmtree(self.folder, ignore_errors=True)
                 problem = self._full(error)
             except UserError as error:
-                shutil.rmtree(self.folder, ignore_errors=True)
                 problem = str(error)
         agree(problem)
         agree(None if self._is_mine() else f"{self.folder} is not seen by rank {process.rank}; choose a folder on a "
@@ -92,7 +93,7 @@ class RowFile:
     def missing(self, share: range) -> list[range]:
         """The parts of ``share`` that were not on the disk when this object was made, in order."""
         gaps, at = [], share.start
-        for first, last in self._done:
+        for first, last, _ in self._done:
             if first > at and at < share.stop:
                 gaps.append(range(at, min(first, share.stop)))
             at = max(at, last)
@@ -110,12 +111,14 @@ class RowFile:
                 file.flush()
                 os.fsync(file.fileno())
             with (self.folder / f"done-{self.process.rank}.txt").open("a") as file:
-                file.write(f"\n{first} {first + len(data)}\n")  # what a kill left of the line before stands alone
+                # What a kill left of the line before stands alone.
+                file.write(f"\n{first} {first + len(data)} {checksum(data)}\n")
         except OSError as error:
             raise UserError(self._full(error), every_process=False) from None
 
-    def finish(self, publish: Callable[[Path], None]) -> None:
-        """When all ranks have written their rows: rank 0 hands the whole file to ``publish``, which moves it."""
+    def finish(self, publish: Callable[[Path, Checksums], Any]) -> None:
+        """When all ranks have written their rows: rank 0 hands the whole file to ``publish``, which moves it, with the
+        checksums of its blocks."""
         barrier()
         problem = None
         if self.process.is_main:
@@ -123,7 +126,7 @@ class RowFile:
                 self._done = self._read_done()
                 if self.missing(range(self.shape[0])):
                     raise RuntimeError(f"rows of {self.path} were not written")
-                publish(self.folder / ROWS)
+                publish(self.folder / ROWS, self._checksums())
                 shutil.rmtree(self.folder, ignore_errors=True)
             except OSError as error:
                 problem = self._full(error)
@@ -131,32 +134,60 @@ class RowFile:
                 problem = str(error)
         agree(problem)
 
+    def _checksums(self) -> Checksums:
+        if are_of_all(self._done, self.shape[0]):
+            return self._done
+        rows = map_array(self.folder / ROWS)  # some were written twice
+        return [(first, first + len(piece), checksum(piece)) for first, piece in pieces(rows)]
+
     def _start(self) -> None:
         if self._is_mine():
+            self._forget_changed_rows()
             return
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        with (self.folder / ROWS).open("wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            file.flush()
-            _reserve(file, int(np.prod(self.shape)) * self.dtype.itemsize)
-        save_json(self.identity, self.folder / IDENTITY)
+        try:
+            self.folder.mkdir(parents=True)
+            with (self.folder / ROWS).open("wb") as file:
+                header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False,
+                          "shape": self.shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.flush()
+                _reserve(file, int(np.prod(self.shape)) * self.dtype.itemsize)
+            save_json(self.identity, self.folder / IDENTITY)
+        except (OSError, UserError):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    def _forget_changed_rows(self) -> None:
+        rows, kept = map_array(self.folder / ROWS), []
+        for first, last, expected in self._read_done():
+            with suppress(Damaged):
+                check_rows(rows[first:last], [(0, last - first, expected)])
+                kept.append(f"\n{first} {last} {expected}\n")
+        write_atomic(self.folder / "done-before.txt", lambda file: file.write("".join(kept).encode()) and None)
+        for path in self.folder.glob("done-*.txt"):
+            if path.name != "done-before.txt":
+                path.unlink()
 
     def _is_mine(self) -> bool:
         try:
-            return json.loads((self.folder / IDENTITY).read_text()) == self.identity and (self.folder / ROWS).exists()
-        except (OSError, ValueError):
+            rows = map_array(self.folder / ROWS)
+            return (json.loads((self.folder / IDENTITY).read_text()) == self.identity and rows.shape == self.shape
+                    and rows.dtype == self.dtype and rows.flags.c_contiguous)
+        except (OSError, ValueError, RecursionError, Damaged):
             return False
 
-    def _read_done(self) -> list[tuple[int, int]]:
-        ranges = []
+    def _read_done(self) -> list[tuple[int, int, int]]:
+        """(first, last, CRC-32) of each range, in order."""
+        blocks = set()
         for path in self.folder.glob("done-*.txt"):
-            for line in path.read_text().split("\n")[:-1]:  # a line that a kill cut short has no end
+            for line in path.read_text(errors="replace").split("\n")[:-1]:  # a line that a kill cut short has no end
                 words = line.split()
-                if len(words) == 2 and all(word.isdigit() for word in words):
-                    ranges.append((int(words[0]), int(words[1])))
-        return sorted(ranges)
+                if len(words) == 3 and all(re.fullmatch(r"[0-9]{1,18}", word) for word in words):
+                    first, last, expected = map(int, words)
+                    if first < last <= self.shape[0]:
+                        blocks.add((first, last, expected))
+        return sorted(blocks)
 
     def _full(self, error: OSError) -> str:
         size = int(np.prod(self.shape)) * self.dtype.itemsize / 1e9
@@ -167,7 +198,7 @@ class RowFile:
 def open_rows(path: Path, dtype: str = "") -> Tensor:
     """A .npy file [rows, width] as a memory-mapped tensor; ``bfloat16`` is kept as int16, which numpy can hold.
 
-    What is written into the tensor stays in this process.
+    What is written into the tensor stays in this process. Whether the file is whole is asked before.
     """
     rows = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
     return rows.view(torch.bfloat16) if dtype == "bfloat16" else rows

@@ -14,16 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.errors import UserError
+from runtime.errors import Damaged, UserError
 from runtime.state import write_atomic
 
 CHECKPOINT = "checkpoint.pth"
 OLDER = re.compile(r"checkpoint-(\d+)\.pth")  # the number of steps that had been done
 CHECKSUM = "checksum"
-
-
-class Damaged(Exception):
-    """A file that is not a whole checkpoint; the message says in what way."""
 
 
 class Checkpoints:

@@ -2,11 +2,13 @@
 
 import json
 import pickle
+import zlib
 
 import numpy as np
 import pytest
 
 import data.neighbours
+import runtime.npy
 from data.neighbours import KeptNeighbours, left_out_rows, load_neighbours, place_neighbours, row_reader, same_left_out
 from runtime.errors import UserError
 
@@ -25,11 +27,17 @@ INFO = {
 }
 
 
+def checksums_of(ids, rows=20):
+    """Of blocks of so many rows."""
+    return [[first, min(first + rows, len(ids)), zlib.crc32(ids[first:first + rows].astype("<i8").tobytes())]
+            for first in range(0, len(ids), rows)]
+
+
 def save_neighbours(folder, name, ids, info):
     """As mining leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "rows.npy", ids.astype(np.int64))
-    return place_neighbours(folder / "rows.npy", folder, name, info)
+    return place_neighbours(folder / "rows.npy", folder, name, info, checksums_of(ids))
 
 
 @pytest.fixture
@@ -60,7 +68,7 @@ def test_round_trip(tmp_path, name):
     plain = np.load(path)  # as the original's code reads it
     assert plain.dtype == np.int64
     assert (plain == IDS).all()
-    assert json.loads(path.with_suffix(".json").read_text()) == INFO
+    assert json.loads(path.with_suffix(".json").read_text()) == {**INFO, "checksums": checksums_of(IDS)}
     ids, warnings = load(path, teacher_sha256="a" * 64)
     assert warnings == []
     assert isinstance(ids, np.memmap)
@@ -74,9 +82,9 @@ def test_counts_in_the_twin_are_the_arrays_own(tmp_path):
 
 
 def test_overwriting_leaves_the_new_pair(saved):
-    save_neighbours(saved.parent, "closek_info", IDS[::-1].copy(), {**INFO, "fingerprint": "e" * 64})
+    save_neighbours(saved.parent, "closek_info", IDS[:, ::-1].copy(), {**INFO, "fingerprint": "e" * 64})
     ids, _ = load(saved, fingerprint="e" * 64)
-    assert (ids == IDS[::-1]).all()
+    assert (ids == IDS[:, ::-1]).all()
 
 
 def test_a_failed_write_leaves_no_twin_of_other_numbers(saved, monkeypatch):
@@ -85,10 +93,10 @@ def test_a_failed_write_leaves_no_twin_of_other_numbers(saved, monkeypatch):
 
     monkeypatch.setattr(data.neighbours, "save_json", fail)
     with pytest.raises(OSError, match="No space left on device"):
-        save_neighbours(saved.parent, "closek_info", IDS[::-1], INFO)
+        save_neighbours(saved.parent, "closek_info", IDS[:, ::-1], INFO)
     assert [file.name for file in saved.parent.iterdir()] == ["closek_info.npy"]
     ids, warnings = load(saved)  # the new numbers, whole, and no longer vouched for
-    assert (ids == IDS[::-1]).all()
+    assert (ids == IDS[:, ::-1]).all()
     assert len(warnings) == 1
 
 
@@ -120,7 +128,7 @@ def test_rows_of_a_file_and_of_an_array(tmp_path, dtype):
 def test_a_file_written_anew_does_not_change_what_is_read(saved):
     """Mining again into the folder of a training that is under way."""
     read = row_reader(load(saved)[0])
-    save_neighbours(saved.parent, "closek_info", IDS[::-1].copy(), INFO)
+    save_neighbours(saved.parent, "closek_info", IDS[:, ::-1].copy(), INFO)
     assert (read(np.arange(N), np.tile(np.arange(K), (N, 1))) == IDS).all()
 
 
@@ -167,21 +175,58 @@ def test_another_teacher_warns(saved):
     assert load(saved, teacher_sha256=None)[1] == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", '{"images": 50}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", '{"images": 50}', "[" * 100_000, "\xff"])
 def test_unreadable_twin(saved, text):
-    saved.with_suffix(".json").write_text(text)
+    saved.with_suffix(".json").write_bytes(text.encode("latin1"))
     assert "closek_info.json" in refusal(saved)
 
 
 @pytest.mark.parametrize("value", [-1, N, 2**40])
 @pytest.mark.parametrize("row", [0, 7, N - 1])
 def test_index_outside_the_data(tmp_path, monkeypatch, value, row):
-    monkeypatch.setattr(data.neighbours, "ROWS_PER_CHUNK", 8)
+    monkeypatch.setattr(runtime.npy, "PIECE", 8 * K * 8)
     ids = IDS.copy()
     ids[row, 3] = value
     text = refusal(save_neighbours(tmp_path, "closek_info", ids, INFO))
     assert f"image {row} " in text
     assert str(value) in text
+
+
+@pytest.mark.parametrize("piece", [1, 1 << 20])
+def test_an_image_as_its_own_neighbour_and_one_twice(tmp_path, monkeypatch, piece):
+    """In the original's file, which has no checksums, and among the columns that are used."""
+    monkeypatch.setattr(runtime.npy, "PIECE", piece)
+    path, ids = tmp_path / "closek_info.npy", IDS.copy()
+    ids[[5, 9, 20], 3] = 5, 9, 20
+    np.save(path, ids)
+    assert "3 images are their own neighbour (image 5 first); mine again" in refusal(path, total_k=4)
+    assert len(load(path, total_k=3)[1]) == 1
+    ids[17, 4] = ids[17, 0]
+    np.save(path, ids)
+    assert "(image 5 first) and 1 images have a neighbour twice (image 17 first)" in refusal(path, total_k=None)
+    ids[[5, 9, 20]] = IDS[[5, 9, 20]]
+    np.save(path, ids)
+    assert "sound neighbour file: 1 images have a neighbour twice" in refusal(path, total_k=5)
+    assert len(load(path, total_k=4)[1]) == 1
+
+
+@pytest.mark.parametrize("place", [0, N * K // 2, N * K - 1])
+def test_a_changed_number_is_found_by_the_checksums(saved, place):
+    ids = IDS.copy()
+    ids.flat[place] = (ids.flat[place] + 7) % N  # in range, no double
+    np.save(saved, ids)
+    first = place // K // 20 * 20
+    assert f"rows {first} to {min(first + 20, N) - 1} were changed after they were written; mine" in refusal(saved)
+    saved.with_suffix(".json").unlink()
+    load(saved)
+
+
+@pytest.mark.parametrize("wrong", [None, [], {}, [[0, N]], [[0, N, "x"]], [[0, N, -1]], [[0, N, 1.5]], "checksums_of",
+                                   checksums_of(IDS)[:2], checksums_of(IDS)[1:], checksums_of(IDS)[::-1]])
+def test_a_twin_without_whole_checksums_is_refused(saved, wrong):
+    twin = json.loads(saved.with_suffix(".json").read_text())
+    saved.with_suffix(".json").write_text(json.dumps({**twin, "checksums": wrong}))
+    assert "is damaged: its " in refusal(saved)
 
 
 def test_missing_file_and_folder(tmp_path):

@@ -5,7 +5,8 @@ import zipfile
 import pytest
 import torch
 
-from runtime.archive import Damaged, check_archive, is_archive
+from runtime.archive import check_archive, is_archive
+from runtime.errors import Damaged
 
 
 def save(path, **options):

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -103,7 +104,8 @@ def test_features_are_found_again_for_exactly_what_they_were_made_from(tmp_path)
     assert len(encoder.seen) == made * (2 + len(IDENTITY))
     assert kept(folder, [4.0] * 5)[0, 0] == 1  # the first is still there
     assert len(list(folder.iterdir())) == 2 * (2 + len(IDENTITY)), "something half made is left"
-    assert IDENTITY in [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    twins = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    assert {**IDENTITY, "checksums": [[0, 5, zlib.crc32(first.numpy().tobytes())]]} in twins
     assert {np.load(path, allow_pickle=False).dtype.str for path in folder.glob("*.npy")} == {"<f4", "<f2"}
 
 
@@ -222,6 +224,55 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     extract(Doubler(), loader_of([1.0]), 1, ALONE, "x", nothing)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_changed_numbers_are_found_said_and_made_again(dtype, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runtime.features, "WRITTEN", 1)  # a block is a batch
+    values = [float(i) for i in range(20)]
+    kept(tmp_path, values, dtype=dtype)
+    rows, = tmp_path.glob("*.npy")
+    good = rows.read_bytes()
+    for place in (128, 128 + 41, len(good) - 1):
+        rows.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1:])
+        assert kept(tmp_path, values, dtype=dtype).tolist() == [[v, 2 * v] for v in values]
+        assert rows.read_bytes() == good
+        assert f"{rows} is damaged (rows " in capsys.readouterr().out
+    encoder = Doubler()
+    kept(tmp_path, values, encoder, dtype=dtype)
+    assert (encoder.seen, capsys.readouterr().out) == ([], "")
+
+
+@pytest.mark.parametrize(("before", "after"), [(b"False", b"True "), (b"(20,", b"(10,"), (b", 2)", b", 4)"),
+                                               (b"<f4", b">f4")])
+def test_a_changed_header_is_found(before, after, tmp_path):
+    values = [float(i) for i in range(20)]
+    kept(tmp_path, values)
+    rows, = tmp_path.glob("*.npy")
+    good = rows.read_bytes()
+    rows.write_bytes(good.replace(before, after))
+    assert kept(tmp_path, values).tolist() == [[v, 2 * v] for v in values]
+    assert rows.read_bytes() == good
+
+
+def test_rows_that_were_changed_between_a_kill_and_the_next_run_are_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime.features, "WRITTEN", 1)
+    values = [float(i) for i in range(20)]
+
+    def dies(batch):
+        if 9 in batch[1]:
+            raise KeyboardInterrupt
+
+    encoder = Doubler()
+    with pytest.raises(KeyboardInterrupt):
+        kept(tmp_path, values, encoder, check=dies)
+    rows, = tmp_path.glob("*.partial/rows.npy")
+    content = bytearray(rows.read_bytes())
+    content[128 + 5 * 8] ^= 1  # of image 5
+    rows.write_bytes(content)
+    made = sum(encoder.seen)
+    assert kept(tmp_path, values, encoder).tolist() == [[v, 2 * v] for v in values]
+    assert sum(encoder.seen) == made + 12 + 4  # the twelve that were missing, and the batch of image 5
 
 
 @pytest.mark.parametrize("harm", ["no record", "cut short", "other record"])
