@@ -170,12 +170,13 @@ def distil(args: argparse.Namespace, process: Process) -> None:
               "teacher_stem": teacher_spec.stem if teacher else None, "teacher": report.record() if report else None,
               "teacher_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
               "far_k": sampler.far_k, "num_clusters": sampler.num_clusters, "processes": process.world_size}
-    record = {**student.record(), "config": config, "teacher": config["teacher"]}
+    record = {**student.record(), "teacher": config["teacher"]}
     modules = {"state_dict": student, "updater": updater,
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
                **({"ema": average} if average else {})}
+    networks = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
     run = Run.open(config=config, record=record, volatile=VOLATILE | FILES | methods.LOSS_FLAGS, process=process,
-                   modules=modules, complete=methods.complete,
+                   modules=modules, exports=networks, complete=methods.complete,
                    per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
                    **cli.run_options(args))
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
@@ -220,8 +221,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         run.log.say(f"epoch {epoch + 1}: {sampler.statistics}")
         if knn and ((epoch + 1) % args.knn_every == 0 or epoch + 1 == args.epochs):
             run.note(epoch, "knn", {"top1": knn.score(Encoder(backbone).to(process.device))}, knn.description)
-        exports = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
-        run.save(epoch, {name: network.student_state() for name, network in exports.items()})
+        run.save(epoch, {name: network.student_state() for name, network in networks.items()})
     run.finish(bad_images.summary() if bad_images.counts else "")
 
 

@@ -100,8 +100,8 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     config = {**vars(args), "image_size": image_size, "data_fingerprint": source.fingerprint(),
               "processes": process.world_size}
     modules = {"state_dict": moco, "updater": updater}
-    run = Run.open(config=config, record={**moco.record(), "config": config}, volatile=VOLATILE, process=process,
-                   modules=modules, **cli.run_options(args))
+    run = Run.open(config=config, record=moco.record(), volatile=VOLATILE, process=process,
+                   modules=modules, exports=["teacher.pth"], **cli.run_options(args))
     for line in (cli.ignored_flags_note(args), f"data: {source.description}",
                  f"MoCo v2: {args.arch}, {args.epochs} epochs of {len(sampler)} steps of {args.batch_size} images, "
                  f"queue {args.moco_k}, on {process.world_size} x {process.device.type}"):

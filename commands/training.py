@@ -102,9 +102,9 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: commo
               "test": test.identity()}
     identity = {key: value for key, value in config.items() if key != "weights"}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    record = {**spec.record(), "mean": list(network.encoder.mean), "std": list(network.encoder.std), "config": config}
+    record = {**spec.record(), "mean": list(network.encoder.mean), "std": list(network.encoder.std)}
     run = Run.open(str(common.open_output(args) / f"{command}-{name}"), "auto", config, record, {"weights"}, process,
-                   modules)
+                   modules, exports=["best.pth", "last.pth"])
     run.restore_own_state(args.seed)
 
     def step(batch: Batch) -> dict[str, Tensor]:

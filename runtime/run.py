@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from runtime.device import Process, gather_objects, highest, on_first_rank, seed_everything, share_error
 from runtime.errors import RunPaused, RunStopped, UserError
+from runtime.folder import refuse_inputs, refuse_other_run
 from runtime.lock import FolderLock
 from runtime.log import Averages, RunLog
 from runtime.signals import StopSignals, signal_name
-from runtime.state import check_same_run, random_state, set_random_state
+from runtime.state import random_state, set_random_state
 from runtime.store import CHECKPOINT, Checkpoints, digest, find_resume, load_checkpoint, load_newest, save_checkpoint
 
 Stateful = Any  # has state_dict and load_state_dict
@@ -75,19 +76,25 @@ class Run:
     def open(cls, output: str, resume: str, config: dict[str, Any], record: Mapping[str, Any], volatile: set[str],
              process: Process, modules: Mapping[str, Stateful], start_epoch: int | None = None,
              save_every: str = "0", keep: int = 2, per_process: str = "", on_nonfinite: str = "stop",
-             nonfinite_limit: int = 10,
+             nonfinite_limit: int = 10, exports: Iterable[str] = (),
              complete: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> Run:
         """Start in ``output``, or go on from its last step: restores ``modules`` and the log.
 
-        ``config`` says which run this is (``volatile``, ``complete``: see :func:`runtime.state.check_same_run`);
-        ``record`` goes into every checkpoint. ``per_process`` says what of the run's mathematics depends on the
+        ``config`` says which run this is (``volatile``, ``complete``: see :func:`runtime.state.check_same_run`); it
+        and ``record`` go into every checkpoint and into each of ``exports``, the files that :meth:`save` will write.
+        ``per_process`` says what of the run's mathematics depends on the
         number of processes, '' for nothing. From here to :meth:`finish`, or the end of ``process``, the folder is
         this job's, and stop signals are answered between steps. Raises :class:`UserError`, on every rank and before
-        anything is written, if the folder is in use or holds a different run.
+        anything is written, if the folder is in use or holds a different run, or an input of this one.
         """
         folder, closing = Path(output), process.closing.enter_context(contextlib.ExitStack())
-        path, state, notes = _find(folder, resume, lambda: check_same_run(folder, config, volatile, complete), process,
-                                   per_process, closing)
+
+        def check(own: bool) -> None:
+            refuse_inputs(folder, config, exports)
+            if not own:
+                refuse_other_run(folder, config, volatile, complete, exports, start_epoch or 0)
+
+        path, state, notes = _find(folder, resume, check, process, per_process, closing)
         state = _restore_on_all(modules, state, path, process)
         epoch, step, steps = (state["epoch"], state.get("step", 0), state["steps"]) if state else (0, 0, 0)
         if start_epoch is not None and not (state and resume == "auto"):  # a restart goes on, whatever it began with
@@ -102,7 +109,8 @@ class Run:
         closing.callback(log.close)
         place = {"epoch": epoch, "step": step, "steps": steps, "skipped": state.get("skipped", 0) if state else 0}
         in_place = path is not None and path.parent.samefile(folder) and path.name == CHECKPOINT
-        run = cls(folder, process, log, Checkpoints(folder, keep, steps if in_place else None), record, modules,
+        run = cls(folder, process, log, Checkpoints(folder, keep, steps if in_place else None),
+                  {**record, "config": dict(config)}, modules,
                   Interval.parse(save_every), closing, on_nonfinite, nonfinite_limit, **place, resumed=state,
                   saved_steps=steps if in_place else -1)
         closing.enter_context(run.signals)
@@ -203,16 +211,18 @@ class Run:
         self.closing.close()
 
 
-def _find(folder: Path, resume: str, check: Callable[[], None], process: Process, per_process: str,
+def _find(folder: Path, resume: str, check: Callable[[bool], None], process: Process, per_process: str,
           closing: contextlib.ExitStack) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
-    """The folder made this job's; the checkpoint to go on from, its content, and notes. The first rank decides."""
+    """The folder made this job's; the checkpoint to go on from, its content, and notes. The first rank decides.
+
+    ``check(own)`` looks at what the folder holds; ``own``: --resume says that it is this run's, whatever the settings.
+    """
     state = None
 
     def find() -> tuple[Path | None, list[str]]:
         nonlocal state
         paths, own = find_resume(folder, resume), resume in ("auto", "force")
-        if paths and resume == "auto":
-            check()
+        check(resume == "force" or (resume != "auto" and folder.exists() and paths[0].parent.samefile(folder)))
         loaded = None if own else load_newest(paths)
         lock = FolderLock(folder)
         closing.callback(lock.release)

@@ -16,6 +16,7 @@ import torch
 from runtime.errors import UserError
 
 CONFIG = "config.json"
+GO_ON = "choose another folder, or add --resume to go on from its checkpoint with the new settings"
 # Flags that may differ between a run and its continuation without making it another run: where things lie (what
 # they are is known by fingerprint) and how the work is done.
 VOLATILE = {"data", "output", "resume", "workers", "print_freq", "device", "knn_every", "knn_data", "start_epoch",
@@ -86,20 +87,27 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def check_same_run(output: Path, config: Mapping[str, Any], volatile: set[str],
-                   complete: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
-    """Raises :class:`UserError` if ``output`` holds the settings of another run than ``config``.
+                   complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+                   recorded: Mapping[str, Any] | None = None, remedy: str = GO_ON) -> None:
+    """Raises :class:`UserError`, which ends with ``remedy``, if ``output`` holds the settings of another run than
+    ``config``: in its config.json, or, where that is missing, those that a checkpoint or an export has ``recorded``.
 
     Keys in ``volatile`` may differ. A key that the older run did not know yet counts as NEUTRAL has it, and as
     ``complete``, which is given the older settings, adds.
     """
-    if not (output / CONFIG).exists():
+    if (output / CONFIG).exists():
+        recorded = _read_config(output / CONFIG)
+    if recorded is None:
         return
-    before = complete({**NEUTRAL, **_read_config(output / CONFIG)})
-    changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in json.loads(
-        json.dumps(dict(config))).items() if key not in volatile and before.get(key) != value]
+    before = complete({**NEUTRAL, **_as_json(recorded)})
+    changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in _as_json(config).items()
+               if key not in volatile and before.get(key) != value]
     if changed:
-        raise UserError(f"--output {output} holds a different run ({'; '.join(changed[:4])}); choose another "
-                        "folder, or add --resume to go on from its checkpoint with the new settings")
+        raise UserError(f"--output {output} holds a different run ({'; '.join(changed[:4])}); {remedy}")
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(config)))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

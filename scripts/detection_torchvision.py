@@ -168,9 +168,9 @@ def train(args: argparse.Namespace, process: Process) -> None:
                for role, source in (("train", train_set), ("test", test_set))}
     config = {**vars(args), **identity, "lr": lr, "schedule": milestones, "classes": train_set.classes,
               "sources": sources, "processes": process.world_size}
-    run = Run.open(args.output, args.resume, config, {**identity, "classes": train_set.classes, "config": config},
+    run = Run.open(args.output, args.resume, config, {**identity, "classes": train_set.classes},
                    VOLATILE | ELSEWHERE, process, {"state_dict": model, "updater": updater, "scores": scores},
-                   save_every=args.save_every, keep=args.keep, on_nonfinite=args.on_nonfinite,
+                   exports=["detector.pth"], save_every=args.save_every, keep=args.keep, on_nonfinite=args.on_nonfinite,
                    nonfinite_limit=args.nonfinite_limit)
     for line in (cli.ignored_flags_note(args), report and str(report),
                  f"train: {train_set.title}, {len(rows):,} images with objects of {len(train_set):,}; test: "

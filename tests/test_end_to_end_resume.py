@@ -1,5 +1,6 @@
 """Runs that are stopped, killed or broken, and go on: the real scripts, compared with an undisturbed run to the bit."""
 
+import json
 import os
 import re
 import shutil
@@ -129,6 +130,50 @@ def test_a_signal_after_the_last_step_lets_the_run_end(flags, tmp_path, monkeypa
     monkeypatch.setattr(Run, "save", signalled)
     well(in_this_process("train_distill.py", *flags, "--epochs", 1, "--workers", 0, "--output", tmp_path / "out"))
     assert (tmp_path / "out" / "student.pth").exists()
+
+
+def test_a_run_never_overwrites_its_own_teacher_or_another_run(run, flags, tree, tmp_path):
+    """The teacher in the folder under the name of a result; and a finished run without its checkpoints."""
+    student, teacher = tmp_path / "run", tmp_path / "teacher"
+    student.mkdir()
+    teacher.mkdir()
+    for path in (student / "student.pth", teacher / "teacher.pth"):
+        shutil.copy(flags[3], path)
+    before = (student / "student.pth").read_bytes()
+    moco = ["train_teacher.py", "--data", tree, "--arch", ARCH, "-b", 8, "--moco-k", 16, "--device", "cpu",
+            "--image-size", 32, "--workers", 0]
+    distil = ["train_distill.py", *flags, "--workers", 0]
+    for command, path, words in (
+            ([*distil, "--distill", student / "student.pth"], student / "student.pth",
+             "--distill {path} is the file student.pth that this run would write"),
+            (distil, student / "student.pth", "holds student.pth, which no such run wrote"),
+            (moco, teacher / "teacher.pth", "holds teacher.pth, which no such run wrote")):
+        done = in_this_process(*command, "--output", path.parent)
+        assert done.rc == 2, done.out + done.err
+        assert words.format(path=path) in done.err
+        assert [x.name for x in path.parent.iterdir()] == [path.name]
+        assert path.read_bytes() == before
+
+    left = shutil.copytree(run, tmp_path / "left")
+    for path in left.glob("checkpoint*.pth"):
+        path.unlink()
+    (left / "config.json").unlink()
+    before = {path.name: path.read_bytes() for path in left.iterdir()}
+    for more, words in ((["--lr", 0.01], "lr was 0.004, now 0.01"), ([], "after 2 epochs but no checkpoint")):
+        done = in_this_process(*distil, "--output", left, *more)
+        assert done.rc == 2, done.out + done.err
+        assert words in done.err
+        assert {path.name: path.read_bytes() for path in left.iterdir()} == before
+
+
+def test_a_config_that_was_deleted_is_compared_and_written_again(run, flags, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "config.json").unlink()
+    done = in_this_process("train_distill.py", *flags, "--output", copy, "--workers", 0, "--lr", 0.01)
+    assert (done.rc, "lr was 0.004, now 0.01" in done.err) == (2, True), done.err
+    assert not (copy / "config.json").exists()
+    well(in_this_process("train_distill.py", *flags, "--output", copy, "--workers", 0))
+    assert json.loads((copy / "config.json").read_text())["lr"] == 0.004
 
 
 def test_a_folder_in_use_is_refused(run, flags, tmp_path):

@@ -51,7 +51,8 @@ def train(folder, *, stop_at=None, broken=(), check=None, world=1, seed=0, **opt
         updater = Updater(torch.optim.SGD(model.parameters(), 0.1, 0.9), CPU)
         process, loader = Process(0, world, CPU, closing=closing), Loader(broken)
         run = Run.open(str(folder), config={"lr": 0.1}, record={}, volatile=VOLATILE, process=process,
-                       modules={"state_dict": model, "updater": updater}, **{"resume": "auto", **options})
+                       modules={"state_dict": model, "updater": updater}, exports=["model.pth"],
+                       **{"resume": "auto", **options})
         run.restore_own_state(seed)
 
         def step(batch):

@@ -1,0 +1,74 @@
+"""What a run's folder may hold before the run writes there: this very run, or nothing under the names it writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.errors import UserError
+from runtime.log import LOG, METRICS
+from runtime.state import CONFIG, check_same_run
+from runtime.store import CHECKPOINT, candidates, load_newest
+
+ELSEWHERE = "choose another folder, or move away what is there"
+
+
+def refuse_inputs(folder: Path, config: Mapping[str, Any], exports: Iterable[str]) -> None:
+    """Raise :class:`UserError` if a file that the run will write in ``folder`` is one that it reads: any value of
+    ``config``, or one of its lists, that is the path of such a file, by whatever name or link."""
+    written = [folder / name for name in (*exports, CHECKPOINT, CONFIG, METRICS, LOG)]
+    written = [path for path in written if path.exists()]
+    for key, value in config.items():
+        if key in ("output", "resume"):
+            continue
+        for given in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(given, str) and os.path.isfile(given):  # noqa: PTH113 - no error for what is no path
+                clash = next((path for path in written if path.samefile(given)), None)
+                if clash:
+                    raise UserError(f"--{key.replace('_', '-')} {given} is the file {clash.name} that this run would "
+                                    f"write in --output {folder}; choose another folder")
+
+
+def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str],
+                     complete: Callable[[dict[str, Any]], dict[str, Any]], exports: Iterable[str],
+                     first_epoch: int = 0) -> None:
+    """Raise :class:`UserError` if ``folder`` holds another run than ``config``, by its config.json, its checkpoint or
+    one of its ``exports``; files under their names that no run of ours wrote; or this run's result of more than one
+    epoch (from ``first_epoch`` on) without a checkpoint, which a new start would wipe."""
+    checkpoints = candidates(folder)
+    if checkpoints:
+        recorded = None if (folder / CONFIG).exists() else load_newest(checkpoints)[1].get("config", {})
+        check_same_run(folder, config, volatile, complete, recorded)
+        return
+    check_same_run(folder, config, volatile, complete, remedy=ELSEWHERE)
+    known = (folder / CONFIG).exists()
+    for path in (folder / name for name in exports):
+        if not path.exists():
+            continue
+        epoch, recorded = _origin(path)
+        if recorded is None:
+            raise UserError(f"--output {folder} holds {path.name}, which no such run wrote and this run would replace; "
+                            f"{ELSEWHERE}")
+        if not known:
+            check_same_run(folder, config, volatile, complete, recorded, ELSEWHERE)
+        if epoch > first_epoch + 1:  # after the first epoch a kill may come between it and the checkpoint
+            raise UserError(f"--output {folder} holds this run's {path.name} after {epoch} epochs but no checkpoint to "
+                            f"go on from, so a new start would replace it; {ELSEWHERE}")
+        known = True
+    for path in (folder / METRICS, folder / LOG):
+        if path.exists() and not known:
+            raise UserError(f"--output {folder} holds {path.name} but no {CONFIG} that says of which run, and this run "
+                            f"would replace it; {ELSEWHERE}")
+
+
+def _origin(path: Path) -> tuple[int, dict[str, Any] | None]:
+    """The epochs behind an export of ours and the settings that it records, or (0, None)."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(state["epoch"]), dict(state["config"])
+    except Exception:  # noqa: BLE001 - torch.load fails in many ways on what is not such a file
+        return 0, None
