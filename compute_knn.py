@@ -25,7 +25,15 @@ import torch
 import cli
 import networks
 from data.augment import eval_transform_name
-from data.checks import check_clusters, check_neighbours, cluster_rows, contact_sheet, neighbour_rows
+from data.checks import (
+    check_apart,
+    check_clusters,
+    check_neighbours,
+    cluster_rows,
+    contact_sheet,
+    images_called,
+    neighbour_rows,
+)
 from data.clusters import NO_CLUSTER, save_clusters
 from data.datasets import open_source
 from data.neighbours import LEFT_OUT, place_neighbours
@@ -37,6 +45,7 @@ from runtime.errors import UserError, run_script
 from runtime.faiss_search import search_faiss
 from runtime.kmeans import INITS, kmeans
 from runtime.kmeans import METRICS as KMEANS_METRICS
+from runtime.outputs import check_output_file
 from runtime.products import METRICS, PRODUCTS
 from runtime.rowfile import RowFile, one_writer
 from runtime.search import Block, search
@@ -156,8 +165,10 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
     check_k(args.k, whole)
     backend = search_backend(args)
     encoder, identity = networks.open_network(args, process)
-    output = Path(args.output)
-    networks.check_writable(output, "--output")
+    output, names = Path(args.output), ["closek_info"] + ["fark_info"] * args.far
+    check_apart(output, args.data)
+    for name in names:
+        check_output_file(output / f"{name}.npy", "--output", inputs=[args.data, args.weights])
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     check_k(args.k, source)
     networks.refuse_zero_rows(features, networks.share_of(len(source), process), source)
@@ -166,7 +177,6 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
     info = {"fingerprint": whole.fingerprint(), "source": whole.title, "left_out": len(source.left_out),
             "metric": args.metric, "teacher_sha256": identity["sha256"], "teacher_arch": spec.arch, "stem": spec.stem,
             "image_size": spec.image_size, "transform": eval_transform_name(spec.image_size)}
-    names = ["closek_info"] + ["fark_info"] * args.far
     what = {**info, **networks.features_identity(encoder, whole, args, identity), "opened": source.fingerprint(),
             "dtype": args.dtype, "products": args.products, "backend": args.backend}
     with one_writer(output / f"{names[0]}.npy", process):  # the farthest are only written along with the nearest
@@ -217,7 +227,9 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
     --on-bad-image skip an image that cannot be opened is in no cluster, and training leaves it out."""
     whole = open_source(args.data).subset(args.subset)
     encoder, identity = networks.open_network(args, process)
-    networks.check_writable(Path(args.output), "--output")
+    check_apart(args.output, args.data)
+    check_output_file(Path(args.output) / f"clusters_{args.num_clusters}.pth", "--output",
+                      inputs=[args.data, args.weights])
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     if args.num_clusters > len(source):
         raise UserError(f"--num-clusters {args.num_clusters} cannot be had among {len(source)} images; give at most "
@@ -250,6 +262,8 @@ def check_file(args: argparse.Namespace, process: Process) -> None:
         return
     path, source = Path(args.file), open_source(args.data).subset(args.subset)
     sheet = Path(args.sheet or path.with_suffix(".png"))
+    if args.sheet != "none":
+        check_output_file(sheet, "--sheet", [".png"], [path, *images_called(source, sheet.name)])
     is_clusters = path.suffix in (".pth", ".pt")
     for sentence in (check_clusters if is_clusters else check_neighbours)(path, source):
         print(sentence)
@@ -259,7 +273,6 @@ def check_file(args: argparse.Namespace, process: Process) -> None:
         rows, notes = cluster_rows(path, source, args.anchors, args.show, args.seed), []
     else:
         rows, notes = neighbour_rows(path, source, args.anchors, args.show, args.seed)
-    networks.check_writable(sheet.parent, "--sheet")
     contact_sheet(source, rows, sheet)
     print(*notes, f"Picture: {sheet}", sep="\n")
 

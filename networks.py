@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from models.teachers import FrozenEncoder, load_frozen, untrained
 from runtime.device import Process, agree, gather_objects, seed_everything
 from runtime.errors import UserError
 from runtime.features import STORED, Keep, extract, left_out
+from runtime.outputs import check_output_folder
 
 UNTRAINED = "untrained"
 ROWS_AT_ONCE = 65_536
@@ -127,20 +127,12 @@ def features_folder(args: argparse.Namespace, default: Path | None = None) -> Pa
         default = Path(args.weights).parent / "features"
     folder = Path(args.features or default)
     try:
-        check_writable(folder, "--features")
+        check_output_folder(folder, "--features")
     except UserError:
         if args.features:
             raise
         return None
     return folder
-
-
-def check_writable(folder: Path, flag: str) -> None:
-    """Refuse, before the work that is to be written there, a ``folder`` that cannot be made; makes nothing yet."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        found = "is not a folder" if not there.is_dir() else "cannot be written"
-        raise UserError(f"{flag} {folder} cannot be made, since {there} {found}; choose another folder")
 
 
 def refuse_zero_rows(features: torch.Tensor, rows: range, source: ImageSource) -> None:

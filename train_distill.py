@@ -22,6 +22,7 @@ import methods
 import training
 from data.augment import PRESETS, augmentation
 from data.cache import pooled
+from data.checks import check_apart
 from data.clusters import NO_CLUSTER, load_clusters
 from data.datasets import open_source
 from data.epoch_length import EpochsOf
@@ -128,6 +129,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     training.prepare_hardware(args, process)
     seed_everything(args.seed)
     needs = needs_of(args.loss)
+    check_apart(args.output, args.data)
     source = open_source(args.data).subset(args.subset)
     teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
     teacher_spec = teacher.backbone.spec if teacher else None

@@ -19,6 +19,7 @@ import cli
 import training
 from data.augment import PRESETS, augmentation
 from data.cache import pooled
+from data.checks import check_apart
 from data.datasets import open_source
 from data.loader import BadImageLog, Batch, build_loader
 from data.samplers import RandomSampler
@@ -81,6 +82,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
                         "overrun the queue; give a longer queue")
     seed_everything(args.seed)
     image_size = args.image_size or 224
+    check_apart(args.output, args.data)
     source = open_source(args.data).subset(args.subset)
     source = pooled(source, args.image_cache, args.cache)
     sampler = RandomSampler(len(source), args.batch_size, process.rank, process.world_size, args.seed)

@@ -13,11 +13,13 @@ import torch
 import cli
 import networks
 from data.augment import Transform
+from data.checks import check_apart
 from data.sources import ImageSource
 from evals.results import add_result, save_table, table, versions
 from models.teachers import FrozenEncoder
 from runtime.device import Process
 from runtime.errors import UserError
+from runtime.outputs import check_output_folder
 
 LABELLED = ("labelled images: a folder that holds train/ and val/ or test/, each with one sub-folder a class (or "
             "packed files so called), or a name (demo, digits, cifar10, cifar100, stl10; kept in $COSS_DATASETS, else "
@@ -85,7 +87,8 @@ def open_output(args: argparse.Namespace) -> Path:
     first = args.weights if isinstance(args.weights, str) else args.weights[0]
     beside = Path() if first == networks.UNTRAINED else Path(first).parent
     folder = Path(args.output or beside / "evaluation")
-    networks.check_writable(folder, "--output")
+    check_output_folder(folder, "--output")
+    check_apart(folder, args.data)
     return folder
 
 

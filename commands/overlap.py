@@ -21,6 +21,7 @@ from models.checkpoints import read_checkpoint
 from models.heads import width_of
 from runtime.device import Process
 from runtime.errors import UserError
+from runtime.outputs import check_output_file
 
 HELP = "what students have in common with their teacher: neighbours, CKA, space similarity; no labels"
 DATA = ("images that were not trained on: an image folder, a packed file, a .txt file of paths, or a name; of a folder "
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     columns (the paper's space similarity) and the correlation of columns. Neighbours are by cosine, by the trunks'
     features, and the image itself is none."""
     folder = common.open_output(args)
+    if args.picture and args.picture != "none":
+        check_output_file(Path(args.picture), "--picture", [".png"], [*args.weights, args.teacher])
     source = open_source(args.data, "test").subset(args.subset)
     ks = _ks(args.k, len(source))
     names = student_names(args.weights, args.names)

@@ -25,7 +25,8 @@ from evals.video import Propagation, follow, measure, summary
 from models.anysize import FeatureMap
 from runtime.device import Process, agree, gather_objects
 from runtime.errors import UserError
-from runtime.state import save_json
+from runtime.outputs import check_output_folder
+from runtime.state import save_json, write_atomic
 
 HELP = "following objects through the videos of DAVIS 2017: J and F of masks that features propagate"
 DATA = ("DAVIS 2017 in its official layout: a folder that holds JPEGImages/480p/, Annotations/480p/ and "
@@ -64,7 +65,11 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     finished is not done again unless its files change; with torchrun the processes share the videos."""
     folder = common.open_output(args)
     if args.masks:
-        networks.check_writable(Path(args.masks), "--masks")
+        check_output_folder(Path(args.masks), "--masks")
+        masks = Path(args.masks).resolve()
+        if (Path(args.data) / "Annotations").resolve() in (masks, *masks.parents):
+            raise UserError(f"--masks {args.masks} lies in the Annotations of --data {args.data}, which it would "
+                            "replace; choose a folder elsewhere")
     videos = open_davis(args.data, args.split)
     if not 0 < args.subset <= 1:
         raise UserError(f"--subset {args.subset:g} is not a share of the videos; give a number above 0, up to 1")
@@ -136,7 +141,6 @@ def _kept(place: Path, video: Video) -> list[dict[str, list[float]]] | None:
 
 def _write(path: Path, mask: np.ndarray) -> None:
     """A PNG with a palette, whose colours are of no import."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(mask)
     image.putpalette([value for i in range(256) for value in (i * 67 % 256, i * 131 % 256, i * 193 % 256)])
-    image.save(path)
+    write_atomic(path, lambda file: image.save(file, format="PNG"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from data.clusters import NO_CLUSTER, load_clusters
-from data.images import BadImage
+from data.images import IMAGE_EXTENSIONS, BadImage
 from data.neighbours import LEFT_OUT, left_out_rows, load_neighbours, read_twin
 from data.sources import ImageSource
 from runtime.errors import UserError
@@ -98,6 +99,23 @@ def neighbour_rows(path: Path, source: ImageSource, anchors: int, show: int, see
     chosen = np.sort(np.random.default_rng(seed).choice(known, min(anchors, len(known)), replace=False))
     return [[("anchor", [int(i)]), *((name, found[name][i, :show].tolist()) for name in ("nearest", "farthest")
                                      if name in found)] for i in chosen], notes
+
+
+def images_called(source: ImageSource, name: str) -> Iterator[str]:
+    """Where the images of a file name lie, which a picture of that name must not replace."""
+    return (source.location(i) for i, each in enumerate(source.names) if each.rpartition("/")[2] == name)
+
+
+def check_apart(folder: str | Path, data: str | None, flag: str = "--output") -> None:
+    """Refuse a ``folder`` for results that is the folder ``data``, or one in it that holds images: what is written
+    there would be in the way of the images. Raises UserError."""
+    root, folder = Path(data or ""), Path(folder)
+    if not (data and root.is_dir() and folder.is_dir()):
+        return
+    if folder.samefile(root) or (root.resolve() in folder.resolve().parents and any(
+            path.name.lower().endswith(IMAGE_EXTENSIONS) for path in folder.iterdir())):
+        raise UserError(f"{flag} {folder} is a folder of the images of --data {data}; choose one elsewhere for what is "
+                        "written")
 
 
 def cluster_rows(path: Path, source: ImageSource, anchors: int, show: int, seed: int) -> list[Row]:

@@ -11,11 +11,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from data.augment import PRESETS, Augmentation, augmentation, eval_transform
+from data.checks import images_called
 from data.datasets import SPEC_HELP, open_source
 from data.loader import DATA_PATHS, BadImageLog, ViewDataset
 from data.sources import ImageSource
 from runtime.errors import UserError
 from runtime.numbers import number
+from runtime.outputs import check_output_file
 from runtime.state import write_atomic
 
 GAP, LABEL = 4, 14  # pixels between pictures, and height of a line of text
@@ -36,13 +38,14 @@ def main(argv: list[str] | None = None) -> None:
     chosen = parser.parse_args(argv)
     if min(chosen.images, chosen.views) < 1 or chosen.image_size < 8 or chosen.seed < 0:
         raise UserError("--images and --views must be at least 1, --image-size at least 8 and --seed at least 0")
-    source = open_source(chosen.data)
+    source, path = open_source(chosen.data), Path(chosen.preview)
+    check_output_file(path, "--preview", [".png"], images_called(source, path.name))
     rows = np.linspace(0, len(source) - 1, min(chosen.images, len(source))).round().astype(int).tolist()
     paths = DATA_PATHS if chosen.data_path == "both" else (chosen.data_path,)
     picture = sheet(source, rows, chosen.views, augmentation(chosen.aug, chosen.image_size), chosen.seed, paths)
     encoded = io.BytesIO()
     picture.save(encoded, "PNG")
-    write_atomic(Path(chosen.preview), lambda file: file.write(encoded.getvalue()))
+    write_atomic(path, lambda file: file.write(encoded.getvalue()))
     print(f"{chosen.preview}: {len(rows)} images, each as evaluation sees it and in {chosen.views} views of "
           f"{chosen.aug}, by {' and '.join(paths)}")
 

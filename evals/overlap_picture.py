@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import UserError
+from runtime.state import write_atomic
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#999933")
 WHOLE = {"cka": "linear CKA", "cka_unbiased": "CKA,\nunbiased", "row_cosine": "cosine\nof rows",
@@ -49,9 +50,7 @@ def save_picture(path: Path, students: Mapping[str, Mapping[str, Any]], chance: 
     figure.suptitle(title, fontsize=10)
     figure.legend(*shared.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(students) + 1),
                   frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, format="png")
-    return path
+    return write_atomic(path, lambda file: figure.savefig(file, dpi=120, format="png"))
 
 
 def _bars(axis: Any, places: Sequence[str], groups: Mapping[str, Sequence[float | None]], form: str) -> None:

@@ -1,14 +1,15 @@
 """A network out, in a format that other programs read; written only once it was read back and gives the same features.
 
-The file is made under another name beside its place, opened in the target's own way, its features are compared with
-the source's on the images given, and only then is it renamed. After a difference nothing is left.
+The file is made in a folder of its own beside its place, opened in the target's own way, its features are compared
+with the source's on the images given, and only then is it moved. After a difference nothing is left.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from models.safe_load import file_sha256
 from models.targets import Moco, Network, Safetensors, Target, Torchvision
 from models.targets_elsewhere import Detectron2, Onnx, Timm
 from runtime.errors import UserError
+from runtime.outputs import check_output_file, reserve
 
 TARGETS: dict[str, Target] = {"torchvision": Torchvision(), "timm": Timm(), "safetensors": Safetensors(),
                               "onnx": Onnx(), "detectron2": Detectron2(), "moco": Moco()}
@@ -69,14 +71,9 @@ def check_output(name: str, path: Path, force: bool, with_projector: bool = Fals
         raise UserError(f"--output {path} is a name for another format, and programs go by it; let it end in {suffix}")
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: the folder {path.parent} does not exist; make it or choose another")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--output {path}: the folder {path.parent} cannot be written; choose another")
-    if path.is_dir():
-        raise UserError(f"--output {path} is a folder; give the path of a file in it")
     beside = [projector_path(path)] if with_projector and target.projector == "beside" else []
     for place in (path, *beside):
-        if source and source.exists() and place.exists() and place.samefile(source):
-            raise UserError(f"--output {place} is the file of --weights; choose another name")
+        check_output_file(place, "--output", inputs=[source] if source else [])
         if place.exists() and not force:
             raise UserError(f"--output {place} exists; choose another name, or add --force to replace it")
 
@@ -90,14 +87,12 @@ def export(network: Network, name: str, path: Path, images: Mapping[str, Tensor]
     target, arch = TARGETS[name], network.trunk.spec.arch
     if reason := target.refuse(network):
         raise UserError(f"--to {name} cannot take {arch}: {reason}")
-    parts = {path: _temporary(path)}
     beside = projector_path(path) if network.head is not None and target.projector == "beside" else None
-    if beside:
-        parts[beside] = _temporary(beside)
+    folder = None
     try:
-        target.write(network, parts[path])
-        if beside:
-            target.write_projector(network, parts[beside])
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", suffix=".tmp", dir=path.parent))
+        parts = {place: folder / place.name for place in (path, beside) if place}  # programs go by the suffix
+        _write(network, target, parts[path], parts.get(beside))
         opened = target.open(network, parts[path], parts[beside or path])
         difference = max(_difference(network(batch), opened(batch)) for batch in images.values())
         if difference > target.tolerance:
@@ -114,9 +109,8 @@ def export(network: Network, name: str, path: Path, images: Mapping[str, Tensor]
         raise UserError(f"--output {path} was not written: {arch} in the format {name} did not pass its check "
                         f"({_sentence(error)}); choose another --to") from error
     finally:
-        for temporary in parts.values():
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
     return Exported(name, str(path), size, digest, difference, target.tolerance,
                     {what: len(batch) for what, batch in images.items()}, target.code(network, path),
                     str(beside or path) if network.head is not None else None, _projector_code(target, network, path))
@@ -147,8 +141,18 @@ def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     return largest
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # programs go by the suffix
+def _write(network: Network, target: Target, path: Path, projector: Path | None) -> None:
+    """Write the file, and the projector's if it has one. Raises OSError where the disk was the trouble, whose own words
+    libraries do not always give: then it takes no more."""
+    try:
+        target.write(network, path)
+        if projector:
+            target.write_projector(network, projector)
+    except Exception:
+        size = sum(x.numel() * x.element_size() for x in network.trunk.state_dict().values())
+        with path.with_name("probe").open("wb") as file:
+            reserve(file, size)
+        raise
 
 
 def _sync(path: Path) -> None:

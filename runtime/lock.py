@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.outputs import no_link
 
 LOCK = "run.lock"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -54,7 +55,7 @@ class FileLock:
 
     def _take(self) -> None:
         """Open and lock the file."""
-        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.file = no_link(self.path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from runtime.errors import UserError
+from runtime.outputs import new_file
 
 CONFIG = "config.json"
 GO_ON = "choose another folder, or add --resume to go on from its checkpoint with the new settings"
@@ -30,11 +31,16 @@ NEUTRAL: dict[str, Any] = {"loss_weights": None, "teacher_bn": "eval", "head_bn"
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> Path:
-    """Write through a temporary file in the same folder, fsync, and rename: a reader sees all of it or nothing."""
+    """Write through a temporary file in the same folder, fsync, and rename: a reader sees all of it or nothing.
+
+    Replaces regular files alone, and a symbolic link by the file. Raises :class:`UserError`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        if path.exists() and not path.is_file():
+            raise OSError("a folder, a device or a pipe is there")
+        with open(temporary, "wb", opener=new_file) as file:  # noqa: PTH123 - Path.open takes no opener
             write(file)
             file.flush()
             os.fsync(file.fileno())

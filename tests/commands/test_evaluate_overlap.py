@@ -122,6 +122,10 @@ def test_bad_input(files):
         overlap(files, k=("--k", "7"))
     with pytest.raises(UserError, match="--names gives 1 names for 2 files"):
         overlap(files, "--names", "x")
+    (files / "link.png").symlink_to(files / "teacher" / "student.pth")
+    for name, words in (("teacher/student.pth", r"is written as \.png"), ("link.png", "a file that is read here")):
+        with pytest.raises(UserError, match=words):
+            overlap(files, "--picture", str(files / name))
     with pytest.raises(UserError, match="--teacher"):
         overlap(files, "--teacher", str(files / "none.pth"))
 

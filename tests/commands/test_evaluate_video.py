@@ -127,6 +127,11 @@ def test_flags_that_it_does_not_read_are_none(flag, davis, capsys):
     assert f"unrecognized arguments: {flag} skip" in capsys.readouterr().err
 
 
+def test_masks_do_not_replace_those_of_the_data(davis):
+    with pytest.raises(UserError, match=r"--masks .* lies in the Annotations of --data .*, which it would replace"):
+        run(davis, "--masks", str(davis / "Annotations" / "480p"))
+
+
 def test_bad_input(davis, tmp_path):
     with pytest.raises(UserError, match=r"--data .* holds no DAVIS 2017: .*davischallenge.org"):
         open_davis(tmp_path)

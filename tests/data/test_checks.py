@@ -1,6 +1,7 @@
 """What check says of sound and unsound files, and the picture it draws."""
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from data import checks
 from data.checks import check_clusters, check_neighbours, cluster_rows, contact_sheet, neighbour_rows
 from data.clusters import save_clusters
 from data.neighbours import place_neighbours
-from data.sources import ArraySource
+from data.sources import ArraySource, FileSource
 from runtime.errors import UserError
 
 N, K, CLASSES = 30, 6, 3
@@ -181,6 +182,26 @@ def test_a_broken_image_leaves_a_grey_tile(tmp_path):
 
     source = Broken(SOURCE.images, LABELS, ["é", "日本", "\udcff"], "insects")
     assert contact_sheet(source, [[("anchor", [0]), ("nearest", [1, 2])]], tmp_path / "s.png").is_file()
+
+
+def test_images_of_a_name():
+    source = FileSource(Path("root"), ["a/1.png", "b/1.png", "b/11.png", "1.png"], None, [], "x")
+    assert list(checks.images_called(source, "1.png")) == ["root/a/1.png", "root/b/1.png", "root/1.png"]
+
+
+def test_results_do_not_go_among_the_images(tmp_path):
+    data = tmp_path / "data"
+    for name in ("train/a/1.JPG", "runs/one/config.json", "empty"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).touch() if "." in name else (data / name).mkdir()
+    (tmp_path / "link").symlink_to(data)
+    for folder in (data, data / "train" / "a", tmp_path / "link"):
+        with pytest.raises(UserError, match=f"--output {folder} is a folder of the images of --data {data}"):
+            checks.check_apart(folder, str(data))
+    for folder in (data / "runs", data / "runs" / "one", data / "empty", data / "new", tmp_path, tmp_path / "new"):
+        checks.check_apart(folder, str(data))
+    checks.check_apart(data, None)
+    checks.check_apart(data, "cifar10")
 
 
 def test_a_failed_picture_leaves_nothing(tmp_path, monkeypatch):

@@ -48,8 +48,18 @@ def test_rows_are_images_and_columns_views(folder, path, capsys):
     assert "sheet.png: 2 images" in capsys.readouterr().out
 
 
+def test_a_sheet_is_a_png_and_never_one_of_the_images(folder):
+    before = (folder / "0.png").read_bytes()
+    places = {folder / "0.png": "is a file that is read here", folder.parent / "x.npy": r"is written as \.png",
+              folder: "let its name end so"}
+    for path, words in places.items():
+        with pytest.raises(UserError, match=words):
+            main(["--preview", str(path), "--data", str(folder)])
+    assert (folder / "0.png").read_bytes() == before
+
+
 def test_what_cannot_be_drawn_is_said_in_a_sentence(folder):
-    with pytest.raises(UserError, match="0.png/x.png could not be written"):
+    with pytest.raises(UserError, match="0.png cannot be made, since .* is not a folder"):
         main(["--preview", str(folder / "0.png" / "x.png"), "--data", str(folder), "--images", "1"])
     (folder / "0.png").write_bytes(b"words")
     with pytest.raises(UserError, match=r"0\.png \(not an image"):

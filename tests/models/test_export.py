@@ -6,7 +6,9 @@ import io
 import json
 import os
 import pickle
+import resource
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -333,6 +335,30 @@ def test_a_file_that_its_library_refuses(tmp_path, monkeypatch, sources, images)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("to", ["torchvision", "safetensors", "detectron2", "onnx"])
+def test_a_full_disk_is_called_so_and_not_a_failed_check(tmp_path, sources, images, to):
+    need(to)
+    network, limits = without_head(sources("resnet18")[3]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # no file can become larger
+    try:
+        with pytest.raises(UserError, match=r"could not be written \(File too large\); make room"):
+            export(network, to, tmp_path / f"o{TARGETS[to].suffix}", {"random": images})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_through_a_link_that_was_put_there(tmp_path, sources, images):
+    network, other = without_head(sources("resnet18")[3]), tmp_path / "other"
+    other.write_text("of someone else")
+    (tmp_path / f".o.{os.getpid()}.tmp.pth").symlink_to(other)
+    (tmp_path / "o.pth").symlink_to(other)
+    export(network, "torchvision", tmp_path / "o.pth", {"random": images})
+    assert other.read_text() == "of someone else"
+    assert not (tmp_path / "o.pth").is_symlink()
+
+
 @pytest.mark.parametrize(("kind", "to", "says"), [
     ("resnet18 cifar", "timm", "its stem is cifar"), ("resnet18 cifar", "detectron2", "its stem is cifar"),
     ("mobilenet_v3_small", "detectron2", "backbones are ResNets"),
@@ -371,9 +397,12 @@ def test_places_that_the_result_cannot_have(tmp_path, monkeypatch):
 
     refused(there, "exists; choose another name, or add --force")
     refused(tmp_path / "new.pth", r"new\.projector\.pth exists", with_projector=True)
-    refused(there, "is the file of --weights", force=True, source=there)
+    refused(there, "is a file that is read here", force=True, source=there)
     refused(tmp_path / "none" / "o.pth", "none does not exist")
     refused(tmp_path / "folder.pth", "is a folder", force=True)
+    os.mkfifo(tmp_path / "pipe.pth")
+    refused(tmp_path / "pipe.pth", "not a regular file", force=True)
+    refused(Path("/dev/full"), "not a regular file", force=True)
     refused(tmp_path / "o.onnx", r"let it end in \.pth")
     refused(tmp_path / "o.pth", r"let it end in \.pkl", to="detectron2")
     refused(tmp_path / "o.pth", r"let it end in \.safetensors", to="safetensors")

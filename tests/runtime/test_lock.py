@@ -33,6 +33,15 @@ def end(pid):
     os.waitpid(pid, 0)
 
 
+def test_a_link_in_its_place_is_not_written_through(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("of someone else")
+    (tmp_path / "run.lock").symlink_to(other)
+    with pytest.raises(UserError, match=r"cannot be written \(.*symbolic links\)"):
+        FolderLock(tmp_path)
+    assert other.read_text() == "of someone else"
+
+
 def test_taken_and_released(tmp_path):
     lock = FolderLock(tmp_path / "new" / "run")
     said = json.loads((tmp_path / "new" / "run" / "run.lock").read_text())

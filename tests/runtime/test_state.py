@@ -1,6 +1,7 @@
 """Files appear whole or not at all; random states come back; a folder is known to hold this run or another."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -60,6 +61,32 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError) as caught:
         save_json({}, tmp_path / "file" / "config.json")
     assert str(tmp_path / "file") in str(caught.value)
+
+
+def test_a_temporary_file_is_never_written_through_a_link(tmp_path):
+    """Nor does one that a process with this number left behind stop the next."""
+    other = tmp_path / "other"
+    other.write_text("of someone else")
+    temporary = tmp_path / f".x.json.{os.getpid()}.tmp"
+    temporary.symlink_to(other)
+    save_json({"a": 1}, tmp_path / "x.json")
+    assert (other.read_text(), files(tmp_path)) == ("of someone else", ["other", "x.json"])
+    temporary.write_text("left behind")
+    save_json({"a": 2}, tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 2}
+    (tmp_path / "x.json").unlink()
+    (tmp_path / "x.json").symlink_to(other)
+    save_json({"a": 3}, tmp_path / "x.json")
+    assert (other.read_text(), (tmp_path / "x.json").is_symlink()) == ("of someone else", False)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/null")])
+def test_only_regular_files_are_replaced(tmp_path, make):
+    make(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"x.json could not be written \(a folder, a device or a pipe is there\)"):
+        save_json({}, tmp_path / "x.json")
+    assert (tmp_path / "x.json").exists()
+    assert not (tmp_path / "x.json").is_file()
 
 
 def test_json_comes_back(tmp_path):
