@@ -18,6 +18,7 @@ from functools import partial
 import torch
 
 import cli
+import losses
 import methods
 import training
 from data.augment import PRESETS, augmentation
@@ -32,7 +33,7 @@ from data.samplers import ClusterNeighbourSampler, ClusterSampler, NeighbourSamp
 from data.sources import ImageSource
 from evals.monitor import KnnMonitor
 from losses import build_objective, needs_of
-from losses.base import Inputs, Together
+from losses.base import CombinedNeeds, Inputs
 from models.average import MovingAverage
 from models.backbones import build_backbone, check_arch, check_batch
 from models.distiller import Distiller, agreement
@@ -147,7 +148,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
     shown = next((i for i, (_, to) in enumerate(needs.heads) if to), 0)  # whose output the log holds to the teacher's
     student = Distiller(backbone, head).to(process.device, memory_format=torch.channels_last)
-    rows = sampler.images_per_step // (2 if needs.bag else 1)
+    rows = sampler.images_per_step // (2 if needs.pairs else 1)
     parts = parts_of(rows, args.micro_batch)
     for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
         check_batch(network, rows // parts, "--micro-batch" if parts > 1 else "--batch-size")
@@ -177,8 +178,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
                **({"ema": average} if average else {})}
     networks = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
-    run = Run.open(config=config, record=record, volatile=VOLATILE | FILES | methods.LOSS_FLAGS, process=process,
-                   modules=modules, exports=networks, complete=methods.complete,
+    run = Run.open(config=config, record=record, volatile=VOLATILE | FILES | losses.settings().keys(), process=process,
+                   modules=modules, exports=networks,
                    per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
                    **cli.run_options(args))
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
@@ -244,7 +245,7 @@ def check_flags(args: argparse.Namespace) -> None:
                         "drawn; lower the first or raise the second")
 
 
-def load_teacher(args: argparse.Namespace, needs: Together) -> tuple[FrozenEncoder, Report]:
+def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[FrozenEncoder, Report]:
     """The teacher that --distill names, with its own head if the loss asks for it."""
     arch = None if args.teacher_arch == "auto" else args.teacher_arch
     teacher, report = load_frozen(args.distill, arch, args.teacher_stem, args.image_size, flag="--distill",

@@ -7,19 +7,20 @@ network saw one batch of images, a tuple of tensors where it saw several (two vi
 ``loss`` and its parts. The loop calls the :class:`losses.combine.Objective` that holds it; in a sum each loss has a
 head of the student's of its own unless two want the same.
 
-To add one: a file with the citation and the formula, and a line in ``LOSSES``. Constructor arguments are found among
-the loss flags by name; those left out on the command line keep the method's own default.
+To add one: a file with the citation, the formula and the paper's recipe, and a line in ``LOSSES``. Constructor
+arguments that carry a :class:`runtime.settings.Setting` become flags; those left out on the command line keep the
+method's own default.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from losses.base import Loss, Together
+from losses.base import CombinedNeeds, Loss
 from losses.bingo import BINGO
-from losses.combine import Objective, together
+from losses.combine import Objective, combined_needs
 from losses.compress import CompRess
 from losses.coss import CentredCoSS, CoSS
 from losses.dino import DINO, DINOSS
@@ -31,6 +32,7 @@ from losses.rkd import RKD
 from losses.seed import SEED
 from losses.smd import SMD
 from runtime.errors import UserError
+from runtime.settings import Declared, declared
 
 LOSSES: dict[str, type[Loss]] = {
     "coss": CoSS, "coss_centred": CentredCoSS, "seed": SEED, "compress": CompRess, "bingo": BINGO, "disco": DisCo,
@@ -43,9 +45,9 @@ def build_loss(name: str, **options: Any) -> Loss:
     _known(name)
     defaults = {key: x.default for key, x in inspect.signature(LOSSES[name]).parameters.items()
                 if x.kind is x.POSITIONAL_OR_KEYWORD}
-    settings = {key: default if options.get(key) is None else options[key] for key, default in defaults.items()}
-    loss = LOSSES[name](**settings)
-    loss.settings = settings
+    arguments = {key: default if options.get(key) is None else options[key] for key, default in defaults.items()}
+    loss = LOSSES[name](**arguments)
+    loss.settings = arguments
     return loss
 
 
@@ -60,25 +62,26 @@ def build_objective(names: str, weights: Sequence[float] | None = None, beta: fl
                       for name in names.split("+")}, weights, beta)
 
 
-def needs_of(names: str) -> Together:
+def needs_of(names: str) -> CombinedNeeds:
     """What the losses in ``names`` need together; raises :class:`UserError` where they do not go together."""
     split = names.split("+")
     for name in split:
         _known(name)
         if split.count(name) > 1:
             raise UserError(f"--loss {names} names {name} twice; name it once, with a weight in --loss-weights")
-    return together({name: LOSSES[name].needs for name in split})
+    return combined_needs({name: LOSSES[name].needs for name in split})
 
 
-def takes(names: str, option: str) -> bool:
-    """Whether any of the losses in ``names`` has this constructor argument."""
-    return bool(own_values(names, option))
-
-
-def own_values(names: str, option: str) -> dict[str, Any]:
-    """The default of this constructor argument for each of the losses in ``names`` that has it."""
-    return {name: found[option].default for name in names.split("+")
-            if option in (found := inspect.signature(LOSSES[name]).parameters)}
+def settings(names: Iterable[str] = LOSSES) -> dict[str, dict[str, Declared]]:
+    """The settings that these losses declare: {setting: {loss: its declaration, with its own default}}."""
+    found: dict[str, dict[str, Declared]] = {}
+    for name in names:
+        for setting, declaration in declared(LOSSES[name]).items():
+            found.setdefault(setting, {})[name] = declaration
+    for setting, owners in found.items():
+        if len({id(x.setting) for x in owners.values()}) > 1:
+            raise TypeError(f"{', '.join(owners)} declare {setting} apart; declare it once, in losses/base.py")
+    return found
 
 
 def _known(name: str) -> None:

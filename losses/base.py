@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+
+from runtime.collectives import SCOPES
+from runtime.numbers import number
+from runtime.settings import Setting
 
 EPS = 1e-12  # F.normalize's, and so the original's
 ROLES = ("student", "teacher", "momentum")  # the networks that see images
@@ -17,30 +21,59 @@ ROLES = ("student", "teacher", "momentum")  # the networks that see images
 class Needs:
     """What a loss asks of the loop, in plain values.
 
-    ``views``: augmented views of each image in a batch. ``bag``: batches are pairs, an anchor and then one of its
+    ``views``: augmented views of each image in a batch. ``pairs``: batches are pairs, an anchor and then one of its
     nearest images. ``teacher``: what it is compared with, the teacher's pooled ``features``, the output of its own
     ``head``, or None, no teacher at all. ``head``: the student's head, a name of models.heads.HEADS. ``momentum``:
-    a momentum copy of the student. ``passes``: student forward passes for each image of a batch.
+    a momentum copy of the student. ``passes``: student forward passes for each image of a batch. ``also``: what else
+    the table of docs/METHODS.md names, such as a queue.
     """
 
     views: int = 1
-    bag: bool = False
+    pairs: bool = False
     teacher: str | None = "features"
     head: str = "projection"
     momentum: bool = False
     passes: float = 1.0
+    also: str = ""
 
 
 @dataclass(frozen=True)
-class Together:
-    """What several losses need together, where it is not the same for all.
+class Recipe:
+    """How the method's own paper trains a ResNet on ImageNet, which scripts/methods.sh repeats.
+
+    ``batch``: anchors of a step over all processes, of which the original has ``gpus``. ``sampler``, ``nearest_k``,
+    ``total_k``, ``epochs``, ``warmup`` (None: the original CoSS code's), ``lr``, ``weight_decay``: as the flags of
+    train_distill.py. ``flags``: further ones, ``small``: those added for EfficientNet-B0, ``short``: those for the
+    short trainings of scripts/compare_methods.sh. ``published``: linear top-1 / top-5 / 10-NN by student; ``note``:
+    what else a reader of these numbers should know.
+    """
+
+    epochs: int
+    lr: float
+    batch: int = 256
+    gpus: int = 8
+    warmup: int | None = 0
+    weight_decay: float = 1e-4
+    sampler: str = "random"
+    nearest_k: int = 0
+    total_k: int = 0
+    flags: tuple[str, ...] = ()
+    small: tuple[str, ...] = ()
+    short: tuple[str, ...] = ()
+    published: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CombinedNeeds:
+    """What several losses need in one run.
 
     ``heads``: each of the student's heads once, as (its name, what it is compared with: ``Needs.teacher``).
     ``teacher``: each of the teacher's outputs that are asked for once; empty if there is no teacher.
     """
 
     views: int
-    bag: bool
+    pairs: bool
     teacher: tuple[str, ...]
     heads: tuple[tuple[str, str | None], ...]
     momentum: bool
@@ -60,6 +93,10 @@ class Inputs:
 class Loss(nn.Module):
     """An objective: no parameters that train, possibly buffers (a queue), which are part of a checkpoint.
 
+    Arguments of its constructor that carry a :class:`runtime.settings.Setting` become flags of train_distill.py;
+    ``dim`` and ``student_dim``, where it has them, are the widths of what it is compared with and of the student's
+    features. ``recipe`` is its paper's training.
+
     It is called once a step, in training, with keywords: ``student`` [b, d] always; ``teacher`` and ``momentum`` [b, d]
     where ``needs`` names them, without gradient; what :meth:`inputs` left in ``context``. A keyword is a tensor where
     :meth:`inputs` gave that network one batch of images, else a tuple of tensors in the same order. It returns a dict
@@ -67,6 +104,9 @@ class Loss(nn.Module):
     """
 
     needs = Needs()
+    neighbour_batches = False  # whether scripts/compare_methods.sh gives it batches of neighbours, not of random images
+    recipe = Recipe(epochs=25, lr=0.03, batch=64, gpus=4, warmup=None, sampler="cf", nearest_k=15, total_k=31,
+                    note="by CoSS's recipe; no published row here")
     settings: Mapping[str, Any] = {}  # the constructor's arguments, for a run's config.json
     epoch = 0  # from 0 on, of the epoch that is going on
 
@@ -83,6 +123,47 @@ class Loss(nn.Module):
     def inputs(self, views: Sequence[Tensor]) -> Inputs:
         """Who sees what of a batch's views, uint8 [b, 3, S, S] each: here everyone sees them as they are."""
         return Inputs(views, views if self.needs.teacher else (), views if self.needs.momentum else ())
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What surrounds a loss and is used where its needs ask for it; ``used`` is given a :class:`CombinedNeeds`."""
+
+    teacher_bn: Annotated[str, Setting(
+        "batch norm of the teacher: by its running statistics (eval, default) or by each batch's (train, as in the "
+        "code of bingo and disco; the running ones stay as they are)", choices=("eval", "train"),
+        used=lambda needs: bool(needs.teacher))] = "eval"
+    head_bn: Annotated[bool, Setting(
+        "batch norm behind both layers of the student's head, as in SimCLR v2; default none, as in all of these "
+        "papers, but moco and disco hardly start on small sets and networks without",
+        used=lambda needs: any(head not in ("none", "linear") for head, _ in needs.heads))] = False
+    moco_dim: Annotated[int, Setting("losses without a teacher: width of the contrasted features; default {default}, "
+                                     "MoCo's", least=1, metavar="D", used=lambda needs: not needs.teacher)] = 128
+    moco_m: Annotated[float, Setting("losses with a momentum student: its momentum; default {default}, MoCo's",
+                                     least=0, most=1, metavar="M", used=lambda needs: needs.momentum)] = 0.999
+    bn_parts: Annotated[int, Setting(
+        "losses with a momentum student: parts over all processes into which its shuffled batch is cut for batch "
+        "norm, so that its statistics do not give the positive away; default {default}, as on MoCo's 8 GPUs",
+        least=1, metavar="N", used=lambda needs: needs.momentum)] = 8
+
+
+def weights(text: str) -> list[float]:
+    """``1,0.5`` as numbers; raises argparse.ArgumentTypeError."""
+    return [number(float)(word) for word in text.split(",")]
+
+
+# Settings that several losses have, each with a default of its own
+RowWeight = Annotated[float, Setting("weight of the row term", "--l_0")]
+SpaceWeight = Annotated[float, Setting("weight of the column (space similarity) term; the original's flag had 0.5",
+                                       "--l_1")]
+StudentTemperature = Annotated[float, Setting("student temperature", "--s-temp", above=0, metavar="T")]
+TeacherTemperature = Annotated[float, Setting("teacher temperature", "--t-temp", above=0, metavar="T")]
+SpaceBatch = Annotated[str, Setting(
+    "the batch over which the statistics of a dimension are taken: local, each process's own, as in the original and "
+    "the paper's rows, or global, that of all processes, exactly: loss and gradients are then those of one process "
+    "with the whole batch", choices=SCOPES)]
+QueueSize = Annotated[int, Setting("outputs that are kept to compare with, over all processes; 65,536 of 128 numbers "
+                                   "take 33.6 MB", least=1, metavar="K", shared=True)]
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -14,20 +14,30 @@ running statistics move (--teacher-bn train takes the batch's and leaves them al
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from losses.base import Inputs, Loss, Needs
+from losses.base import Inputs, Loss, Needs, QueueSize, Recipe, StudentTemperature
 from losses.queue import Queue, info_nce, unit_rows
+from runtime.settings import Setting
 
 
 class BINGO(Loss):
     """Two views of pairs; the teacher with its own head, the student with Linear(d, 2048), ReLU, Linear(2048, dim)."""
 
-    needs = Needs(views=2, bag=True, teacher="head", head="wide", passes=1.5)
+    needs = Needs(views=2, pairs=True, teacher="head", head="wide", passes=1.5, also="CutMix, queue")
+    recipe = Recipe(epochs=200, lr=0.03, sampler="cf", nearest_k=1, total_k=5, flags=("--teacher-bn", "train"),
+                    small=("--s-temp", "0.12", "--wd", "4e-5"), short=("--bingo-alone", "1"),
+                    note="200 epochs x 3 passes", published={
+                        "resnet18": "61.40 / 84.30 / 54.16", "resnet34": "63.50 / 85.70 / -",
+                        "efficientnet_b0": "63.74 / 85.32 / 54.75"})
 
-    def __init__(self, dim: int = 128, queue_size: int = 65536, s_temp: float = 0.2, bingo_alone: int = 11) -> None:
+    def __init__(self, dim: int = 128, queue_size: QueueSize = 65536, s_temp: StudentTemperature = 0.2,
+                 bingo_alone: Annotated[int, Setting(
+                     "epochs, from the first, in which an image's only positive is its own other view; default "
+                     "{default} of 200, the original's", least=0, metavar="N")] = 11) -> None:
         super().__init__()
         self.queue, self.s_temp, self.alone_epochs = Queue(queue_size, dim), s_temp, bingo_alone
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from losses.base import ROLES, Inputs, Loss, Needs, Together
+from losses.base import ROLES, CombinedNeeds, Inputs, Loss, Needs
 from runtime.errors import UserError
 
 Outputs = Sequence[Tensor]
@@ -22,7 +22,7 @@ class Objective(Loss):
 
     def __init__(self, losses: Mapping[str, Loss], weights: Sequence[float] | None = None, beta: float = 1.0) -> None:
         super().__init__()
-        self.needs: Together = together({name: loss.needs for name, loss in losses.items()})
+        self.needs: CombinedNeeds = combined_needs({name: loss.needs for name, loss in losses.items()})
         self.losses = nn.ModuleDict(losses)
         self.weights, self.beta = list(weights or [1.0] * len(losses)), beta
 
@@ -73,15 +73,15 @@ class Objective(Loss):
         return keywords
 
 
-def together(needs: Mapping[str, Needs]) -> Together:
+def combined_needs(needs: Mapping[str, Needs]) -> CombinedNeeds:
     """What a sum of losses needs; raises :class:`UserError` where two of them cannot be had in one run."""
     every = list(needs.values())
     for name, wanted in needs.items():
-        if wanted.bag != every[0].bag:
-            pairs, single = (name, next(iter(needs)))[::1 if wanted.bag else -1]
+        if wanted.pairs != every[0].pairs:
+            pairs, single = (name, next(iter(needs)))[::1 if wanted.pairs else -1]
             raise UserError(f"--loss {'+'.join(needs)}: {pairs} needs batches of pairs and {single} of single images; "
                             "add up losses that need the same")
-    return Together(max(n.views for n in every), every[0].bag,
+    return CombinedNeeds(max(n.views for n in every), every[0].pairs,
                     tuple(dict.fromkeys(n.teacher for n in every if n.teacher)),
                     tuple(dict.fromkeys((n.head, n.teacher) for n in every)),
                     any(n.momentum for n in every), max(n.passes for n in every))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from losses.base import Loss, Needs
+from losses.base import Loss, Needs, QueueSize, Recipe, StudentTemperature, TeacherTemperature
 from losses.queue import Queue, unit_rows
 
 NOTHING = -1e4  # of an item that is left out: its softmax is zero, and even over nothing else no NaN
@@ -25,10 +25,13 @@ NOTHING = -1e4  # of an item that is left out: its softmax is zero, and even ove
 class CompRess(Loss):
     """One view, pooled features of any two widths, no heads."""
 
-    needs = Needs(head="none", momentum=True)
+    needs = Needs(head="none", momentum=True, also="2 queues")
+    recipe = Recipe(epochs=130, lr=0.01, published={"resnet18": "61.7"},
+                    note="its authors' repository, another linear protocol; they only crop and flip, and divide the "
+                         "rate by 5 at epochs 90 and 120, here a cosine")
 
-    def __init__(self, dim: int = 2048, student_dim: int = 512, queue_size: int = 128000, s_temp: float = 0.04,
-                 t_temp: float = 0.04) -> None:
+    def __init__(self, dim: int = 2048, student_dim: int = 512, queue_size: QueueSize = 128000,
+                 s_temp: StudentTemperature = 0.04, t_temp: TeacherTemperature = 0.04) -> None:
         super().__init__()
         self.theirs, self.ours = Queue(queue_size, dim), Queue(queue_size, student_dim)
         self.s_temp, self.t_temp = s_temp, t_temp

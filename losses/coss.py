@@ -13,10 +13,21 @@ images apart from the first step on, and the space term is a correlation. docs/R
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from losses.base import EPS, Loss, full_precision
+from losses.base import (
+    EPS,
+    Loss,
+    RowWeight,
+    SpaceBatch,
+    SpaceWeight,
+    StudentTemperature,
+    TeacherTemperature,
+    full_precision,
+)
 from runtime.collectives import BatchStatistics
 
 
@@ -28,9 +39,13 @@ class CoSS(Loss):
     """
 
     centred = False
+    neighbour_batches = True
+    recipe = replace(Loss.recipe, published={"resnet18": "62.35 / 84.81 / 53.78", "resnet34": "64.01 / 86.14 / 54.80",
+                                             "efficientnet_b0": "67.36 / 87.75 / 58.33"},
+                     note="25 epochs x 16 images")
 
-    def __init__(self, l_0: float = 1.0, l_1: float = 1.0, s_temp: float = 0.1, t_temp: float = 0.07,
-                 space_batch: str = "local") -> None:
+    def __init__(self, l_0: RowWeight = 1.0, l_1: SpaceWeight = 1.0, s_temp: StudentTemperature = 0.1,
+                 t_temp: TeacherTemperature = 0.07, space_batch: SpaceBatch = "local") -> None:
         super().__init__()
         self.l_0, self.l_1, self.scale = l_0, l_1, 1.0 / (s_temp * t_temp)
         self.batch = BatchStatistics(space_batch)
@@ -56,6 +71,7 @@ class CentredCoSS(CoSS):
     """CoSS of features without the batch's mean; of ``space_batch``'s batch, as all else."""
 
     centred = True
+    recipe = Loss.recipe
 
 
 def cosine(ts: Tensor, tt: Tensor, ss: Tensor) -> Tensor:

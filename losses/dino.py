@@ -13,14 +13,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from losses.base import Loss, full_precision
+from losses.base import (
+    Loss,
+    RowWeight,
+    SpaceBatch,
+    SpaceWeight,
+    StudentTemperature,
+    TeacherTemperature,
+    full_precision,
+)
 from runtime.collectives import BatchStatistics
 
 
 class DINO(Loss):
     """Each image's features as a distribution over the dimensions. They are not normalised, so their scale counts."""
 
-    def __init__(self, s_temp: float = 0.1, t_temp: float = 0.07) -> None:
+    def __init__(self, s_temp: StudentTemperature = 0.1, t_temp: TeacherTemperature = 0.07) -> None:
         super().__init__()
         self.s_temp, self.t_temp = s_temp, t_temp
 
@@ -40,8 +48,8 @@ class DINOSS(Loss):
     ``space_batch``: over those of this process's batch (``local``, as the original) or of all processes' (``global``).
     """
 
-    def __init__(self, l_0: float = 1.0, l_1: float = 0.5, s_temp: float = 0.1, t_temp: float = 0.07,
-                 space_batch: str = "local") -> None:
+    def __init__(self, l_0: RowWeight = 1.0, l_1: SpaceWeight = 0.5, s_temp: StudentTemperature = 0.1,
+                 t_temp: TeacherTemperature = 0.07, space_batch: SpaceBatch = "local") -> None:
         super().__init__()
         self.l_0, self.l_1, self.s_temp, self.t_temp = l_0, l_1, s_temp, t_temp
         self.batch = BatchStatistics(space_batch)

@@ -16,7 +16,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from losses.base import Loss, full_precision
+from losses.base import (
+    Loss,
+    RowWeight,
+    SpaceBatch,
+    SpaceWeight,
+    StudentTemperature,
+    TeacherTemperature,
+    full_precision,
+)
 from runtime.collectives import BatchStatistics
 
 
@@ -25,8 +33,8 @@ class DIST(Loss):
     that of all processes (``global``).
     """
 
-    def __init__(self, l_0: float = 1.0, l_1: float = 1.0, s_temp: float = 0.1, t_temp: float = 0.07,
-                 space_batch: str = "local") -> None:
+    def __init__(self, l_0: RowWeight = 1.0, l_1: SpaceWeight = 1.0, s_temp: StudentTemperature = 0.1,
+                 t_temp: TeacherTemperature = 0.07, space_batch: SpaceBatch = "local") -> None:
         super().__init__()
         self.l_0, self.l_1, self.s_temp, self.t_temp = l_0, l_1, s_temp, t_temp
         self.batch, self.alone = BatchStatistics(space_batch), BatchStatistics("local")

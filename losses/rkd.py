@@ -12,16 +12,27 @@ pass: b^2 d numbers, as in the original, are 4 GB at 1,024 images of 1,024 featu
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from losses.base import EPS, Loss, full_precision, unit
+from losses.base import EPS, Loss, full_precision, unit, weights
+from runtime.settings import Setting
 
 CHUNK = 2**24  # numbers of one part's differences and cosines, 64 MiB in float32
+
+
+def two_weights(text: str) -> list[float]:
+    """``1,2`` as the weights of distances and angles; raises argparse.ArgumentTypeError."""
+    found = weights(text)
+    if len(found) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma, for distances and angles")
+    return found
 
 
 class RKD(Loss):
@@ -29,7 +40,9 @@ class RKD(Loss):
 
     per_process = True
 
-    def __init__(self, rkd_weights: Sequence[float] = (1.0, 2.0)) -> None:
+    def __init__(self, rkd_weights: Annotated[Sequence[float], Setting(
+            "weights of the distance and angle terms; default {default}, the paper's where RKD is the only loss",
+            parse=two_weights, metavar="W,W")] = (1.0, 2.0)) -> None:
         super().__init__()
         self.distance_weight, self.angle_weight = rkd_weights
 

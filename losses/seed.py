@@ -13,16 +13,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from losses.base import Loss, Needs
+from losses.base import Loss, Needs, QueueSize, Recipe, StudentTemperature, TeacherTemperature
 from losses.queue import Queue, unit_rows
 
 
 class SEED(Loss):
     """One view; the teacher with its own head, the student with one alike (Linear(d, d), ReLU, Linear(d, ``dim``))."""
 
-    needs = Needs(teacher="head", head="mlp")
+    needs = Needs(teacher="head", head="mlp", also="queue")
+    recipe = Recipe(epochs=200, lr=0.03, warmup=None, published={
+        "resnet18": "57.60 / 81.80 / 50.12", "resnet34": "58.50 / 82.60 / 45.20",
+        "efficientnet_b0": "61.30 / 82.70 / 53.11"})
 
-    def __init__(self, dim: int = 128, queue_size: int = 65536, s_temp: float = 0.2, t_temp: float = 1e-4) -> None:
+    def __init__(self, dim: int = 128, queue_size: QueueSize = 65536, s_temp: StudentTemperature = 0.2,
+                 t_temp: TeacherTemperature = 1e-4) -> None:
         super().__init__()
         self.queue, self.s_temp, self.t_temp = Queue(queue_size, dim), s_temp, t_temp
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,7 @@ def refuse_inputs(folder: Path, config: Mapping[str, Any], exports: Iterable[str
                                     f"write in --output {folder}; choose another folder")
 
 
-def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str],
-                     complete: Callable[[dict[str, Any]], dict[str, Any]], exports: Iterable[str],
+def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str], exports: Iterable[str],
                      first_epoch: int = 0) -> None:
     """Raise :class:`UserError` if ``folder`` holds another run than ``config``, by its config.json, its checkpoint or
     one of its ``exports``; files under their names that no run of ours wrote; or this run's result of more than one
@@ -42,9 +41,9 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str]
     checkpoints = candidates(folder)
     if checkpoints:
         recorded = None if (folder / CONFIG).exists() else load_newest(checkpoints)[1].get("config", {})
-        check_same_run(folder, config, volatile, complete, recorded)
+        check_same_run(folder, config, volatile, recorded)
         return
-    check_same_run(folder, config, volatile, complete, remedy=ELSEWHERE)
+    check_same_run(folder, config, volatile, remedy=ELSEWHERE)
     known = (folder / CONFIG).exists()
     for path in (folder / name for name in exports):
         if not path.exists():
@@ -54,7 +53,7 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str]
             raise UserError(f"--output {folder} holds {path.name}, which no such run wrote and this run would replace; "
                             f"{ELSEWHERE}")
         if not known:
-            check_same_run(folder, config, volatile, complete, recorded, ELSEWHERE)
+            check_same_run(folder, config, volatile, recorded, ELSEWHERE)
         if epoch > first_epoch + 1:  # after the first epoch a kill may come between it and the checkpoint
             raise UserError(f"--output {folder} holds this run's {path.name} after {epoch} epochs but no checkpoint to "
                             f"go on from, so a new start would replace it; {ELSEWHERE}")

@@ -76,11 +76,10 @@ class Run:
     def open(cls, output: str, resume: str, config: dict[str, Any], record: Mapping[str, Any], volatile: set[str],
              process: Process, modules: Mapping[str, Stateful], start_epoch: int | None = None,
              save_every: str = "0", keep: int = 2, per_process: str = "", on_nonfinite: str = "stop",
-             nonfinite_limit: int = 10, exports: Iterable[str] = (),
-             complete: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> Run:
+             nonfinite_limit: int = 10, exports: Iterable[str] = ()) -> Run:
         """Start in ``output``, or go on from its last step: restores ``modules`` and the log.
 
-        ``config`` says which run this is (``volatile``, ``complete``: see :func:`runtime.state.check_same_run`); it
+        ``config`` says which run this is (``volatile``: see :func:`runtime.state.check_same_run`); it
         and ``record`` go into every checkpoint and into each of ``exports``, the files that :meth:`save` will write.
         ``per_process`` says what of the run's mathematics depends on the
         number of processes, '' for nothing. From here to :meth:`finish`, or the end of ``process``, the folder is
@@ -92,7 +91,7 @@ class Run:
         def check(own: bool) -> None:
             refuse_inputs(folder, config, exports)
             if not own:
-                refuse_other_run(folder, config, volatile, complete, exports, start_epoch or 0)
+                refuse_other_run(folder, config, volatile, exports, start_epoch or 0)
 
         path, state, notes = _find(folder, resume, check, process, per_process, closing)
         state = _restore_on_all(modules, state, path, process)

@@ -23,11 +23,6 @@ GO_ON = "choose another folder, or add --resume to go on from its checkpoint wit
 VOLATILE = {"data", "output", "resume", "workers", "print_freq", "device", "knn_every", "knn_data", "start_epoch",
             "distributed", "local_rank", "on_bad_image", "amp", "compile", "tf32", "processes", "teacher", "data_path",
             "cache", "image_cache", "save_every", "keep", "on_nonfinite", "nonfinite_limit"}
-# What a run did before a setting existed, for those that came after the first runs: one made without goes on with it.
-NEUTRAL: dict[str, Any] = {"loss_weights": None, "teacher_bn": "eval", "head_bn": False, "moco_dim": 128,
-                           "moco_m": 0.999, "bn_parts": 8, "epoch_steps": None,
-                           "optimizer": "sgd", "decayed": "auto", "clip_grad": 0.0, "ema": 0.0, "micro_batch": 0,
-                           "sync_bn": False}
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> Path:
@@ -93,19 +88,17 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def check_same_run(output: Path, config: Mapping[str, Any], volatile: set[str],
-                   complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
                    recorded: Mapping[str, Any] | None = None, remedy: str = GO_ON) -> None:
     """Raises :class:`UserError`, which ends with ``remedy``, if ``output`` holds the settings of another run than
     ``config``: in its config.json, or, where that is missing, those that a checkpoint or an export has ``recorded``.
 
-    Keys in ``volatile`` may differ. A key that the older run did not know yet counts as NEUTRAL has it, and as
-    ``complete``, which is given the older settings, adds.
+    Keys in ``volatile`` may differ.
     """
     if (output / CONFIG).exists():
         recorded = _read_config(output / CONFIG)
     if recorded is None:
         return
-    before = complete({**NEUTRAL, **_as_json(recorded)})
+    before = _as_json(recorded)
     changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in _as_json(config).items()
                if key not in volatile and before.get(key) != value]
     if changed:

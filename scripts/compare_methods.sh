@@ -65,7 +65,7 @@ fi
 # shellcheck disable=SC2086
 "$PYTHON" scripts/compare_run.py "${SEARCH[@]}" --data "$DATA" --teacher "$TEACHER" \
     --output "${OUT:-runs/compare-$(basename "$DATA")}" --subset "$SUBSET" --student "${STUDENT:-shufflenet_v2_x0_5}" \
-    --stem "$STEM" --methods ${METHODS:-coss coss_centred seed compress bingo disco smd dist dino dinoss cosine mse rkd moco} \
+    --stem "$STEM" --methods ${METHODS:-} \
     --seeds ${SEEDS:-0 1 2} --passes "$PASSES" --epochs "$EPOCHS" --batch "$BATCH" --nearest-k "$NEAREST_K" \
     --total-k "$TOTAL_K" --queue "$QUEUE" --every "$EVERY" --rates "scripts/compare_rates/$PROFILE.txt" \
     --factors ${FACTORS:-0.25 1 4} --search-passes "${SEARCH_PASSES:-$((PASSES / 2))}" \

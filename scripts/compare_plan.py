@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from losses import needs_of  # noqa: E402
+from losses import LOSSES, needs_of  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
 
@@ -40,6 +40,7 @@ class Plan:
     total_k: int
     epoch_steps: int
     head_bn: bool
+    flags: tuple[str, ...]  # of the loss itself, for trainings as short as these
 
 
 def plan_of(entry: str, budget: Budget) -> Plan:
@@ -48,8 +49,9 @@ def plan_of(entry: str, budget: Budget) -> Plan:
     needs = needs_of(loss)
     if sampler not in ("", "random", "cf"):
         raise UserError(f"METHODS names {entry}; behind the @ may stand random or cf")
-    sampler = "cf" if needs.bag else sampler or ("cf" if {"coss", "coss_centred"} & {*loss.split("+")} else "random")
-    near, of = (0, 0) if sampler == "random" else (1, 5) if needs.bag else (budget.nearest_k, budget.total_k)
+    neighbours = any(LOSSES[name].neighbour_batches for name in loss.split("+"))
+    sampler = "cf" if needs.pairs else sampler or ("cf" if neighbours else "random")
+    near, of = (0, 0) if sampler == "random" else (1, 5) if needs.pairs else (budget.nearest_k, budget.total_k)
     if budget.batch % (1 + near):
         raise UserError(f"BATCH={budget.batch} is not whole anchors with {near} neighbours each; give a multiple of "
                         f"{1 + near}")
@@ -57,7 +59,8 @@ def plan_of(entry: str, budget: Budget) -> Plan:
     if not steps.is_integer():
         raise UserError(f"{entry} takes {needs.passes:g} passes an image, which does not divide PASSES={budget.passes}")
     contrasts = needs.momentum and any(head != "none" for head, _ in needs.heads)  # with its own copy: disco and moco
-    return Plan(loss, sampler, budget.batch // (1 + near), near, of, int(steps), contrasts)
+    return Plan(loss, sampler, budget.batch // (1 + near), near, of, int(steps), contrasts,
+                tuple(word for name in loss.split("+") for word in LOSSES[name].recipe.short))
 
 
 def read_rates(entries: Iterable[str], files: Sequence[Path]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from compare_work import Comparison, ended
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from losses import LOSSES  # noqa: E402
 from runtime.errors import run_script  # noqa: E402
 
 OVERLAP_K, OVERLAP_IMAGES = 11, 2000
@@ -33,11 +34,13 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(f"--{name}", required=True, type=int)
     for name in ("subset", "minutes"):
         parser.add_argument(f"--{name}", required=True, type=float)
-    parser.add_argument("--methods", required=True, nargs="+")
+    parser.add_argument("--methods", nargs="*", help="default: every loss")
     parser.add_argument("--seeds", required=True, nargs="+", type=int)
     parser.add_argument("--factors", required=True, nargs="+", type=float)
     parser.add_argument("--search", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.methods = args.methods or list(LOSSES)
+    return args
 
 
 def compare(args: argparse.Namespace) -> None:

@@ -104,7 +104,7 @@ class Comparison:
             "--seed", seed, "-a", args.student, "--stem", args.stem, "--distill", args.teacher, "--loss", plan.loss,
             "--image-size", self.image_size(), "--sampler", plan.sampler, "-b", plan.anchors, *near, "--lr", rate,
             "--epochs", epochs or self.budget.epochs, "--epoch-steps", steps, "--warmup-epochs", 1, "-p", steps,
-            "--queue-size", args.queue, "--moco-m", 0.99, "--bn-parts", 4, "--bingo-alone", 1,
+            "--queue-size", args.queue, "--moco-m", 0.99, "--bn-parts", 4, *plan.flags,
             *(["--head-bn"] if plan.head_bn else []), "--cache", "device", "--knn-every", every or args.every,
             "-j", args.workers)
         try:

@@ -37,7 +37,7 @@ def flags(work, names, output, *more):
     pairs = ["--sampler", "cf", "--closek-info", work / "closek_info.npy", "--nearest-k", 1, "--total-k", 5, "-b", 3]
     return ["--data", work / "images", "-a", "squeezenet1_1", "--loss", names, "--output", work / output,
             *(["--distill", work / "teacher.pth"] if needs.teacher else ["--moco-dim", 16, "--image-size", 32]),
-            *(pairs if needs.bag else ["--sampler", "random", "-b", 6]), "--queue-size", 8, "--lr", 0.001, "--epochs",
+            *(pairs if needs.pairs else ["--sampler", "random", "-b", 6]), "--queue-size", 8, "--lr", 0.001, "--epochs",
             2, "-p", 1, "--device", "cpu", "--workers", 0, *SUMS.get(names, []), *more]
 
 
@@ -46,7 +46,7 @@ def test_every_method_runs(names, work):
     folder = names.replace("+", "_")
     well(in_this_process("train_distill.py", *flags(work, names, folder)))
     lines = metrics(work / folder)
-    assert len(lines) == (8 if needs_of(names).bag else 4)
+    assert len(lines) == (8 if needs_of(names).pairs else 4)
     assert all(np.isfinite(line["loss"]) for line in lines)
     state = load(work / folder / "checkpoint.pth")
     queues = [f"losses.{name}.{queue}" for name in names.split("+") for queue in WITH_QUEUE.get(name, [])]

@@ -1,12 +1,14 @@
 """scripts/methods.sh: every method's line is a command line that train_distill.py takes, with the paper's numbers."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import train_distill
-from losses import LOSSES, build_objective
+from losses import LOSSES, build_objective, tables
 from methods import options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,15 +19,30 @@ SHOW = """source() { :; }; environment() { :; }; launch() { echo "$1" >&2; shift
 
 
 def command_line(*words):
-    return subprocess.run(["bash", "-c", SHOW, "bash", *words], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    return subprocess.run(["bash", "-c", SHOW, "bash", *words], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHON": sys.executable})
+
+
+def words_of(name, student="resnet18", *more):
+    """As scripts/methods.sh puts the command line together, in this process."""
+    (gpus, *files), *flags = [tables.recipe_lines(name, student)[0].split(), *tables.recipe_lines(name, student)[1:]]
+    given = {"teacher": ["-k", "resnet50", "--distill", "weights/moco_v2_200ep_pretrain.pth.tar"],
+             "neighbours": ["--closek-info", "weights/moco_v2_resnet50/closek_info.npy"]}
+    return gpus, ["--data", "/data/imagenet/train", "--output", f"runs/{name}_{student}",
+                  *(word for file in files for word in given[file]), *flags, "--aug", "moco_v2", "--momentum", "0.9",
+                  "--cos", "-p", "1000", *more]
 
 
 def parsed(*words):
-    done = command_line(*words)
-    assert done.returncode == 0, done.stderr
-    args = train_distill.parse_args(done.stdout.splitlines())
+    args = train_distill.parse_args(words_of(*words)[1])
     train_distill.check_flags(args)
     return args
+
+
+@pytest.mark.parametrize("words", [("moco",), ("bingo", "efficientnet_b0", "--amp", "bf16")])
+def test_the_script_gives_the_recipe(words):
+    done, (gpus, expected) = command_line(*words), words_of(*words)
+    assert (done.returncode, done.stdout.splitlines(), done.stderr.strip()) == (0, expected, gpus)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -37,7 +54,7 @@ def test_every_method_has_a_line(name):
 
 def test_processes_of_the_originals():
     """Terms over each process's batch are other terms at another number of them."""
-    found = {name: int(command_line(name).stderr) for name in LOSSES}
+    found = {name: int(words_of(name)[0]) for name in LOSSES}
     eight = {"seed", "bingo", "disco", "smd", "moco", "compress"}
     assert found == {name: 8 if name in eight else 4 for name in LOSSES}
 
@@ -72,7 +89,7 @@ def test_further_flags_are_handed_on():
     assert parsed("seed", "resnet34", "--amp", "bf16", "--lr", "0.06").lr == 0.06
 
 
-@pytest.mark.parametrize("words", [["sed"], [], ["seed", "resnet19"], ["seed", "--amp", "bf16"]])
+@pytest.mark.parametrize("words", [["sed"], ["seed", "--amp", "bf16"]])
 def test_wrong_words(words):
     done = command_line(*words)
     assert done.returncode == 2

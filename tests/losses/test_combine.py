@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from losses import build_objective, needs_of
-from losses.base import Inputs, Loss, Needs, Together
-from losses.combine import Objective, together
+from losses.base import CombinedNeeds, Inputs, Loss, Needs
+from losses.combine import Objective, combined_needs
 from runtime.errors import UserError
 
 
@@ -49,7 +49,7 @@ def test_one_loss_keeps_its_parts_names_and_beta_scales_the_loss_alone():
 def test_a_sum_is_weighted_named_and_gives_each_what_it_asked_for():
     x, y = torch.rand(2, 4, 3, dtype=torch.float64)
     objective = Objective({"distance": Distance(), "two": TwoViews()}, [0.5, 2.0], beta=0.1)
-    assert objective.needs == Together(2, False, ("features",), (("projection", "features"),), True, 2)
+    assert objective.needs == CombinedNeeds(2, False, ("features",), (("projection", "features"),), True, 2)
     inputs, parts = run(objective, [x, y])
     assert [len(inputs.student), len(inputs.teacher), len(inputs.momentum)] == [2, 2, 1]  # x passes once
     one, two = (x ** 2).mean().item(), 3 * (2 * x + 2 * y - 6 * x + 5 * y).sum().item()
@@ -80,14 +80,14 @@ def test_losses_of_different_heads_get_each_their_own():
 
 
 def test_without_any_teacher():
-    assert together({"a": Needs(teacher=None, head="mlp")}).teacher == ()
+    assert combined_needs({"a": Needs(teacher=None, head="mlp")}).teacher == ()
 
 
 @pytest.mark.parametrize("names", ["pairs+single", "single+pairs"])
 def test_pairs_do_not_go_with_single_images(names):
-    needs = {"pairs": Needs(bag=True), "single": Needs()}
+    needs = {"pairs": Needs(pairs=True), "single": Needs()}
     with pytest.raises(UserError) as caught:
-        together({name: needs[name] for name in names.split("+")})
+        combined_needs({name: needs[name] for name in names.split("+")})
     assert str(caught.value) == (f"--loss {names}: pairs needs batches of pairs and single of single images; add up "
                                  "losses that need the same")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runtime.errors import UserError
-from runtime.state import NEUTRAL, VOLATILE, check_same_run, random_state, save_json, set_random_state, write_atomic
+from runtime.state import VOLATILE, check_same_run, random_state, save_json, set_random_state, write_atomic
 
 
 def files(folder):
@@ -140,18 +140,6 @@ def test_a_different_run_is_refused(tmp_path, key, value):
     assert f"{key} was {CONFIG.get(key)!r}, now {value!r}" in text
     assert "--resume" in text
     assert "\n" not in text
-
-
-def test_a_run_made_before_a_setting_existed_goes_on_with_what_it_then_did(tmp_path, monkeypatch):
-    monkeypatch.setitem(NEUTRAL, "new", "as before")
-    a_run(tmp_path)
-    check_same_run(tmp_path, {**CONFIG, "new": "as before"}, VOLATILE)
-    with pytest.raises(UserError, match="new was 'as before', now 'other'"):
-        check_same_run(tmp_path, {**CONFIG, "new": "other"}, VOLATILE)
-    check_same_run(tmp_path, {**CONFIG, "new": "as before", "sum": 25.03}, VOLATILE,
-                   lambda older: {**older, "sum": older["lr"] + older["epochs"]})
-    a_run(tmp_path, {**CONFIG, "new": "other"})
-    check_same_run(tmp_path, {**CONFIG, "new": "other"}, VOLATILE)
 
 
 @pytest.mark.parametrize("key", sorted(VOLATILE))
