@@ -30,7 +30,7 @@ def settings(folder, config=CONFIG):
 
 
 def check(folder):
-    refuse_other_run(folder, CONFIG, VOLATILE, dict, EXPORTS)
+    refuse_other_run(folder, CONFIG, VOLATILE, EXPORTS)
 
 
 def refusal(folder):
