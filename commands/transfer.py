@@ -23,7 +23,7 @@ from evals.heads import split_validation
 from evals.transfer import NAMES, Transfer, logistic_regression, transfer
 from runtime.device import Process
 from runtime.errors import UserError
-from runtime.state import save_json
+from runtime.state import load_json, save_json
 
 HELP = "logistic regression and few-shot episodes on other data sets (CIFAR, Pets, VOC 2007 …)"
 VALIDATION_SHARE = 0.2  # where a set has no validation images of its own; Ericsson et al., CVPR 2021
@@ -187,8 +187,8 @@ def _identity(network: common.Network, each: TransferSet, args: argparse.Namespa
 def _remembered(path: Path, compute: Callable[[], Transfer]) -> Transfer:
     """The result that an earlier run left in ``path``, else a new one, left there."""
     try:
-        return Transfer(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        return Transfer.of(load_json(path))
+    except (OSError, ValueError):  # not there, or not as it was written
         result = compute()
         save_json(asdict(result), path)
         return result

@@ -26,7 +26,7 @@ from models.anysize import FeatureMap
 from runtime.device import Process, agree, gather_objects
 from runtime.errors import UserError
 from runtime.outputs import check_output_folder
-from runtime.state import save_json, write_atomic
+from runtime.state import load_json, save_json, write_atomic
 
 HELP = "following objects through the videos of DAVIS 2017: J and F of masks that features propagate"
 DATA = ("DAVIS 2017 in its official layout: a folder that holds JPEGImages/480p/, Annotations/480p/ and "
@@ -133,10 +133,10 @@ def scores(video: Video, encode: Callable[[Tensor], Tensor], how: Propagation, s
 
 def _kept(place: Path, video: Video) -> list[dict[str, list[float]]] | None:
     try:
-        content = json.loads(place.read_text())
-    except (OSError, ValueError):
+        content = load_json(place)
+        return content["objects"] if content["files"] == video.identity() else None
+    except (OSError, ValueError, TypeError, LookupError):  # not there, or not as it was written
         return None
-    return content["objects"] if content.get("files") == video.identity() else None
 
 
 def _write(path: Path, mask: np.ndarray) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.state import parse_json
 
 NOT_A_NAME = {"compared"}  # columns of text that say how a number was found, of which differences() speaks
 Evaluations = Mapping[str, Mapping[str, Any]]  # name -> record
@@ -44,17 +44,27 @@ def load_evaluations(path: Path, flag: str = "--compare") -> dict[str, dict[str,
         reason = getattr(error, "strerror", None) or "not text"
         raise UserError(f"{flag} {path} could not be read ({reason}); give an all.json or a results.jsonl") from None
     try:
-        records = [json.loads(text)]
+        records = [parse_json(text)]
     except ValueError:
         try:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            records = [parse_json(line) for line in text.splitlines() if line.strip()]
         except ValueError:
             records = []
-    if not records or not all(isinstance(record, dict) and "command" in record for record in records):
+    found: Any = None
+    if records and all(isinstance(record, dict) and isinstance(record.get("command"), str) for record in records):
+        found = records[-1].get("evaluations", {record["command"]: record for record in records})
+    if not isinstance(found, dict) or not all(map(_is_record, found.values())):
         raise UserError(f"{flag} {path} holds no results of evaluate.py; give an all.json or a results.jsonl")
-    if "evaluations" in records[-1]:
-        return dict(records[-1]["evaluations"])
-    return {record["command"]: record for record in records}
+    return found
+
+
+def _is_record(record: Any) -> bool:
+    """Whether what is read of a record here has the kinds that evaluate.py writes."""
+    return (isinstance(record, dict)
+            and isinstance(record.get("table", []), list) and all(isinstance(x, dict) for x in record.get("table", []))
+            and all(isinstance(record.get(key, {}), dict) for key in ("sources", "settings", "compared"))
+            and all(isinstance(x, dict) and {"fingerprint", "images", "title"} <= x.keys() and isinstance(
+                x["images"], int) for x in record.get("sources", {}).values()))
 
 
 def compared(first: Evaluations, second: Evaluations) -> list[dict[str, Any]]:

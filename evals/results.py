@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -9,38 +11,50 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import torchvision
 
 from runtime.errors import UserError
-from runtime.state import write_atomic
+from runtime.outputs import check_output_file, no_link
+from runtime.state import parse_json, write_atomic
 
 RESULTS = "results.jsonl"
 
 
 def add_result(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Add ``record`` and the time to FOLDER/results.jsonl as one line, by one write, so that several evaluations may
-    share a folder and a kill leaves whole lines. Returns the file. Raises :class:`UserError` if it cannot be written.
+    """Add ``record`` and the time to FOLDER/results.jsonl as one line of its own, whatever the file ends in. Several
+    evaluations may share a folder. Returns the file. Raises :class:`UserError` if the line cannot be written; then the
+    file is as it was.
     """
     path = Path(folder) / RESULTS
     line = json.dumps(plain({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **record}), allow_nan=False) + "\n"
+    check_output_file(path, "--output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            written = os.write(file, line.encode())
-            os.fsync(file)
-        finally:
-            os.close(file)
+        with open(path, "a+b", buffering=0, opener=no_link) as file:  # noqa: PTH123 - Path.open takes no opener
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            _append(file, line.encode())
     except OSError as error:
         raise UserError(f"--output: {path} could not be written ({error.strerror or error}); make room or choose "
                         "another folder") from None
-    if written != len(line.encode()):
-        raise UserError(f"--output: {path} could not be written whole; make room or choose another folder")
     return path
+
+
+def _append(file: BinaryIO, line: bytes) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end and os.pread(file.fileno(), 1, end - 1) != b"\n":  # cut short by a kill or by a person's editor
+        line = b"\n" + line
+    try:
+        while line:
+            line = line[file.write(line):]
+        os.fsync(file)
+    except OSError:
+        file.truncate(end)
+        raise
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -48,11 +62,11 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue  # cut short by a full disk
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError):  # cut short by a kill
+            record = parse_json(line)
+            if isinstance(record, dict):
+                records.append(record)
     return records
 
 

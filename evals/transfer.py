@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,19 @@ class Transfer:
     per_class: float | None
     path: list[float]
     unconverged: int
+
+    @classmethod
+    def of(cls, kept: Any) -> Transfer:
+        """The inverse of dataclasses.asdict, from JSON. Raises ValueError for anything else."""
+        names = [each.name for each in fields(cls)]
+        if not isinstance(kept, dict) or sorted(kept) != sorted(names):
+            raise ValueError("not the fields of a result")
+        numbers = [kept[name] for name in ("score", "validation", "l2", "unconverged")]
+        numbers += [kept[name] for name in ("top1", "per_class") if kept[name] is not None]
+        if not isinstance(kept["metric"], str) or not isinstance(kept["path"], list) or any(
+                isinstance(x, bool) or not isinstance(x, (int, float)) for x in (*numbers, *kept["path"])):
+            raise ValueError("not the values of a result")
+        return cls(**kept)
 
 
 def transfer(features: np.ndarray, labels: np.ndarray, validation: np.ndarray, test: np.ndarray,

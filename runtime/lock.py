@@ -78,7 +78,7 @@ class FileLock:
         os.pwrite(self.file, json.dumps(mine).encode(), 0)
 
     def _read(self) -> dict[str, Any] | None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             owner = json.loads(os.pread(self.file, 4096, 0))
             return owner if isinstance(owner, dict) else None
         return None

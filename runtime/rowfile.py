@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,10 +19,11 @@ from runtime.device import Process, agree, barrier, gather_objects
 from runtime.errors import Damaged, UserError
 from runtime.lock import FileLock, Held
 from runtime.npy import Checksums, are_of_all, check_rows, checksum, map_array, pieces
-from runtime.state import save_json, write_atomic
+from runtime.outputs import reserve
+from runtime.state import load_json, save_json, write_atomic
 
 ROWS, IDENTITY = "rows.npy", "identity.json"
-ZEROS = 16 << 20
+OURS = re.compile(r"rows\.npy|identity\.json|done-\w+\.txt|\.(identity\.json|done-before\.txt)\.\d+\.tmp")
 WAIT_SECONDS = 2.0
 
 
@@ -64,10 +64,10 @@ class RowFile:
 
     That folder holds ``rows.npy`` at its full size, ``identity.json`` and, of each rank, ``done-RANK.txt``, a line for
     each range of rows that is on the disk, with their CRC-32. Work of the same ``identity`` goes on there, with any
-    number of ranks, but for rows that were changed meanwhile, which are made again; other work there is thrown away,
-    so :func:`one_writer` belongs around it. Made, and finished, by all ranks together; the folder must be shared by all
-    of them. Raises :class:`UserError` where there is no room or no permission, and leaves
-    nothing half written then.
+    number of ranks, but for rows that were changed meanwhile, which are made again. Of several jobs one alone may be at
+    work there, so :func:`one_writer` belongs around it. Made, and finished, by all ranks together; the folder must be
+    shared by all of them. Raises :class:`UserError` where there is no room or no permission, and leaves nothing half
+    written then; and where the folder holds other work or files of someone else, which stay as they are.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], rows: int, width: int, dtype: np.dtype | type,
@@ -127,7 +127,7 @@ class RowFile:
                 if self.missing(range(self.shape[0])):
                     raise RuntimeError(f"rows of {self.path} were not written")
                 publish(self.folder / ROWS, self._checksums())
-                shutil.rmtree(self.folder, ignore_errors=True)
+                self._remove()
             except OSError as error:
                 problem = self._full(error)
             except UserError as error:
@@ -144,19 +144,44 @@ class RowFile:
         if self._is_mine():
             self._forget_changed_rows()
             return
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._refuse_other_work()
+        self._remove()  # what cannot be gone on with: its record was not written yet, or is damaged
         try:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / ROWS).open("wb") as file:
                 header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False,
                           "shape": self.shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 file.flush()
-                _reserve(file, int(np.prod(self.shape)) * self.dtype.itemsize)
+                reserve(file, int(np.prod(self.shape)) * self.dtype.itemsize)
             save_json(self.identity, self.folder / IDENTITY)
         except (OSError, UserError):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove()
             raise
+
+    def _refuse_other_work(self) -> None:
+        """Raise :class:`UserError` if the folder holds work of other settings, or files of someone else."""
+        if not self.folder.exists():
+            return
+        strange = sorted(path.name for path in self.folder.iterdir() if not OURS.fullmatch(path.name))
+        if strange:
+            raise UserError(f"{self.folder} holds {strange[0]}, which is no part of an unfinished {self.path.name}; "
+                            "move it away")
+        with suppress(OSError, ValueError, AttributeError):  # cannot be read, so cannot be gone on with
+            before = load_json(self.folder / IDENTITY)
+            changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in self.identity.items()
+                       if before.get(key) != value]
+            if changed:
+                raise UserError(f"{self.folder} is unfinished work of other settings ({'; '.join(changed[:3])}); give "
+                                "those to go on there, or remove it")
+
+    def _remove(self) -> None:
+        """Our files, and the folder unless others lie in it."""
+        with suppress(OSError):
+            for path in self.folder.iterdir():
+                if OURS.fullmatch(path.name):
+                    path.unlink()
+            self.folder.rmdir()
 
     def _forget_changed_rows(self) -> None:
         rows, kept = map_array(self.folder / ROWS), []
@@ -172,9 +197,9 @@ class RowFile:
     def _is_mine(self) -> bool:
         try:
             rows = map_array(self.folder / ROWS)
-            return (json.loads((self.folder / IDENTITY).read_text()) == self.identity and rows.shape == self.shape
+            return (load_json(self.folder / IDENTITY) == self.identity and rows.shape == self.shape
                     and rows.dtype == self.dtype and rows.flags.c_contiguous)
-        except (OSError, ValueError, RecursionError, Damaged):
+        except (OSError, ValueError, Damaged):
             return False
 
     def _read_done(self) -> list[tuple[int, int, int]]:
@@ -202,14 +227,3 @@ def open_rows(path: Path, dtype: str = "") -> Tensor:
     """
     rows = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
     return rows.view(torch.bfloat16) if dtype == "bfloat16" else rows
-
-
-def _reserve(file: Any, size: int) -> None:
-    """Take the room now: a full disk is better known before the work than after."""
-    start = file.tell()
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), start, max(size, 1))
-        file.truncate(start + size)
-        return
-    for done in range(0, size, ZEROS):
-        file.write(bytes(min(ZEROS, size - done)))

@@ -56,6 +56,20 @@ def save_json(value: Any, path: Path) -> Path:
     return write_atomic(path, lambda file: file.write(text.encode()) and None)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says. Raises ValueError for anything that is not JSON, text that is not UTF-8 and nesting too deep to
+    be read included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file says. Raises OSError and, as :func:`parse_json`, ValueError."""
+    return parse_json(Path(path).read_bytes())
+
+
 def _sync_folder(folder: Path) -> None:
     """Have the new name outlast a power failure, where the system can."""
     with contextlib.suppress(OSError):
@@ -111,7 +125,7 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
+        config = load_json(path)
     except (OSError, ValueError):
         config = None
     if not isinstance(config, dict):

@@ -11,6 +11,7 @@ from torchvision.models import VisionTransformer
 
 import evaluate
 from commands import video
+from commands.video import _kept
 from data.davis import open_davis
 from models.backbones import build_backbone
 from runtime.device import Process
@@ -125,6 +126,12 @@ def test_flags_that_it_does_not_read_are_none(flag, davis, capsys):
     with pytest.raises(SystemExit):
         run(davis, flag, "skip")
     assert f"unrecognized arguments: {flag} skip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"3", b"null", b'{"files": 3}', b'{"objects": []}', b"[" * 100_000])
+def test_kept_scores_that_are_damaged_are_none(content, davis, tmp_path):
+    (tmp_path / "run.json").write_bytes(content)
+    assert _kept(tmp_path / "run.json", open_davis(davis)[0]) is None
 
 
 def test_masks_do_not_replace_those_of_the_data(davis):

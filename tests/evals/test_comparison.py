@@ -54,7 +54,9 @@ def test_the_files_that_are_read(tmp_path):
     assert load_evaluations(path) == {"linear": A["linear"]}
     path.write_text("".join(json.dumps(x) + "\n" for x in (B["linear"], B["knn"], A["linear"])))
     assert load_evaluations(path) == {"linear": A["linear"], "knn": B["knn"]}
-    for text in ("", "{}", "[1]", "no json", '{"a": 1}\n{"command": "x"}'):
+    for text in ("", "{}", "[1]", "no json", '{"a": 1}\n{"command": "x"}', "[" * 100_000, '{"command": 3}',
+                 '{"command": "all", "evaluations": [1]}', '{"command": "x", "table": [3]}',
+                 '{"command": "x", "sources": {"test": 3}}', '{"command": "x", "settings": [1]}'):
         path.write_text(text)
         with pytest.raises(UserError, match=r"^--compare .*holds no results"):
             load_evaluations(path)

@@ -1,4 +1,7 @@
 import json
+import os
+import resource
+import signal
 import threading
 
 import pytest
@@ -33,9 +36,47 @@ def test_a_line_cut_short_is_passed_over(tmp_path):
     assert [record["a"] for record in read_results(tmp_path / RESULTS)] == [1, 3]
 
 
+@pytest.mark.parametrize("end", ["", '{"a": 2, "b', "\xff"])
+def test_a_record_never_joins_what_was_left_without_an_end(tmp_path, end):
+    add_result(tmp_path, {"a": 1})
+    path = tmp_path / RESULTS
+    path.write_bytes(path.read_bytes().rstrip(b"\n") + (b"\n" + end.encode("latin1") if end else b""))
+    add_result(tmp_path, {"a": 3})
+    assert [record["a"] for record in read_results(path)] == [1, 3]
+    assert path.read_bytes().endswith(b"}\n")
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
+    add_result(tmp_path, {"a": 1})
+    path, limits = tmp_path / RESULTS, resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = path.read_bytes()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))  # room for a part of the next line
+    try:
+        with pytest.raises(UserError, match=r"results.jsonl could not be written \(File too large\)"):
+            add_result(tmp_path, {"a": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    add_result(tmp_path, {"a": 3})
+    assert [record["a"] for record in read_results(path)] == [1, 3]
+
+
+def test_lines_that_are_no_records_are_passed_over(tmp_path):
+    (tmp_path / RESULTS).write_bytes(b'[1]\n3\n\xff\xfe\n' + b"[" * 100_000 + b'\n{"a": 1}\n')
+    assert read_results(tmp_path / RESULTS) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_only_a_regular_file_is_added_to(tmp_path, make):
+    make(tmp_path / RESULTS)
+    with pytest.raises(UserError, match="--output .*results.jsonl is a"):
+        add_result(tmp_path, {})
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--output: .*results.jsonl could not be written"):
+    with pytest.raises(UserError, match=r"--output .* cannot be made, since .*file is not a folder"):
         add_result(tmp_path / "file", {})
 
 

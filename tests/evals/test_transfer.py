@@ -1,11 +1,14 @@
 """The logistic regression of the transfer protocol: its objective, its choice, its answers."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 import evals.transfer
-from evals.transfer import PENALTIES, _Fit, transfer
+from evals.transfer import PENALTIES, Transfer, _Fit, transfer
 from evals.transfer_metrics import mean_average_precision_11, mean_per_class
 from runtime.errors import UserError
 
@@ -110,3 +113,13 @@ def test_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
     with pytest.raises(UserError, match="pip install scikit-learn"):
         transfer(*problem(), "top1")
+
+
+def test_a_result_that_was_kept():
+    result = Transfer("top-1", 71.5, 70.0, 1e-3, 71.5, None, [1.0, 2.0], 0)
+    kept = json.loads(json.dumps(asdict(result)))
+    assert Transfer.of(kept) == result
+    for other in ([], 3, None, {}, {**kept, "score": "71"}, {**kept, "path": 3}, {**kept, "path": ["x"]},
+                  {**kept, "new": 1}, {**kept, "metric": None}, {**kept, "l2": None}, {**kept, "top1": [1]}):
+        with pytest.raises(ValueError, match="of a result"):
+            Transfer.of(other)

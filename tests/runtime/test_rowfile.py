@@ -71,10 +71,37 @@ def test_a_line_that_a_kill_cut_short_is_not_believed(left, tmp_path):
 
 
 @pytest.mark.parametrize("other", [{"identity": "b"}, {"dtype": np.int32}, {"rows": 11}])
-def test_other_work_is_started_anew(other, tmp_path):
+def test_unfinished_work_of_other_settings_is_refused_and_stays(other, tmp_path):
     open_file(tmp_path).write(0, ROWS)
+    with pytest.raises(UserError, match=r"found.partial is unfinished work of other settings \(\w+ was .*, now .*\); "):
+        open_file(tmp_path, **other)
     assert open_file(tmp_path).missing(range(10)) == []
-    assert open_file(tmp_path, **other).missing(range(10)) == [range(10)]
+
+
+@pytest.mark.parametrize("unfinished", [True, False])
+def test_files_of_someone_else_stay(unfinished, tmp_path):
+    """Where nothing was begun they are in the way; where they came later, they outlast what is finished."""
+    folder = tmp_path / "out" / "found.partial"
+    if unfinished:
+        file = open_file(tmp_path)
+        file.write(0, ROWS)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "thesis.txt").write_text("mine")
+    if unfinished:
+        file.finish(publish(tmp_path))
+        assert (tmp_path / "out" / "found.npy").exists()
+    with pytest.raises(UserError, match=r"found.partial holds thesis.txt, which is no part of an unfinished found.npy"):
+        open_file(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_rows_that_a_kill_left_before_their_record_are_started_anew(tmp_path):
+    folder = tmp_path / "out" / "found.partial"
+    folder.mkdir(parents=True)
+    (folder / "rows.npy").write_bytes(b"half a header")
+    (folder / ".identity.json.17.tmp").write_text("{")
+    assert open_file(tmp_path).missing(range(10)) == [range(10)]
+    assert sorted(path.name for path in folder.iterdir()) == ["identity.json", "rows.npy"]
 
 
 def test_a_damaged_record_is_started_anew(tmp_path):
@@ -96,7 +123,7 @@ def test_a_full_disk_is_known_before_the_work(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(runtime.rowfile, "_reserve", full)
+    monkeypatch.setattr(runtime.rowfile, "reserve", full)
     with pytest.raises(UserError) as caught:
         open_file(tmp_path)
     assert "found.npy" in str(caught.value)
