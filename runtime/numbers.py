@@ -31,8 +31,9 @@ def number(kind: type, least: float = -math.inf, most: float = math.inf, *, abov
         except ValueError:  # not in figures, or in thousands of them
             value = math.nan
         if not max(least, -widest) <= value <= min(most, widest) or (above is not None and value <= above):
-            too_much = abs(value) > widest and f", and its size at most {widest:g}"
-            raise argparse.ArgumentTypeError(f"{shown!r} is not {wanted}{too_much or ''}")
+            unsaid = (value > widest and most > widest) or (value < -widest and least < -widest)
+            size = f", and its size at most {widest:g}" if unsaid else ""
+            raise argparse.ArgumentTypeError(f"{shown!r} is not {wanted}{size}")
         return value
 
     return parse

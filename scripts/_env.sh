@@ -1,6 +1,20 @@
 # Sourced by the other scripts: the project's folder, its environment (made if it is not there), and $PYTHON.
 # CPU-only machines may take PyTorch's smaller wheels: export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset CDPATH  # by which cd would go elsewhere
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+set -f           # a list in a variable (SEEDS="0 1") is words, never names of files
+
+# Refuses a variable that is no whole number of at least so much. What is not one would be an index or a command
+# in the shell's arithmetic, and half a page of torchrun's in its place.
+whole() { # name, least
+    local value=${!1}
+    case $value in
+        "" | *[!0-9]* | ??????????*) ;;
+        *) [ "$value" -lt "$2" ] || return 0 ;;
+    esac
+    echo "error: $1=$value is not a whole number of at least $2; set $1 to one" >&2
+    exit 2
+}
 
 environment() {
     local wanted
@@ -20,20 +34,23 @@ environment() {
 # Starts the processes of a training or evaluation, on one machine or, where NODES is set, on this one of several:
 # each runs the same script with RENDEZVOUS (the first's host:port), NODE_RANK and JOB (a name), as slurm.sbatch does.
 # RESTARTS: how often torchrun starts all processes again, from the last checkpoint, if one of them dies (default 0).
-launch() { # number of processes on each machine, script, flags
-    local processes=$1 several=()
+launch() { # number of processes on each machine (GPUS), script, flags
+    local GPUS=$1 RESTARTS=${RESTARTS:-0} processes=$1 several=()
     shift
+    whole GPUS 1
+    whole RESTARTS 0
     if [ -z "${NODES:-}" ]; then
         if [ "$processes" = 1 ]; then "$PYTHON" "$@"; else
             "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$processes" \
-                --max-restarts "${RESTARTS:-0}" "$@"
+                --max-restarts "$RESTARTS" "$@"
         fi
         return
     fi
+    whole NODES 1
     several=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "$JOB" --rdzv-conf
              "is_host=$([ "$NODE_RANK" = 0 ] && echo true || echo false)")
     "$PYTHON" -m torch.distributed.run "${several[@]}" ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"} \
-        --nproc_per_node "$processes" --max-restarts "${RESTARTS:-0}" "$@" &
+        --nproc_per_node "$processes" --max-restarts "$RESTARTS" "$@" &
     local agent=$! code=0
     trap 'pkill -USR1 -P "$agent" || true' USR1   # to the processes that train: torchrun would die of it
     trap 'kill -TERM "$agent" || true' TERM       # which torchrun hands on

@@ -30,7 +30,7 @@ case $ROW in
     *) echo "error: '$ROW' is no row; give resnet18, resnet34, efficientnet_b0, resnet18_r101 or resnet18_mocov3" >&2
        exit 2 ;;
 esac
-source "$(dirname "$0")/_env.sh"
+source "$(dirname -- "$0")/_env.sh"
 environment
 
 distil() { # teacher's name, teacher arch, teacher file, student arch, further flags

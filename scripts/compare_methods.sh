@@ -29,7 +29,7 @@
 # Not the papers', for so short a training: QUEUE, a momentum of 0.99, batch norm in the heads of disco and moco, bingo's
 # images alone for 1 epoch (11 of 200 in its paper). Everything else is the method's default.
 set -euo pipefail
-source "$(dirname "$0")/_env.sh"
+source "$(dirname -- "$0")/_env.sh"
 environment
 
 DATA=${DATA:-demo}
@@ -68,5 +68,5 @@ fi
     --stem "$STEM" --methods ${METHODS:-} \
     --seeds ${SEEDS:-0 1 2} --passes "$PASSES" --epochs "$EPOCHS" --batch "$BATCH" --nearest-k "$NEAREST_K" \
     --total-k "$TOTAL_K" --queue "$QUEUE" --every "$EVERY" --rates "scripts/compare_rates/$PROFILE.txt" \
-    --factors ${FACTORS:-0.25 1 4} --search-passes "${SEARCH_PASSES:-$((PASSES / 2))}" \
+    --factors ${FACTORS:-0.25 1 4} ${SEARCH_PASSES:+--search-passes "$SEARCH_PASSES"} \
     --gpus "${GPUS:-1}" --jobs "${JOBS:-0}" --workers "${WORKERS:-0}" --minutes "$MINUTES"

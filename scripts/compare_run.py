@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from compare_plan import Budget, read_rates
 from compare_search import search
@@ -20,26 +22,41 @@ sys.path.insert(0, str(ROOT))
 
 from losses import LOSSES  # noqa: E402
 from runtime.errors import run_script  # noqa: E402
+from runtime.numbers import number  # noqa: E402
 
 OVERLAP_K, OVERLAP_IMAGES = 11, 2000
 
 
-def parse_args() -> argparse.Namespace:
+LEAST = {"passes": 1, "epochs": 1, "batch": 1, "nearest-k": 0, "total-k": 0, "queue": 1, "every": 0, "gpus": 1,
+         "jobs": 0, "workers": 0}  # whole numbers
+
+
+class Variables(argparse.ArgumentParser):
+    """Flags that scripts/compare_methods.sh makes of its variables, by which errors name them."""
+
+    def error(self, message: str) -> NoReturn:
+        named = re.sub(r"argument --([a-z-]+):", lambda flag: flag[1].upper().replace("-", "_") + ":", message)
+        self.exit(2, f"error: {named}\n")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Everything has its value from scripts/compare_methods.sh."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Variables(description=__doc__, allow_abbrev=False)
     for name in ("data", "teacher", "output", "student", "stem", "rates"):
         parser.add_argument(f"--{name}", required=True)
-    for name in ("passes", "epochs", "batch", "nearest-k", "total-k", "queue", "every", "search-passes", "gpus", "jobs",
-                 "workers"):
-        parser.add_argument(f"--{name}", required=True, type=int)
-    for name in ("subset", "minutes"):
-        parser.add_argument(f"--{name}", required=True, type=float)
-    parser.add_argument("--methods", nargs="*", help="default: every loss")
-    parser.add_argument("--seeds", required=True, nargs="+", type=int)
-    parser.add_argument("--factors", required=True, nargs="+", type=float)
+    for name, least in LEAST.items():
+        parser.add_argument(f"--{name}", required=True, type=number(int, least))
+    parser.add_argument("--search-passes", type=number(int, 1), default=None)
+    parser.add_argument("--subset", required=True, type=number(float, above=0, most=1))
+    parser.add_argument("--minutes", required=True, type=number(float, 0))
+    parser.add_argument("--methods", required=True, nargs="*")
+    parser.add_argument("--seeds", required=True, nargs="+", type=number(int, 0))
+    parser.add_argument("--factors", required=True, nargs="+", type=number(float, above=0))
     parser.add_argument("--search", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.methods = args.methods or list(LOSSES)
+    if args.search_passes is None:
+        args.search_passes = max(1, args.passes // 2)
     return args
 
 

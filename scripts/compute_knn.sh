@@ -25,7 +25,7 @@ case $WHAT:$ROW in
             "resnet18_r101 or resnet18_mocov3 (eval takes a file too)" >&2
        exit 2 ;;
 esac
-source "$(dirname "$0")/_env.sh"
+source "$(dirname -- "$0")/_env.sh"
 environment
 
 mine() { # teacher's name, arch, file, further flags

@@ -23,7 +23,7 @@ MOCO_V2_R50=${MOCO_V2_R50:-weights/moco_v2_200ep_pretrain.pth.tar}  # of 200 epo
 
 METHOD=${1:-} STUDENT=${2:-resnet18}
 [ $# -ge 2 ] && shift 2 || shift $#
-source "$(dirname "$0")/_env.sh"
+source "$(dirname -- "$0")/_env.sh"
 environment
 
 recipe=$("$PYTHON" -m losses.tables recipe "$METHOD" "$STUDENT")

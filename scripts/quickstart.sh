@@ -9,7 +9,7 @@
 #                                                # DATA=cifar10 SUBSET=0.1 TEACHER_EPOCHS=8 STUDENT_EPOCHS=4 SEEDS=0 ...
 # What is there already is used again; remove the folder to start anew.
 set -euo pipefail
-source "$(dirname "$0")/_env.sh"
+source "$(dirname -- "$0")/_env.sh"
 environment
 
 DATA=${DATA:-demo}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every test. Makes .venv first if it is not there. Arguments go to pytest: bash scripts/test.sh -k coss
 set -euo pipefail
-source "$(dirname "$0")/_env.sh"
+source "$(dirname -- "$0")/_env.sh"
 environment
 "$PYTHON" -m ruff check .
 OMP_NUM_THREADS=1 exec "$PYTHON" -m pytest --numprocesses auto "$@"  # a test uses one thread
