@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from data.loader import CACHES, DATA_PATHS
 from models.backbones import STEMS
+from runtime.device import Process, same_on_every_rank
 from runtime.nonfinite import POLICIES
 from runtime.numbers import from_environment, number
 from runtime.run import Interval
@@ -179,6 +180,16 @@ def stem_flag(group: Group, *names: str, whose: str, default: str) -> None:
                        help=f"stem of {whose}: imagenet (stride 2 and max-pool, as torchvision builds it), cifar (3x3, "
                             "stride 1, no max-pool, for images of about 32 pixels) or cifar_pad2 (the same padded by "
                             f"2, solo-learn's); default: {default}")
+
+
+# What each machine of a job may have its own of: where things lie (what they are is compared where they are opened)
+OWN = {"data", "knn_data", "weights", "distill", "closek_info", "fark_info", "cluster_info", "workers", "local_rank"}
+
+
+def same_flags(args: argparse.Namespace, process: Process) -> None:
+    """Refuse, on every rank, a job whose processes were given different flags."""
+    same_on_every_rank({f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in OWN},
+                       process)
 
 
 def ignored_flags_note(args: argparse.Namespace) -> str | None:

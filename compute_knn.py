@@ -341,6 +341,7 @@ def main() -> None:
     """Parse, join the job, run the sub-command."""
     args = parse_args()
     with start_process(args.device, UNEVEN_WORK) as process:
+        cli.same_flags(args, process)
         COMMANDS[args.command](args, process)
 
 

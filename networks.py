@@ -15,7 +15,7 @@ from data.augment import Transform, eval_transform
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
 from models.teachers import FrozenEncoder, load_frozen, untrained
-from runtime.device import Process, agree, gather_objects, seed_everything
+from runtime.device import Process, agree, gather_objects, same_on_every_rank, seed_everything
 from runtime.errors import UserError
 from runtime.features import STORED, Keep, extract, left_out
 from runtime.outputs import check_output_folder
@@ -95,6 +95,8 @@ def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Name
         return evaluation_loader(source, encoder.backbone.spec.image_size, batch_size or args.batch_size, args.workers,
                                  indices, process.device.type, transform=transform)
 
+    same_on_every_rank({"the number of images": len(source), "the images' fingerprint": source.fingerprint(),
+                        "the network": identity}, process)
     folder = features_folder(args, folder) if identity is not None else None
     folder = folder if all(gather_objects(folder is not None)) else None
     keep = None if folder is None else Keep(

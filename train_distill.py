@@ -296,6 +296,7 @@ def build_sampler(args: argparse.Namespace, process: Process, source: ImageSourc
 def main() -> None:
     args = parse_args()
     with start_process(args.device) as process:
+        cli.same_flags(args, process)
         distil(args, process)
 
 

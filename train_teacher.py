@@ -135,6 +135,7 @@ def main() -> None:
     """Parse, join the job, train."""
     args = parse_args()
     with start_process(args.device) as process:
+        cli.same_flags(args, process)
         pretrain(args, process)
 
 

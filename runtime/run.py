@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.device import Process, gather_objects, highest, on_first_rank, seed_everything, share_error
+from runtime.device import (
+    Process,
+    gather_objects,
+    highest,
+    on_first_rank,
+    same_on_every_rank,
+    seed_everything,
+    share_error,
+)
 from runtime.errors import RunPaused, RunStopped, UserError
 from runtime.folder import refuse_inputs, refuse_other_run
 from runtime.lock import FolderLock
@@ -86,6 +94,7 @@ class Run:
         this job's, and stop signals are answered between steps. Raises :class:`UserError`, on every rank and before
         anything is written, if the folder is in use or holds a different run, or an input of this one.
         """
+        same_on_every_rank({name: value for name, value in config.items() if name not in volatile}, process)
         folder, closing = Path(output), process.closing.enter_context(contextlib.ExitStack())
 
         def check(own: bool) -> None:

@@ -202,6 +202,29 @@ def test_when_it_is_time():
 # ---- on several ranks
 
 
+def open_with(rank, folder, of_rank):
+    """What a rank is told that opens a run with the settings and images of its own."""
+    try:
+        Run.open(str(folder), config={"data_fingerprint": "abc", "workers": rank, **of_rank[rank]}, record={},
+                 volatile={"workers"}, process=process_of(rank), modules={}, resume="auto").finish()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(("other", "said"), [
+    ({}, ""), ({"data_fingerprint": "abd"}, "data_fingerprint: rank 0 has abc and rank 1 has abd; "),
+    ({"far_k": 3}, "far_k: rank 0 has None and rank 1 has 3; ")])
+def test_ranks_with_other_images_or_settings_are_refused_together(other, said, tmp_path):
+    folder = tmp_path / "run"
+    (tmp_path / "meet").mkdir()
+    found = on_ranks(2, open_with, tmp_path / "meet", folder, [{}, other])
+    assert found[0] == found[1]
+    assert found[0].startswith(said)
+    assert bool(found[0]) == bool(said)
+    assert folder.exists() == (not said)
+
+
 def process_of(rank):
     return Process(rank, dist.get_world_size(), CPU, dist.new_group(backend="gloo"))
 
