@@ -102,6 +102,8 @@ def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Name
     keep = None if folder is None else Keep(
         folder, features_identity(encoder, source, args, identity, transform), encoder.backbone.spec.feature_dim,
         args.dtype)
+    for note in source.notes if process.is_main else ():
+        print(f"{label}: {note}", file=sys.stderr if getattr(args, "json", False) else sys.stdout)
     skip = args.on_bad_image == "skip"
     features = extract(encoder, loader_of, len(source), process, label, BadImageLog(source, args.on_bad_image).check,
                        keep, leave_out=skip)

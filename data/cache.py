@@ -37,7 +37,7 @@ class CachedSource(ImageSource):
 
     def __init__(self, source: ImageSource, gigabytes: float, short_side: int | None = None):
         super().__init__(source.names, source.labels, source.classes, source.title)
-        self.source, self.short_side = source, short_side
+        self.source, self.short_side, self.notes = source, short_side, source.notes
         self.rows: np.ndarray | None = None
         self._pool = _Pool(int(gigabytes * 1e9), len(source))
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from data import scan_cache
 from data.folders import list_folder, scan, unreadable
-from data.images import IMAGE_EXTENSIONS
+from data.image_files import IMAGE_EXTENSIONS, ImageNames, open_regular
 from data.packed import PackedSource, is_packed
-from data.sources import ArraySource, FileSource, ImageSource
+from data.sources import UNMIX, ArraySource, FileSource, ImageSource
 from runtime.errors import UserError
 
 EVALUATION_FOLDERS = ("val", "test", "valid", "validation")  # looked for in this order
@@ -48,8 +48,8 @@ def open_source(spec: str, split: str = "train", labelled: bool = False, flag: s
         raise UserError(str(error).replace("--data", flag, 1)) from None
     if labelled and source.labels is None:
         raise UserError(
-            f"{flag} {spec} has images without labels ({source.title}), and labels are needed here; "
-            "give a folder with one sub-folder a class"
+            f"{flag} {spec} has images without labels ({source.mixture or source.title}), and labels are needed here; "
+            + (UNMIX if source.mixture else "give a folder with one sub-folder a class")
         )
     return source
 
@@ -98,6 +98,9 @@ def _open_folder(folder: Path, split: str, spec: str) -> ImageSource:
             folder = _choose_split(folder, folders, packed, split, spec)
             if folder.suffix == ".pack":
                 return PackedSource(folder)
+    elif "train" in folders and {*EVALUATION_FOLDERS}.intersection(folders):
+        raise UserError(f"--data {spec} has images directly beside {', '.join(f + '/' for f in folders)}; take them "
+                        f"out, or give {folder / 'train'}")
     return _open_tree(folder, spec)
 
 
@@ -109,10 +112,12 @@ def _open_tree(folder: Path, spec: str) -> ImageSource:
         scan_cache.save(folder, tree, started)
     if not len(tree.names):
         raise UserError(
-            f"--data {spec} holds no image: nothing below {folder} ends in {', '.join(IMAGE_EXTENSIONS)}; "
-            f"give {SPEC_HELP}"
+            f"--data {spec} holds no image: nothing below {folder} ends in {', '.join(IMAGE_EXTENSIONS)}"
+            f"{''.join(f' ({note})' for note in tree.notes)}; give {SPEC_HELP}"
         )
-    return FileSource(folder, tree.names, tree.labels, tree.classes, str(folder))
+    source = FileSource(folder, tree.names, tree.labels, tree.classes, str(folder))
+    source.notes, source.mixture = tree.notes, tree.mixture
+    return source
 
 
 def _packed_splits(folder: Path, folders: list[str]) -> set[str]:
@@ -152,19 +157,30 @@ def _open_list(path: Path, spec: str) -> ImageSource:
     if path.suffix.lower() != ".txt":
         raise UserError(f"--data {spec} is a file but not a .txt list; give {SPEC_HELP}")
     try:
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+        with open_regular(path) as file:
+            lines = file.read().decode("utf-8-sig", "surrogateescape").split("\n")
     except OSError as error:
         raise UserError(unreadable(spec, error)) from None
     names = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+    files = ImageNames()
+    names = [name for name in names if not files.leaves_out(_judged(name))]
     if not names:
-        raise UserError(f"--data {spec} lists no image; write one image path a line")
+        raise UserError(f"--data {spec} lists no image{''.join(f' ({note})' for note in files.notes())}; write one "
+                        "image path a line")
     missing = [name for name in names if not _is_file(path.parent / name)]
     if missing:
         raise UserError(
             f"--data {spec} lists {len(missing):,} missing file{'s' * (len(missing) > 1)} of {len(names):,}, "
             f"the first is {path.parent / missing[0]}; paths are absolute or relative to the list's folder"
         )
-    return FileSource(path.parent, names, None, [], str(path))
+    source = FileSource(path.parent, names, None, [], str(path))
+    source.notes = files.notes()
+    return source
+
+
+def _judged(name: str) -> str:
+    """The part of a listed path that may be hidden: of an absolute one the folders may lie anywhere."""
+    return os.path.basename(name) if os.path.isabs(name) else name  # noqa: PTH117, PTH119
 
 
 # ---- named sets

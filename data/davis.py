@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from data.image_files import open_regular
 from data.images import BadImage, decode_rgb, read_bytes
 from runtime.errors import UserError
 
@@ -45,7 +46,7 @@ class Video(NamedTuple):
     def mask(self, i: int) -> np.ndarray:
         """The number of the object at each pixel of frame i, 0 for none: uint8 [H, W]. Raises :class:`UserError`."""
         try:
-            with Image.open(self.masks[i]) as image:
+            with open_regular(self.masks[i]) as file, Image.open(file) as image:
                 pixels = np.array(image)
         except Exception as error:  # noqa: BLE001 - decoders raise all kinds
             raise UserError(f"{self.masks[i]} cannot be decoded ({' '.join(str(error).split())[:100]}); unpack DAVIS "

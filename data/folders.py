@@ -3,82 +3,141 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data.images import IMAGE_EXTENSIONS
+from data.image_files import ImageNames, is_hidden, mixture_of
 from data.sources import Names
 from runtime.errors import UserError
+
+MOST_VISITS = 100  # of one folder, by links; those that link to one another make more ways than can be gone
 
 
 class Tree(NamedTuple):
     """What a scan finds.
 
     names: posix paths relative to the folder. labels: int64 [N], or None. classes: their names. folders: every
-    folder that was looked into, "." first; while none of them changes, neither does the rest.
+    folder that was looked into, "." first; while none of them changes, neither does the rest. notes: sentences on
+    what was left out or met twice. mixture: what is said of images beside class folders, '' for none.
     """
 
     names: Names
     labels: np.ndarray | None
     classes: list[str]
     folders: list[str]
+    notes: list[str]
+    mixture: str
 
 
 def scan(folder: Path, spec: str) -> Tree:
     """All images of a folder: one class a sub-folder, or no classes where images lie directly in it.
 
-    Hidden folders are left out. Raises UserError, naming --data `spec`, for a folder that cannot be read.
+    Hidden files and folders and __MACOSX are left out. Links are followed, but not into a folder that they lie in.
+    Raises UserError, naming --data `spec`, for a folder that cannot be read.
     """
-    classes, is_flat = list_folder(folder, spec)
-    if is_flat:
-        names, folders = _images_below(folder, "", spec)
-        return Tree(Names(names), None, [], folders)
-    found, folders = {}, ["."]
-    for name in classes:
-        images, below = _images_below(folder, name, spec)
-        folders += below
-        if images:
-            found[name] = images
-    labels = np.repeat(np.arange(len(found)), [len(images) for images in found.values()])
-    return Tree(Names(name for images in found.values() for name in images), labels, list(found), folders)
+    walk = _Walk(folder, spec)
+    places = walk.found
+    loose, tops = places.get("", []), sorted({place.partition("/")[0] for place in places} - {""})
+    order = sorted(places) if loose else sorted(places, key=lambda place: (place.partition("/")[0], place))
+    names = Names(f"{place}/{name}" if place else name for place in order for name in sorted(places[place]))
+    if loose:
+        mixture = mixture_of(loose, tops)
+        return Tree(names, None, [], walk.folders, walk.notes() + [mixture] * bool(mixture), mixture)
+    number = {top: i for i, top in enumerate(tops)}
+    labels = np.repeat(np.array([number[place.partition("/")[0]] for place in order], dtype=np.int64),
+                       [len(places[place]) for place in order])
+    return Tree(names, labels, tops, walk.folders, walk.notes(), "")
 
 
 def list_folder(folder: Path, spec: str) -> tuple[list[str], bool]:
     """Sorted visible sub-folders, and whether images lie directly in the folder."""
+    entries, takes = _entries(folder, spec), ImageNames().takes
+    folders = sorted(name for name, is_folder in entries if is_folder and not is_hidden(name))
+    return folders, any(takes(name) for name, is_folder in entries if not is_folder)
+
+
+def _entries(folder: Path, spec: str) -> list[tuple[str, bool]]:
+    """Names in a folder, and whether each is a folder or a link to one."""
+    def is_folder(entry: os.DirEntry) -> bool:
+        try:
+            return entry.is_dir()
+        except OSError:  # a link to itself
+            return False
+
     try:
         with os.scandir(folder) as entries:
-            entries = [(entry.name, entry.is_dir()) for entry in entries]
-    except OSError as error:
+            return [(entry.name, is_folder(entry)) for entry in entries]
+    except OSError as error:  # os.walk would leave the folder out without a word
         raise UserError(unreadable(spec, error)) from None
-    folders = sorted(name for name, is_folder in entries if is_folder and not name.startswith("."))
-    return folders, any(_is_image(name) for name, is_folder in entries if not is_folder)
 
 
-def _images_below(folder: Path, below: str, spec: str) -> tuple[list[str], list[str]]:
-    """Posix paths relative to folder of all images under folder/below, and of all folders there."""
+class _Walk:
+    """One way through a folder and all below it, as os.walk with followlinks goes, but for links that go in circles.
 
-    def visit() -> Iterator[tuple[str, list[str]]]:
-        for root, folders, files in os.walk(folder / below, followlinks=True, onerror=refuse):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            yield root, files
+    found: names of images by the folder they lie in, posix and relative, "" for the one that was given. folders: all
+    that were looked into.
+    """
 
-    def refuse(error: OSError) -> None:  # os.walk would leave the folder out without a word
-        raise UserError(unreadable(spec, error))
+    def __init__(self, folder: Path, spec: str):
+        self.folder, self.spec = folder, spec
+        self.files, self.found, self.folders = ImageNames(), {}, []
+        self.has_macosx, self.circles, self.twice = False, [], []
+        self.places: dict[tuple[int, int], list[str]] = {}  # by (device, inode)
+        waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]  # a folder, and those it lies in
+        while waiting:
+            place, above = waiting.pop()
+            if key := self._enter(place, above):
+                waiting += [(name, (*above, key)) for name in self._look_into(place)]
 
-    images, visited = [], []
-    for root, files in sorted(visit()):
-        place = Path(os.path.relpath(root, folder)).as_posix()
-        prefix = "" if place == "." else place + "/"
-        images.extend(prefix + name for name in sorted(files) if _is_image(name))
-        visited.append(place)
-    return images, visited
+    def notes(self) -> list[str]:
+        """Sentences on what the way has met."""
+        notes = self.files.notes()
+        if self.has_macosx:
+            notes = [f"{notes[0]} and __MACOSX" if notes else "left out: __MACOSX"]
+        if self.circles:
+            more = f", nor are {len(self.circles) - 1:,} more" * (len(self.circles) > 1)
+            notes.append(f"{min(self.circles)} is a link to a folder that it lies in and is not followed{more}")
+        if self.twice:
+            more = f", and so on for {len(self.twice) - 1:,} more" * (len(self.twice) > 1)
+            notes.append(f"{' and '.join(min(self.twice))} are one folder, by a link, so that its images count twice"
+                         + more)
+        return notes
 
+    def _enter(self, place: str, above: tuple[tuple[int, int], ...]) -> tuple[int, int] | None:
+        """Device and inode of a folder; None where it is one of those that it lies in."""
+        try:
+            found = (self.folder / place).stat()
+        except OSError as error:
+            raise UserError(unreadable(self.spec, error)) from None
+        key = (found.st_dev, found.st_ino) if found.st_ino else (-1, len(self.folders))  # some disks number nothing
+        if key in above:
+            self.circles.append(place)
+            return None
+        before = self.places.setdefault(key, [])
+        if before:
+            self.twice.append(sorted((before[0] or ".", place)))
+        if len(before) == MOST_VISITS:
+            raise UserError(f"--data {self.spec}: links lead to {self.folder / place} on more than {MOST_VISITS} ways; "
+                            "take links away, or give a .txt list of the images")
+        before.append(place)
+        return key
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_EXTENSIONS)
+    def _look_into(self, place: str) -> list[str]:
+        """Keep a folder's images; the visible folders in it."""
+        prefix, images, folders = place + "/" if place else "", [], []
+        for name, is_folder in _entries(self.folder / place, self.spec):
+            if not is_folder:
+                if self.files.takes(prefix + name):
+                    images.append(name)
+            elif not is_hidden(name):
+                folders.append(prefix + name)
+            self.has_macosx |= is_folder and name == "__MACOSX"
+        if images:
+            self.found[place] = images
+        self.folders.append(place or ".")
+        return folders
 
 
 def unreadable(spec: str, error: OSError) -> str:

@@ -7,15 +7,14 @@ import io
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import pil_to_tensor
 
+from data.image_files import open_regular
 from data.jpeg_part import decode_part
 
 try:
@@ -26,8 +25,6 @@ try:
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # announced since torchvision 0.29; Pillow takes a third longer
     decode_jpeg = None
-
-IMAGE_EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, ".gif")
 
 
 class BadImage(Exception):
@@ -46,7 +43,9 @@ def open_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
             # Pillow warns about odd EXIF blocks, palettes and sizes in images that it reads well (ImageNet
             # has dozens); one warning for each, in each worker, would bury what matters.
             warnings.simplefilter("ignore")
-            with Image.open(file) as image:
+            is_path = isinstance(file, (str, os.PathLike))
+            with (open_regular(file) if is_path else contextlib.nullcontext(file)) as stream, \
+                    Image.open(stream) as image:
                 image.load()
                 _turn_upright(image)
                 return _to_rgb(image)
@@ -57,7 +56,8 @@ def open_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
 def read_bytes(file: str | os.PathLike) -> bytes:
     """A file's content. Raises BadImage with the reason that open_rgb would give."""
     try:
-        return Path(file).read_bytes()
+        with open_regular(file) as stream:
+            return stream.read()
     except Exception as error:
         raise BadImage(_reason(error)) from None
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
+from data.image_files import open_regular
 from data.images import BadImage
 from data.sources import FileSource
 from runtime.errors import UserError
@@ -49,8 +50,8 @@ class WholeImages(FileSource):
 
     def open(self, i: int) -> Image.Image:
         try:
-            with _truncated_files(), Image.open(self.location(i)) as file:
-                image = file.convert("RGB")
+            with _truncated_files(), open_regular(self.location(i)) as file, Image.open(file) as image:
+                image = image.convert("RGB")
         except Exception as error:  # decoders raise all kinds
             raise BadImage(" ".join(str(error).split())[:200]) from None
         longer = max(image.size)

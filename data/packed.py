@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data.image_files import open_regular
 from data.images import BadImage, open_rgb
 from data.sources import ImageSource, Names
 from runtime.errors import UserError
@@ -49,7 +50,7 @@ AGAIN = "copy it again, or pack again with pack_dataset.py"
 def is_packed(path: Path) -> bool:
     """Whether a file is to be read as a packed one: it begins like one, or is called so."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(len(MAGIC)) == MAGIC or path.suffix == ".pack"
     except OSError:
         return path.suffix == ".pack"
@@ -65,7 +66,8 @@ class PackedSource(ImageSource):
     def __init__(self, path: str | os.PathLike, check: bool = True):
         self.path = Path(path).absolute()
         try:
-            self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            with open_regular(path) as file:
+                self._file = os.dup(file.fileno())
         except OSError as error:
             raise UserError(f"--data {path} could not be opened ({error.strerror or error})") from None
         try:
@@ -195,7 +197,8 @@ class _Index:
             raise UserError(f"--data {path} is damaged: it holds {size:,} bytes where {end:,} belong; {AGAIN}")
         whole = HEADER_SIZE <= start <= names <= meta <= end and names - start == count * RECORD.itemsize and count
         if whole:
-            tail = np.memmap(path, dtype=np.uint8, mode="r", offset=start).view(np.ndarray)
+            with os.fdopen(os.dup(file), "rb") as again:  # not by name, which may stand for another file by now
+                tail = np.memmap(again, dtype=np.uint8, mode="r", offset=start).view(np.ndarray)
             whole = not check or digest_of(header, tail.data) == self.digest
         if not whole:
             raise UserError(f"--data {path} is damaged: its index does not fit its checksum; {AGAIN}")

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from data.folders import Tree
+from data.image_files import IMAGE_EXTENSIONS
 from data.sources import Names
 from runtime.errors import UserError
 from runtime.state import write_atomic
 
-VERSION = 1
+VERSION = 2
 MIN_IMAGES = 10_000  # what is scanned in a moment need not be kept
 SETTLED_SECONDS = 5.0  # a folder that changed this lately may change again without its time showing it
 
@@ -46,11 +47,14 @@ def load(folder: Path) -> Tree | None:
     try:
         with np.load(file, allow_pickle=False) as kept:
             version, places = int(kept["version"]), _strings(kept["folders"])
-            if version != VERSION or not np.array_equal(kept["states"], _states(folder, places)):
+            if version != VERSION or _strings(kept["endings"]) != list(IMAGE_EXTENSIONS):
+                return None
+            if not np.array_equal(kept["states"], _states(folder, places)):
                 return None
             names = Names.of_block(kept["names"].tobytes(), kept["ends"])
             labels = kept.get("labels")
-            return Tree(names, labels, _strings(kept["classes"]), places)
+            *notes, mixture = _strings(kept["notes"])
+            return Tree(names, labels, _strings(kept["classes"]), places, notes, mixture)
     except Exception:  # a damaged file fails in many ways, and each means: scan again
         return None
 
@@ -66,7 +70,8 @@ def save(folder: Path, tree: Tree, started: float) -> None:
         if states[:, :2].max() / 1e9 > started - SETTLED_SECONDS:
             return
         parts = {"version": np.array(VERSION), "states": states, "folders": _block(tree.folders),
-                 "classes": _block(tree.classes), "names": np.frombuffer(tree.names.block, dtype=np.uint8),
+                 "classes": _block(tree.classes), "notes": _block([*tree.notes, tree.mixture]),
+                 "endings": _block(IMAGE_EXTENSIONS), "names": np.frombuffer(tree.names.block, dtype=np.uint8),
                  "ends": tree.names.ends}
         if tree.labels is not None:
             parts["labels"] = tree.labels

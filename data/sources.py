@@ -18,6 +18,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from data.images import decode_crops, decode_rgb, open_rgb, read_bytes
 from runtime.errors import UserError
 
+UNMIX = "move them into a class folder, or take them out"
 STAT_THREADS, STATS_AT_ONCE = 16, 4096
 
 
@@ -74,11 +75,15 @@ class ImageSource:
 
     names: N strings, relative posix paths where the images are files. labels: int64 [N] with values in
     [0, len(classes)), or None. classes: their names, [] without labels. title: where it comes from.
-    left_out: int64 [M], the images that `without` took out, as they were numbered before. A subclass says how to open
-    image i, gives its file's content if it has one, and overrides `take` if it holds more than these per image.
+    left_out: int64 [M], the images that `without` took out, as they were numbered before. notes: sentences on what was
+    not taken for an image, or was met twice. mixture: what is said of images beside class folders, '' for none. A
+    subclass says how to open image i, gives its file's content if it has one, and overrides `take` if it holds more
+    than these per image.
     """
 
     left_out = np.empty(0, np.int64)
+    notes: Sequence[str] = ()
+    mixture = ""
 
     def __init__(self, names: Iterable[str], labels: np.ndarray | None, classes: list[str], title: str):
         self.names = names if isinstance(names, Names) else Names(names)
@@ -94,7 +99,7 @@ class ImageSource:
     @property
     def description(self) -> str:
         labels = "without labels" if self.labels is None else f"in {len(self.classes):,} classes"
-        return f"{self.title}: {len(self):,} images {labels}"
+        return "; ".join([f"{self.title}: {len(self):,} images {labels}", *self.notes])
 
     def open(self, i: int) -> Image.Image:
         """Image i in mode RGB. Raises data.images.BadImage."""
@@ -162,6 +167,9 @@ class ImageSource:
             raise UserError(f"--subset {fraction:g} is not a share of the images; give a number above 0, up to 1")
         if fraction == 1:
             return self
+        if self.mixture:
+            raise UserError(f"--subset {fraction:g} takes a share of each class, but in {self.title} {self.mixture}; "
+                            f"{UNMIX}")
         groups = [np.arange(len(self))] if self.labels is None else _indices_by_class(self.labels)
         # The small term undoes binary rounding: 0.29 * 100 is 28.999999999999996, and 29 is meant.
         kept = np.concatenate([group[: int(fraction * len(group) + 1e-9)] for group in groups])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import re
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,13 @@ import numpy as np
 from PIL import Image
 
 from data.datasets import EVALUATION_FOLDERS
-from data.images import IMAGE_EXTENSIONS, BadImage, open_rgb
+from data.image_files import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, ImageNames, is_hidden, mixture_of, open_regular
+from data.images import BadImage, open_rgb
 from data.sources import ImageSource
 from runtime.errors import UserError
+
+NO_CONTENT = -1  # of a link or a sparse file
+MOST_DIGITS, MOST_CLASSES = 32, 10_000_000
 
 Member = tuple[str, int, int, int]  # name, number of the tar, first byte, bytes
 
@@ -33,17 +38,25 @@ class TarSource(ImageSource):
 
     def __init__(self, paths: Sequence[str | os.PathLike], split: str = "train", flag: str = "--data"):
         self.paths = [Path(path) for path in paths]
-        images, numbers = [], {}
+        images, numbers, files = [], {}, ImageNames()
         for number, path in enumerate(self.paths):
             found, labels = _members(path, number, flag)
             images += found
             numbers |= {(number, key): label for key, label in labels.items()}
+        shared = _shared_folder(images)
+        images = [image for image in images if not files.leaves_out(image[0][len(shared):])]
+        for name, number, start, _ in images:
+            if start == NO_CONTENT:
+                raise UserError(f"{flag} {self.paths[number]}: {name} is a link or a sparse file, without content of "
+                                "its own; extract the tar and pack the folder")
         if not images:
-            raise UserError(f"{flag} {self.paths[0]} holds no image: no member ends in {', '.join(IMAGE_EXTENSIONS)}")
+            raise UserError(f"{flag} {self.paths[0]} holds no image: no member ends in {', '.join(IMAGE_EXTENSIONS)}"
+                            + "".join(f" ({note})" for note in files.notes()))
         if numbers:
             part, (names, labels, classes) = None, self._sharded(images, numbers, flag)
         else:
-            part, images, names, labels, classes = _as_tree(images, split)
+            part, images, names, labels, classes, self.mixture = _as_tree(images, split)
+        self.notes = files.notes() + [self.mixture] * bool(self.mixture)
         if split == "test" and not part:
             raise UserError(f"--split test: {flag} {self.paths[0]} does not hold train/ beside val/ or test/, so "
                             "nothing says which of its images are for testing; leave --split out to take all of them")
@@ -67,7 +80,7 @@ class TarSource(ImageSource):
     def encoded(self, i: int) -> bytes:
         number, start, size = self.places[i]
         try:
-            with self.paths[number].open("rb") as file:
+            with open_regular(self.paths[number]) as file:
                 file.seek(start)
                 return file.read(size)
         except OSError as error:
@@ -86,26 +99,27 @@ def _members(path: Path, number: int, flag: str) -> tuple[list[Member], dict[str
     """Images, in the tar's order, and the class number of each KEY.cls."""
     images, labels = {}, {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                name = posixpath.normpath(member.name)
-                if name.lower().endswith(IMAGE_EXTENSIONS):
-                    if not member.isreg() or member.issparse():
-                        raise UserError(f"{flag} {path}: {name} is a link or a sparse file, without content of its "
-                                        "own; extract the tar and pack the folder")
-                    images.pop(name, None)
-                    images[name] = (name, number, member.offset_data, member.size)  # the last of a name counts
-                elif name.endswith(".cls") and member.isreg():
-                    labels[name[: -len(".cls")]] = int(tar.extractfile(member).read())
+                name = posixpath.normpath(member.name).lstrip("/")  # as tar extracts it
+                if name.lower().endswith(IMAGE_EXTENSIONS + UNREAD_EXTENSIONS):
+                    images.pop(name, None)  # the last of a name counts
+                    start = member.offset_data if member.isreg() and not member.issparse() else NO_CONTENT
+                    images[name] = (name, number, start, member.size)
+                elif name.endswith(".cls") and member.isreg() and not is_hidden(posixpath.basename(name)):
+                    content = tar.extractfile(member).read(MOST_DIGITS + 1)
+                    if not re.fullmatch(rb"\s*\d+\s*", content) or len(content) > MOST_DIGITS or (
+                            int(content) >= MOST_CLASSES):
+                        raise UserError(f"{flag} {path}: {name} holds {content[:20]!r}, expected a class number from 0 "
+                                        f"to {MOST_CLASSES - 1:,}; correct it, or take the .cls files out")
+                    labels[name[: -len(".cls")]] = int(content)
             end = tar.offset
-    except ValueError:
-        raise UserError(f"{flag} {path}: {name} holds no class number; write one whole number into it, or take "
-                        "the .cls files out") from None
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{flag} {path} could not be read as an uncompressed tar ({' '.join(str(error).split())}); "
-                        "decompress it, or fetch it again") from None
-    if min(labels.values(), default=0) < 0:
-        raise UserError(f"{flag} {path} has a negative class number in a .cls file; classes count from 0")
+    except UserError:
+        raise
+    except Exception as error:  # a damaged header fails in many ways, a ValueError or a UnicodeError among them
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{flag} {path} could not be read as an uncompressed tar ({reason}); decompress it, or fetch "
+                        "it again") from None
     if end > path.stat().st_size:
         raise UserError(f"{flag} {path} ends within a file; fetch it again")
     return list(images.values()), labels
@@ -117,38 +131,39 @@ def _key(name: str) -> str:
     return (folder + "/" if folder else "") + file.split(".")[0]
 
 
+def _shared_folder(images: list[Member]) -> str:
+    """The folder that all of the images lie in, with its slash; '' for none."""
+    folders = [posixpath.dirname(name) for name, *_ in images]
+    return posixpath.commonpath(folders) + "/" if folders and all(folders) and posixpath.commonpath(folders) else ""
+
+
 def _as_tree(images: list[Member], split: str) -> tuple:
     """The part that `split` takes; its images in ImageFolder's order, their names, labels and classes. No labels where
-    an image lies at the top."""
-    folders = [posixpath.dirname(name) for name, *_ in images]
-    shared = os.path.commonpath(folders) if all(folders) else ""
-    names = [name[len(shared) + 1 if shared else 0:] for name, *_ in images]
+    an image lies at the top, and what is said where others lie in folders."""
+    shared = _shared_folder(images)
+    names = [name[len(shared):] for name, *_ in images]
     part = _part(names, split)
     if part:
         kept = [i for i, name in enumerate(names) if name.startswith(f"{part}/")]
         images, names = [images[i] for i in kept], [names[i][len(part) + 1:] for i in kept]
     flat = any("/" not in name for name in names)
     parts = [("" if flat else name.split("/")[0], *posixpath.split(name)) for name in names]
-    order = [i for i in sorted(range(len(names)), key=parts.__getitem__) if not _hidden(names[i])]
+    order = sorted(range(len(names)), key=parts.__getitem__)
     images, names = [images[i] for i in order], [names[i] for i in order]
     if flat:
-        return part, images, names, None, []
+        loose = [name for name in names if "/" not in name]
+        return part, images, names, None, [], mixture_of(loose, {name.split("/")[0] for name in names} - {*loose})
     classes = sorted({name.split("/")[0] for name in names})
     numbers = {name: i for i, name in enumerate(classes)}
-    return part, images, names, np.array([numbers[name.split("/")[0]] for name in names]), classes
+    return part, images, names, np.array([numbers[name.split("/")[0]] for name in names]), classes, ""
 
 
 def _part(names: list[str], split: str) -> str | None:
     """The one of train/, val/ and its like that holds the split's images; None where the tree has no such parts, told
     from classes of these names as `open_source` does."""
-    tops = {name.split("/")[0] for name in names if not _hidden(name)}
+    tops = {name.split("/")[0] for name in names}
     found = [part for part in EVALUATION_FOLDERS if part in tops]
     inside = tops.issubset({"train", *found}) or all(name.count("/") > 1 for name in names if name.startswith("train/"))
     if not found or "train" not in tops or not inside or any("/" not in name for name in names):
         return None
     return "train" if split == "train" else found[0]
-
-
-def _hidden(name: str) -> bool:
-    """Whether the image lies in a folder whose name begins with a dot, which `open_source` leaves out too."""
-    return any(part.startswith(".") for part in name.split("/")[:-1])

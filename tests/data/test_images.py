@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from torchvision.io import decode_jpeg
 
-from data.images import IMAGE_EXTENSIONS, BadImage, decode_rgb, open_rgb
+from data.image_files import IMAGE_EXTENSIONS
+from data.images import BadImage, decode_rgb, open_rgb
 from data.sources import ArraySource, FileSource, ImageSource
 
 

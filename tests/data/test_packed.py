@@ -206,7 +206,7 @@ def test_another_file_in_its_place_is_noticed(packed, tree, tmp_path):
 
 def test_the_identity_is_the_names_and_the_content(tree, packed, tmp_path):
     folder, pack_of = open_source(str(tree)), lambda path: PackedSource(path).take(np.array([3, 1]))
-    assert folder.identity() == folder.fingerprint()
+    assert folder.identity().startswith(folder.fingerprint())
     other, before = tmp_path / "raw.pack", pack_of(packed)
     pack(folder, other, RAW, 0)
     assert pack_of(other).fingerprint() == before.fingerprint() == folder.take(np.array([3, 1])).fingerprint()
