@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
+from models.original import ORIGINALS, build_original
 from models.vit import VITS, build_vit
 from runtime.errors import UserError
 
@@ -34,8 +35,9 @@ class Spec:
 
 
 def arch_names() -> list[str]:
-    """Names of all torchvision classifiers, and of the vision transformers that torchvision has no builder for."""
-    return [*torchvision.models.list_models(module=torchvision.models), *VITS]
+    """Names of all torchvision classifiers, and of the networks that torchvision has no builder for: small vision
+    transformers, and the original CoSS code's mobile networks."""
+    return [*torchvision.models.list_models(module=torchvision.models), *VITS, *ORIGINALS]
 
 
 def known_arch(arch: object) -> bool:
@@ -56,8 +58,9 @@ def check_arch(arch: str, flag: str) -> str:
 def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, flag: str = "--arch") -> nn.Module:
     """A freshly initialised trunk that maps images [b, 3, H, W] to pooled features [b, feature_dim].
 
-    ``arch`` is a torchvision classifier, one of :data:`models.vit.VITS`, or ``timm:NAME`` for a network of timm's. Its
-    parameters keep the library's names without the head's; ``.spec`` says what it is.
+    ``arch`` is a torchvision classifier, one of :data:`models.vit.VITS` or :data:`models.original.ORIGINALS`, or
+    ``timm:NAME`` for a network of timm's. Its parameters keep the library's names without the head's; ``.spec`` says
+    what it is.
 
     ``stem="cifar"`` makes the first convolution 3x3 with stride 1 and removes the max-pool behind it
     (MoCo's and SimCLR's CIFAR networks), for images of about 32 pixels; ``cifar_pad2`` pads it by 2, as solo-learn.
@@ -74,6 +77,10 @@ def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, flag: str
         raise UserError(f"--stem {stem} is unknown; choose from {', '.join(STEMS)}")
     if arch.startswith(TIMM):
         model, head_name, width = _build_timm(arch, image_size, flag)
+    elif arch in ORIGINALS:
+        model = build_original(arch)
+        head_name, width = "fc", model.fc.in_features
+        model.fc = nn.Identity()  # the classifier alone: dropout before it is there while a student is distilled
     else:
         try:
             model = build_vit(arch, image_size) if arch in VITS else torchvision.models.get_model(

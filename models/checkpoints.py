@@ -84,7 +84,8 @@ LAYOUTS = (
     Layout("SimCLR (converted)", "", "Google's SimCLR by simclr-converter", ("fc.",),
            signs=("layer2.0.downsample. < layer2.0.conv1.",), **UNIT),
     Layout("torchvision", "", "torchvision, timm, DINO *_pretrain, Barlow Twins and VICReg resnet50.pth, BYOL "
-           "(converted), SEED's SimCLR teacher, linear-probe files, export.py", ("fc.", "head."), archs=MOCO_V3_ARCHS,
+           "(converted), SEED's SimCLR teacher, efficientnet_pytorch, linear-probe files, export.py", ("fc.", "_fc.",
+           "head."), archs=MOCO_V3_ARCHS,
            own={"googlenet": HALF, "inception_v3": HALF, "efficientnet_v2_l": HALF}),
 )
 

@@ -22,7 +22,8 @@ FAMILIES = (  # where a name like this is, only such architectures can fit
     (r"layer1\.", r"resnet|resnext|wide_resnet"), (r"class_token$", r"vit_"), (r"stage2\.", r"shufflenet"),
     (r"trunk_output\.", r"regnet"), (r"features\.denseblock1", r"densenet"), (r"inception3a", r"googlenet"),
     (r"Mixed_5b", r"inception"), (r"blocks\.0\.layers", r"maxvit"), (r"layers\.0\.weight", r"mnasnet"),
-    (r"features\.0\.0\.", r"mobilenet|efficientnet|convnext|swin"), (r"features\.", r"alexnet|vgg|squeezenet"))
+    (r"_conv_stem\.", r"efficientnet_b\d_coss"), (r"features\.1\.conv\.0\.weight", r"mobilenetv3"),
+    (r"features\.0\.0\.", r"mobilenet_|efficientnet|convnext|swin"), (r"features\.", r"alexnet|vgg|squeezenet"))
 
 NEAR_MISSES = (  # name, and what has it
     (r"blocks\.(\d+\.)+ls1\.gamma$", "a transformer with LayerScale (DINOv2's), which torchvision's ViT has not; "
@@ -35,8 +36,7 @@ NEAR_MISSES = (  # name, and what has it
      "timm's own network with --arch timm:NAME"),
     (r"conv1\.0\.weight$", "a ResNet with a stem of three convolutions (ResNet-C and -D), which torchvision has not; "
      "take timm's own network with --arch timm:NAME"),
-    (r"_conv_stem\.weight$", "an EfficientNet of the package efficientnet_pytorch (SEED's), whose padding differs from "
-     "torchvision's"),
+    (r"_conv_stem\.weight$", "an EfficientNet of the package efficientnet_pytorch (SEED's) that is none of B0 to B3"),
     (r"conv_stem\.weight$", "a mobile network under timm's names; take timm's own network with --arch timm:NAME"),
     (r".*/", "a network of JAX's (Haiku names); convert it to PyTorch first"))
 

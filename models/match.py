@@ -15,6 +15,7 @@ from models.backbones import TIMM, known_arch
 from models.heads import head_from
 from models.identify import Identity, fit, identify, near_miss, transformer_image_size
 from models.naming import find_scheme, rename
+from models.original import name_there
 from models.report import Report, few
 from models.safe_load import file_sha256
 from models.vit import VITS
@@ -128,7 +129,8 @@ class Checkpoint:
         return report, {name: inside[name][1] for name in how.found}
 
     def _notes(self, arch: str) -> list[str]:
-        notes = [f"it records {x}, but {arch} was taken" for x in self._recorded() if known_arch(x) and x != arch]
+        notes = [f"it records {x}, but {arch} was taken" for x in self._recorded()
+                 if known_arch(x) and x not in (arch, name_there(arch))]
         twins = [x for x in VITS if arch in VITS and x != arch and VITS[x][:2] == VITS[arch][:2]]
         return notes + [f"its tensors would fit {twin} too, which has another number of heads" for twin in twins]
 

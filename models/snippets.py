@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from models.backbones import TIMM, Spec, builder_options
+from models.original import ORIGINALS
 from models.vit import VITS, vit_options
 
 
@@ -21,6 +22,8 @@ def trunk_code(backbone: nn.Module) -> str:
         call = timm_call(*timm_arguments(spec.arch.removeprefix(TIMM), {"img_size": spec.image_size}))
     elif spec.arch in VITS:
         call = f"torchvision.models.VisionTransformer({_written(vit_options(spec.arch, spec.image_size))})"
+    elif spec.arch in ORIGINALS:
+        library, call = "models.original", f"models.original.build_original({spec.arch!r})"
     else:
         options = _written(builder_options(spec.arch, spec.image_size))
         call = f"torchvision.models.get_model({', '.join(filter(None, (repr(spec.arch), options)))})"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones import TIMM
+from models.original import ORIGINALS
 from models.report import Report
 from models.snippets import head_code, run_code, trunk_code
 from models.teachers import FrozenEncoder, load_frozen
@@ -60,6 +61,9 @@ class Target:
 
     def refuse(self, network: Network) -> str | None:
         """Why this network cannot be written so, and what to do; None if it can."""
+        if network.trunk.spec.arch in ORIGINALS:
+            return ("torchvision's network of that name is another one; choose --to timm (EfficientNets), safetensors "
+                    "or onnx (the original's scripts read student.pth as it is)")
         if network.trunk.spec.arch.startswith(TIMM):
             return "torchvision has no builder for it; choose --to timm, safetensors or onnx"
         return None

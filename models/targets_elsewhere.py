@@ -17,6 +17,7 @@ from torchvision.models import ResNet, VisionTransformer
 
 from models.backbones import TIMM
 from models.naming import rename
+from models.original import EFFICIENTNETS, ORIGINALS, name_there
 from models.snippets import run_code, timm_arguments, timm_call, trunk_code
 from models.targets import Network, Opened, Target
 from runtime.errors import UserError
@@ -37,7 +38,7 @@ class Timm(Target):
         import timm
 
         spec = network.trunk.spec
-        advice = "choose --to torchvision, safetensors or onnx"
+        advice = f"choose --to {'torchvision, ' * (spec.arch not in ORIGINALS)}safetensors or onnx"
         if spec.stem != "imagenet":
             return f"its stem is {spec.stem} and timm's networks have the imagenet stem; {advice}"
         name, options = self.model(network)
@@ -57,6 +58,8 @@ class Timm(Target):
         spec, trunk = network.trunk.spec, network.trunk
         if spec.arch.startswith(TIMM):
             return timm_arguments(spec.arch.removeprefix(TIMM), {"img_size": spec.image_size})
+        if spec.arch in EFFICIENTNETS:
+            return f"tf_{name_there(spec.arch)}", {}
         if not isinstance(trunk, VisionTransformer) or trunk.hidden_dim not in VIT_WIDTHS:
             return spec.arch, {}
         word, heads = VIT_WIDTHS[trunk.hidden_dim]
@@ -78,6 +81,11 @@ class Timm(Target):
         return f"import timm; model = {timm_call(name, options, checkpoint_path=str(path))}; model.eval()"
 
     def _state(self, network: Network) -> dict[str, Tensor]:
+        if network.trunk.spec.arch in EFFICIENTNETS:  # the same tensors in the same order
+            import timm
+
+            theirs = timm.create_model(self.model(network)[0], num_classes=0).state_dict()
+            return dict(zip(theirs, network.trunk.state_dict().values(), strict=True))
         is_vit = isinstance(network.trunk, VisionTransformer)
         return {rename(name, "timm ViT" if is_vit else None, inverse=True): value
                 for name, value in network.trunk.state_dict().items()}

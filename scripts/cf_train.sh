@@ -4,7 +4,7 @@
 #   row              teacher             student           linear top-1 / top-5 / 10-NN (paper)
 #   resnet18         MoCo-v2 ResNet-50   ResNet-18         62.35 / 84.81 / 53.78
 #   resnet34         MoCo-v2 ResNet-50   ResNet-34         64.01 / 86.14 / 54.80
-#   efficientnet_b0  MoCo-v2 ResNet-50   EfficientNet-B0   67.36 / 87.75 / 58.33
+#   efficientnet_b0  MoCo-v2 ResNet-50   EfficientNet-B0   67.36 / 87.75 / 58.33   (efficientnet_b0_coss, the paper's own)
 #   resnet18_r101    MoCo-v2 ResNet-101  ResNet-18         63.40
 #   resnet18_mocov3  MoCo-v3 ResNet-50   ResNet-18         67.20
 #
@@ -47,7 +47,7 @@ distil() { # teacher's name, teacher arch, teacher file, student arch, further f
 case $ROW in
     resnet18)        distil moco_v2_resnet50  resnet50  "$MOCO_V2_R50"  resnet18        "$@" ;;
     resnet34)        distil moco_v2_resnet50  resnet50  "$MOCO_V2_R50"  resnet34        "$@" ;;
-    efficientnet_b0) distil moco_v2_resnet50  resnet50  "$MOCO_V2_R50"  efficientnet_b0 "$@" ;;
+    efficientnet_b0) distil moco_v2_resnet50  resnet50  "$MOCO_V2_R50"  efficientnet_b0_coss "$@" ;;
     resnet18_r101)   distil moco_v2_resnet101 resnet101 "$MOCO_V2_R101" resnet18        "$@" ;;
     resnet18_mocov3) distil moco_v3_resnet50  resnet50  "$MOCO_V3_R50"  resnet18        "$@" ;;
 esac
