@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 import cli
+import cli_original
 import networks
 from data.augment import eval_transform_name
 from data.checks import (
@@ -92,7 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     _add_search_flags(evaluate)
     cli.add_device_flags(evaluate)
-    args, unknown = parser.parse_known_args(argv)
+    args, unknown = parser.parse_known_args(cli_original.translate("compute_knn.py", argv))
     if unknown:
         commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     return args

@@ -18,6 +18,7 @@ from functools import partial
 import torch
 
 import cli
+import cli_original
 import losses
 import methods
 import training
@@ -121,7 +122,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last step")
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
-    return parser.parse_args(argv)
+    return parser.parse_args(cli_original.translate("train_distill.py", argv))
 
 
 def distil(args: argparse.Namespace, process: Process) -> None:

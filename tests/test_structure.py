@@ -18,7 +18,7 @@ from losses import build_loss
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = {".venv", ".git", "tests", "runs", "datasets", "shared"}
 PACKAGES = ("data", "evals", "losses", "models", "runtime")
-SHARED = {"cli", "methods", "networks", "training"}  # by the root scripts
+SHARED = {"cli", "cli_original", "methods", "networks", "training"}  # by the root scripts
 BESIDE = "commands"  # evaluate.py's sub-commands: a package on the root scripts' side
 ROOT_SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in SHARED)
 MAY_IMPORT = {

@@ -1,0 +1,112 @@
+"""The command lines of the original CoSS scripts on ours: each of their flags, and what becomes of it.
+
+Most of their flags are ours too, with the same meaning (:data:`SAME`). Of the others, those that the original itself
+reads nowhere, or that nothing here needs, are taken and said to do nothing (:class:`Idle`), some have another name here
+(:class:`Renamed`), and what would have to mean something else is refused (:class:`Refused`): a sentence each.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Taken with its value, or with none (``values`` 0), and not needed; with ``only``, other values are refused."""
+
+    why: str
+    values: int = 1
+    only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """``to`` is the name here."""
+
+    to: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """``why`` ends with what to give instead."""
+
+    why: str
+
+
+NOWHERE = "the original reads it nowhere"
+CRD = Idle(f"{NOWHERE}: it is CRD's, a loss that it does not have")
+TORCHRUN = Idle("torchrun's environment says where the processes meet")
+LAUNCH = ("--local_rank",)
+SAME = {  # our command -> flags of the original's script that mean there what they mean here
+    "train_distill.py": (
+        "--data", "--output", "-a", "--student_arch", "-k", "--teacher_arch", "--loss", "-j", "--workers", "--epochs",
+        "--start-epoch", "-b", "--batch-size", "--subset", "--closek-info", "--nearest-k", "--total-k", "--sampler",
+        "--l_0", "--l_1", "--lr", "--learning-rate", "--schedule", "--momentum", "--wd", "--weight-decay", "-p",
+        "--print-freq", "--resume", "--distill", "--aug", "--seed", "--beta", "--s-temp", "--t-temp", "--cos",
+        "--distributed", *LAUNCH),
+    "mine": ("--pretrained_weights", "--arch", "--output", "--image_size", "--checkpoint_key", "--num_workers",
+             "--data_path", "--subset", *LAUNCH),
+    "cluster": ("--pretrained_weights", "--arch", "--output", "--image_size", "--checkpoint_key", "--num_workers",
+                "--data_path", "--subset", "--num-clusters"),
+    "eval": ("--batch_size_per_gpu", "--pretrained_weights", "--arch", "--image_size", "--checkpoint_key",
+             "--num_workers", "--data_path", *LAUNCH),
+}
+OTHERS: dict[str, dict[str, Idle | Renamed | Refused]] = {
+    "train_distill.py": {
+        "--dataset": Idle(f"{NOWHERE}; --data names the images"),
+        "--student_mlp": Idle(f"{NOWHERE}; the student's head is the method's"),
+        "-s": Idle(f"{NOWHERE}; what pre-trained the teacher is found from its file"),
+        "--teacher_ssl": Idle(f"{NOWHERE}; what pre-trained the teacher is found from its file"),
+        "--info": Idle(NOWHERE),
+        "--queue": Renamed("--queue-size"),
+        "--distill-t": Idle(f"{NOWHERE}; --t-temp is the teacher's temperature"),
+        "--temp": Idle(f"{NOWHERE}; --s-temp is the student's temperature"),
+        "--dim": Idle(f"{NOWHERE}; features are compared in the teacher's width"),
+        **dict.fromkeys(("--feat_dim", "--mode", "--nce_k", "--nce_t", "--nce_m"), CRD),
+    },
+    "mine": {"--dist_url": TORCHRUN},
+    "cluster": {},
+    "eval": {
+        "--dist_url": TORCHRUN,
+        "--output": Renamed("--features"),
+        "--dump_features": Idle("features are always kept, in --features or beside the weights", values=0),
+        "--split": Idle("the test images are in val/ or test/", only=("val", "test")),
+        "--eval_path": Refused("training and test images come from one folder; give --data a folder whose train/ and "
+                               "val/ are links to the two"),
+    },
+}
+ARCHS = {  # names of networks there -> here; the other names that it knows are torchvision's, or ours (mobilenetv3_*)
+    "vit_tiny": "vit_ti_16", "vit_small": "vit_s_16", "swav_resnet50": "resnet50", "simclr_resnet50": "resnet50"}
+ARCH_FLAGS = ("-a", "--student_arch", "--student-arch", "-k", "--teacher_arch", "--teacher-arch", "--arch")
+
+
+def translate(script: str, argv: list[str] | None = None) -> list[str]:
+    """``argv`` (default: this process's) of a ``script`` of ours, with what only the original's has put into ours.
+
+    A sentence on standard error, of the first process, for each flag that does nothing; :class:`UserError` for those
+    that have no meaning here.
+    """
+    words, given = list(sys.argv[1:] if argv is None else argv), []
+    known = OTHERS.get(script) or next((OTHERS[word] for word in words if word in OTHERS), {})
+    while words:
+        flag, joined, value = words.pop(0).partition("=")
+        rule, is_arch = known.get(flag), flag in ARCH_FLAGS
+        if not joined and words and (is_arch or (isinstance(rule, Idle) and rule.values)):
+            value = words.pop(0)
+        if isinstance(rule, Refused):
+            raise UserError(f"{flag} of the original has no place here: {rule.why}")
+        if isinstance(rule, Idle):
+            if rule.only and value not in rule.only:
+                raise UserError(f"{flag} {value} has no place here: {rule.why}; give --data a folder in which val/ is "
+                                f"a link to {value}/")
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{flag} is not needed and is ignored: {rule.why}", file=sys.stderr)
+        elif is_arch:
+            given += [flag, ARCHS.get(value, value)] if value or joined else [flag]
+        else:
+            given.append((rule.to if rule else flag) + joined + value)
+    return given
