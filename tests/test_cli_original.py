@@ -75,8 +75,10 @@ def test_names_of_networks(theirs, ours):
 
 def test_the_originals_line():
     """Of its scripts/cf_train.sh."""
-    args = train_distill.parse_args(
-        ["--distributed", "--output", "out", "--l_0", "1", "--l_1", "1", "-a", "mobilenetv3_large", "-k", "resnet50", "-b", "64", "--distill", "moco.pth", "--s-temp", "0.1", "--t-temp", "0.07", "--aug", "moco_v2", "--loss", "coss", "--data", "imagenet/train", "--closek-info", "closek_info.npy", "-p", "1000", "--sampler", "cf", "--nearest-k", "15", "--total-k", "31", "--epochs", "25", "--local_rank", "0", "-s", "moco", "--queue=512"])
+    line = ("--distributed --output out --l_0 1 --l_1 1 -a mobilenetv3_large -k resnet50 -b 64 --distill moco.pth "
+            "--s-temp 0.1 --t-temp 0.07 --aug moco_v2 --loss coss --data imagenet/train --closek-info closek_info.npy "
+            "-p 1000 --sampler cf --nearest-k 15 --total-k 31 --epochs 25 --local_rank 0 -s moco --queue=512")
+    args = train_distill.parse_args(line.split())
     train_distill.check_flags(args)
     assert (args.student_arch, args.queue_size, args.data) == ("mobilenetv3_large", 512, "imagenet/train")
 
