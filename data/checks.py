@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data.clusters import NO_CLUSTER, load_clusters
-from data.images import IMAGE_EXTENSIONS, BadImage
+from data.image_files import IMAGE_EXTENSIONS
+from data.images import BadImage
 from data.neighbours import LEFT_OUT, left_out_rows, load_neighbours, read_twin
 from data.sources import ImageSource
 from runtime.errors import UserError
