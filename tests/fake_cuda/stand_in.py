@@ -76,7 +76,7 @@ class Event:
 
 
 class StandIn(TorchDispatchMode):
-    """``waits`` counts (file:function, what) of each wait of the host; ``ops`` holds the name of every operation."""
+    """``waits`` counts (file:function, what) of the host's waits; ``ops`` (operation, dtype of its first tensor)."""
 
     on = None  # the one that is entered
 
@@ -127,7 +127,7 @@ class StandIn(TorchDispatchMode):
             for tensor in tensors:
                 self.read(tensor)
             return func(*args, **kwargs)
-        self.ops[str(func)] += 1
+        self.ops[str(func), there[0].dtype if there else None] += 1
         if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & {*func.tags} and func not in INDEXING:
             self.wait(str(func))
             return self._answer(func, args)
