@@ -4,7 +4,7 @@
     python benchmarks/data_path.py --data DIR                 # one thread, stage by stage
     python benchmarks/data_path.py --data DIR -j 2            # also through loaders with two workers
     python benchmarks/data_path.py --data DIR train.pack      # several sources beside the folder's reference
-    python benchmarks/data_path.py --data DIR --device        # also colour and whole views on a GPU, if there is one
+    python benchmarks/data_path.py --device                   # colour and whole views on a GPU, if there is one
 
 The reference is a folder opened with Pillow and torchvision's transforms in the original's order (crop, jitter, grey,
 blur, flip, tensor, normalise), float32 out. Ours gives uint8; `host` is what workers do where a device applies colour,
@@ -15,6 +15,7 @@ figures are processor time, which other programs on the machine disturb less; th
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 import sys
@@ -181,19 +182,22 @@ def resident(images: torch.Tensor, name: str, size: int, device: torch.device, r
     return pace(work, device, rounds, batch)
 
 
-def device_work(name: str, device: torch.device, rounds: int) -> None:
-    """Of made-up pixels: colour at 224, and whole views of small images that lie on the device; eager and compiled."""
+def device_work(name: str, device: torch.device, rounds: int, compilers: Sequence[bool]) -> dict[str, float]:
+    """Of made-up pixels: colour at 224, and whole views of small images that lie on the device; eager and compiled.
+    Gives images/s."""
     batch, many = (256, 4096) if device.type == "cuda" else (16, 256)
     print(f"on the device ({torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}), wall time")
     large = torch.randint(0, 256, (batch, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
-    small = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8, device=device)
+    kept = 50_000 if device.type == "cuda" else 2_000
+    small = torch.randint(0, 256, (kept, 3, 32, 32), dtype=torch.uint8, device=device)
 
     def colour(compiled: bool) -> Callable[[int], object]:
         drawing = augmentation(name, SIZE)
         return lambda step: colour_batch(
             large, torch.from_numpy(drawing.draw(view_keys(step, np.arange(batch), 0)).colour), compiled)
 
-    for compiled in (False, True):
+    found = {}
+    for compiled in compilers:
         how = "compiled" if compiled else "eager"
         try:
             alone = pace(colour(compiled), device, rounds, batch)
@@ -201,14 +205,18 @@ def device_work(name: str, device: torch.device, rounds: int) -> None:
         except Exception as error:  # torch.compile raises what its compilers raise
             print(f"  {how} was not possible: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
-        print(f"  {f'colour at {SIZE}, batch {batch}, {how}':<46} {1e3 / alone:9.0f} images/s")
-        print(f"  {f'--cache device, 32 x 32, batch {many}, {how}':<46} {1e3 / views:9.0f} images/s", flush=True)
+        rates = {f"colour at {SIZE}, batch {batch}, {how}": 1e3 / alone,
+                 f"--cache device, 32 x 32, batch {many}, {how}": 1e3 / views}
+        for label, rate in rates.items():
+            print(f"  {label:<46} {rate:9.0f} images/s", flush=True)
+        found |= rates
+    return found
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", required=True, help="image folder; behind it other sources of its images")
+    parser.add_argument("--data", nargs="+", help="image folder; behind it other sources of its images")
     parser.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2")
     parser.add_argument("--image-size", type=int, default=SIZE)
     parser.add_argument("--images", type=int, default=160, help="images used, evenly taken; default 160")
@@ -216,10 +224,24 @@ def main() -> None:
     parser.add_argument("-j", "--workers", type=int, default=0, help="also through loaders with so many workers")
     parser.add_argument("--cache", action="store_true", help="also with all images on the device (images of one size)")
     parser.add_argument("--device", action="store_true",
-                        help="also what a device does, eager and compiled: colour, and all of 32 x 32 images on it")
+                        help="what a device does, eager and compiled: colour, and all of 32 x 32 images on it")
+    parser.add_argument("--eager", action="store_true", help="with --device: leave the compiled out")
+    parser.add_argument("--json", metavar="FILE", help="with --device: its figures, in images/s")
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.device:
+        rates = device_work(args.aug, device, args.rounds, [False] if args.eager else [False, True])
+        if args.json:
+            Path(args.json).write_text(json.dumps(rates, indent=1) + "\n")
+    if args.data:
+        from_files(args, device)
+    elif not args.device:
+        parser.error("give --data DIR, or --device")
+
+
+def from_files(args: argparse.Namespace, device: torch.device) -> None:
+    """Measure and print everything that takes images."""
     sources = {spec: open_source(spec) for spec in args.data}
     first = next(iter(sources.values()))
     if len(first) < BATCH or not Path(first.location(0)).is_file():
@@ -266,9 +288,6 @@ def main() -> None:
         print(f"images on the device ({device.type}), wall time")
         images, _ = decode_all(first, "device", device, 2)
         show("batched crop + colour", resident(images, args.aug, args.image_size, device, args.rounds, 512), total)
-
-    if args.device:
-        device_work(args.aug, device, args.rounds)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,21 @@
 """Our nearest-neighbour search beside the reference algorithm, in one run, alternating, by medians.
 
     python benchmarks/knn.py                                              # 25,000 x 512, k = 384, on what there is
-    python benchmarks/knn.py --rows 1281167 --dim 2048 --device cuda --repeats 1 --products float32 tf32 bf16
+    python benchmarks/knn.py --rows 1281167 --dim 2048 --device cuda --repeats 1 --reference-rows 128116 \\
+        --products bf16 tf32 float32                                      # ImageNet's size on one GPU, in minutes
 
 The reference, written out below: 256 rows at a time times all, the row itself left out, topk of the whole row; the
 original also takes the farthest, always, which is timed as another line. "product" is the bare matrix product of all
 rows with all, a tile at a time. Features are Gaussian around --clusters centres, in the order of their clusters, of
 length 1. Memory is the most that was taken beside the features and the results. The last lines work out ImageNet
-(1,281,167 x 2,048, k = 384) on paper: products by their number, the rest by the number of scores.
+(1,281,167 x 2,048, k = 384) on paper: products by their number, the rest by the number of scores. With --reference-rows
+all of that is done on so many of the rows, since the reference takes too long for more; then we search among all.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import threading
@@ -48,6 +51,11 @@ def parse_args() -> argparse.Namespace:
                         help="limit of our search, in GiB; default: half of what is free")
     parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=["float32"],
                         help="numbers of our products, a line each; default float32")
+    parser.add_argument("--reference-rows", type=int, default=0, metavar="N",
+                        help="compare on N of the rows, evenly taken, then search among all, near alone")
+    parser.add_argument("--seconds", type=float, default=float("inf"),
+                        help="start no search of all rows that would end after so many; default: no limit")
+    parser.add_argument("--json", metavar="FILE", help="the figures, written anew after each search of all rows")
     parser.add_argument("--threads", type=int, default=None, help="threads of a CPU; default: torch's")
     return parser.parse_args()
 
@@ -78,15 +86,19 @@ def reference(features: Tensor, k: int, far: bool) -> Tensor:
     return near
 
 
-def product(features: Tensor) -> None:
+def product(features: Tensor, products: str = "float32") -> None:
     """All rows with all, a tile of 4,096 x 4,096 at a time (16,384 x 16,384 on a card), into the same memory."""
     step = min(4096 if features.device.type == "cpu" else 16_384, len(features))
-    out = torch.empty(step * step, device=features.device)
+    features = features.bfloat16() if products == "bf16" else features
+    out = torch.empty(step * step, device=features.device, dtype=features.dtype)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if products == "tf32" else "highest")
     for first in range(0, len(features), step):
         rows = features[first:first + step]
         for other in range(0, len(features), step):
             columns = features[other:other + step]
             torch.mm(rows, columns.T, out=out[:len(rows) * len(columns)].view(len(rows), len(columns)))
+    torch.set_float32_matmul_precision(before)
 
 
 def gathered(blocks: object) -> Tensor:
@@ -154,16 +166,75 @@ def on_paper(seconds: float, product_seconds: float, rows: int, dim: int, halves
 
 
 def main() -> None:
-    """Run all in turn, print the table and what it means for ImageNet."""
+    """Compare, say what it means for ImageNet, and search among all rows where the comparison was on some."""
     args = parse_args()
+    began = time.monotonic()
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     features = made_features(args.rows, args.dim, args.clusters, device)
-    memory = None if args.memory is None else int(args.memory * 2**30)
-    options = {"memory": memory, "device": device}
+    some = features if not args.reference_rows else features[
+        torch.linspace(0, args.rows - 1, args.reference_rows, device=device).long()]
+    medians, report = compared(some, args, device)
+    report = {"device": name_of(device), "torch": torch.__version__, "rows": args.rows, "dim": args.dim, "k": args.k,
+              "compared": report, "all": {}}
+    write(report, args.json)
+    if not args.reference_rows:
+        return
+    print(f"\nall {args.rows:,} rows, near")
+    for products in args.products:
+        pairs = (args.rows / len(some)) ** 2
+        guess = pairs * medians[f"ours, {products}, near"]
+        if time.monotonic() - began + guess > args.seconds:
+            print(f"  {products}: left out, it would take about {guess:.0f} s", flush=True)
+            continue
+        report["all"][products] = whole(features, products, pairs * medians[f"product, {products}"], args, device)
+        write(report, args.json)
+
+
+def name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def write(report: dict, path: str | None) -> None:
+    if path:
+        Path(path).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def options_of(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
+    """Of our search."""
+    return {"memory": None if args.memory is None else int(args.memory * 2**30), "device": device}
+
+
+def whole(features: Tensor, products: str, bare: float, args: argparse.Namespace, device: torch.device,
+          ) -> dict[str, float]:
+    """Our search among all rows. ``bare``: seconds of the bare product. Of 256 rows the neighbours are looked up in the
+    reference's way as well."""
+    sample = torch.linspace(0, len(features) - 1, min(256, len(features))).long()
+
+    def work() -> Tensor:
+        kept = []
+        for block in search(None, features, args.k, products=products, **options_of(args, device)):
+            mine = sample[(sample >= block.first) & (sample < block.first + len(block.near.indices))] - block.first
+            kept.append(block.near.indices[mine])
+        return torch.cat(kept)
+
+    seconds, peak, found = timed(work, device)
+    scores = features[sample.to(device)] @ features.T
+    scores[torch.arange(len(sample), device=device), sample.to(device)] = -torch.inf
+    same = same_rows(found, scores.topk(args.k, dim=1).indices.cpu())
+    print(f"  {products}: {seconds:.1f} s, {seconds / bare:.2f} of the bare product ({bare:.1f} s), "
+          f"{peak / 1e6:,.0f} MB beside the features, {100 * same:.1f} % of {len(sample)} rows as in the reference",
+          flush=True)
+    return {"seconds": seconds, "of_product": seconds / bare, "peak_mb": peak / 1e6, "same": same}
+
+
+def compared(features: Tensor, args: argparse.Namespace, device: torch.device) -> tuple[dict[str, float], dict]:
+    """Run all ways in turn, print the table and what it means for ImageNet; medians of the seconds, and all figures."""
+    rows, options = len(features), options_of(args, device)
     works: dict[str, Callable[[], object]] = {
-        "product": lambda: product(features),
+        **{f"product, {products}": lambda products=products: product(features, products)
+           for products in dict.fromkeys(["float32", *args.products])},
         "reference, near": lambda: reference(features, args.k, False),
         "reference, near and far": lambda: reference(features, args.k, True)}
     for products in args.products:
@@ -176,8 +247,10 @@ def main() -> None:
             works["faiss, near"] = lambda: gathered(faiss(None, features, args.k))
     except UserError:
         print("faiss is not installed, so it is not in the table")
-    small = features[:min(4096, args.rows)].clone()
-    gathered(search(None, small, min(args.k, len(small) - 1), **options))  # warms up libraries and caches
+    small = features[:min(4096, rows)].clone()
+    for products in args.products:
+        product(small, products)
+        gathered(search(None, small, min(args.k, len(small) - 1), products=products, **options))  # warms up
 
     times: dict[str, list[float]] = {name: [] for name in works}
     peaks: dict[str, int] = dict.fromkeys(works, 0)
@@ -191,27 +264,33 @@ def main() -> None:
                 found[name] = result
     medians = {name: statistics.median(values) for name, values in times.items()}
 
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{args.rows:,} x {args.dim}, k = {args.k}, {what}, torch {torch.__version__}, medians of {args.repeats}")
+    print(f"{rows:,} x {args.dim}, k = {args.k}, {name_of(device)}, torch {torch.__version__}, medians of "
+          f"{args.repeats}; each beside the product in its numbers")
     print(f"{'':32s}{'seconds':>9s}{'reference / it':>16s}{'it / product':>14s}{'extra MB':>10s}{'rows as ref.':>14s}")
+    report = {}
     for name, seconds in medians.items():
         fair = medians["reference, near and far" if name.endswith("far") else "reference, near"]
-        same = ""
-        if name in found:
-            same = f"{100 * same_rows(found[name], found['reference, near']):.3f} %"
-        print(f"{name:32s}{seconds:9.3f}{fair / seconds:16.2f}{seconds / medians['product']:14.2f}"
-              f"{peaks[name] / 1e6:10.0f}{same:>14s}")
+        same = same_rows(found[name], found["reference, near"]) if name in found else None
+        numbers = next((x for x in args.products if x in name), "float32")
+        bare = seconds / medians[f"product, {numbers}"]
+        report[name] = {"seconds": seconds, "ratio": fair / seconds, "of_product": bare, "same": same}
+        print(f"{name:32s}{seconds:9.3f}{fair / seconds:16.2f}{bare:14.2f}{peaks[name] / 1e6:10.0f}"
+              + (f"{100 * same:12.3f} %" if same is not None else ""), flush=True)
+    say_on_paper(medians, rows, args)
+    return medians, {"rows": rows, "ways": report}
 
+
+def say_on_paper(medians: dict[str, float], rows: int, args: argparse.Namespace) -> None:
+    """What it comes to for ImageNet."""
     n, d, k = IMAGENET
     print(f"\nImageNet on paper ({n:,} x {d:,}, k = {k}): features {n * d * 4 / 1e9:.1f} GB in float32 or "
           f"{n * d * 2 / 1e9:.1f} in float16, neighbours {n * k * 8 / 1e9:.1f} GB; on the disk while mining "
           f"{n * (d * 4 + k * 8) / 1e9:.1f} GB; on a device the bank and {n * (3 * k + 128) * 8 / 1e9:.1f} GB of "
           "candidates if one device is to make each product once (less memory: more products, at most twice as many)")
     for products in args.products:
-        name = f"ours, {products}, near"
-        each = [on_paper(medians[name], medians["product"], args.rows, args.dim, True, devices) for devices in (1, 8)]
-        print(f"{name}: {each[0]:,.0f} s on 1 device like this one, {each[1]:,.0f} s on 8"
-              + ("" if products == "float32" else " (products taken as if at float32's rate: an upper limit)"))
+        seconds, bare = medians[f"ours, {products}, near"], medians[f"product, {products}"]
+        each = [on_paper(seconds, bare, rows, args.dim, True, devices) for devices in (1, 8)]
+        print(f"ours, {products}, near: {each[0]:,.0f} s on 1 device like this one, {each[1]:,.0f} s on 8")
 
 
 def same_rows(a: Tensor, b: Tensor) -> float:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import platform
 import statistics
@@ -44,7 +45,7 @@ from models.distiller import Distiller  # noqa: E402
 from models.heads import build_head  # noqa: E402
 from models.teachers import FrozenEncoder, Normalise  # noqa: E402
 from runtime.errors import run_script  # noqa: E402
-from runtime.hardware import use_hardware  # noqa: E402
+from runtime.hardware import TF32, use_hardware  # noqa: E402
 from runtime.micro_batches import in_parts  # noqa: E402
 from runtime.optim import Updater, precision  # noqa: E402
 from runtime.optimizers import build_optimizer  # noqa: E402
@@ -171,15 +172,22 @@ class Ours:
 
 
 def networks_of(args: argparse.Namespace) -> tuple[FrozenEncoder, Distiller]:
-    """Teacher and student with the same random weights each time, the teacher's statistics those of random images."""
+    """Teacher and student with the same random weights each time."""
+    return copy.deepcopy(random_networks(args.teacher, args.student, args.image_size))
+
+
+@functools.cache
+def random_networks(teacher: str, student: str, image_size: int) -> tuple[FrozenEncoder, Distiller]:
+    """Teacher and student, not to be changed; the teacher's statistics are those of random images, so that its numbers
+    stay within fp16."""
     torch.manual_seed(0)
-    trunk = build_backbone(args.teacher, image_size=args.image_size).train()
+    trunk = build_backbone(teacher, image_size=image_size).train()
     for module in trunk.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
     with torch.no_grad():
-        trunk(Normalise()(random_images(16, args.image_size)))
-    student = build_backbone(args.student, image_size=args.image_size)
+        trunk(Normalise()(random_images(16, image_size)))
+    student = build_backbone(student, image_size=image_size)
     head = build_head("projection", student.spec.feature_dim, trunk.spec.feature_dim)
     return FrozenEncoder(trunk), Distiller(student, head)
 
@@ -199,15 +207,17 @@ def flops_an_image(networks: tuple[FrozenEncoder, Distiller], size: int) -> floa
     return counter.get_total_flops() / len(images)
 
 
-def matrix_rate(device: torch.device, amp: str) -> float:
-    """FLOP/s of one product of square matrices in the step's precision, the best of ten."""
+def matrix_rate(device: torch.device, amp: str, tf32: bool) -> float:
+    """FLOP/s of one product of square matrices in the step's precision, the best of ten; ``tf32`` as convolutions."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=DTYPES[amp] or torch.float32)
-    best = float("inf")
+    best, before = float("inf"), torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     for _ in range(10):
         start = clock(device)
         a @ a
         best = min(best, clock(device) - start)
+    torch.backends.cuda.matmul.allow_tf32 = before
     return 2 * size**3 / best
 
 
@@ -267,7 +277,7 @@ def measure(args: argparse.Namespace, batch: int, device: torch.device, amp: str
         found[name] = {"images_per_second": statistics.median(rates[name]), "ratio": statistics.median(ratios),
                        "shares": {stage: middle.get(stage, 0) / sum(middle.values()) for stage in STAGES},
                        "peak_mib": peaks[name] / 2**20 if device.type == "cuda" else
-                       grown(before) if args.only else resident(batch, name)}
+                       grown(before) if args.only else resident(batch, name) if args.memory else 0.0}
     return found
 
 
@@ -298,22 +308,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of a round; default 10")
     parser.add_argument("--rounds", type=int, default=7, help="in turns; default 7")
     parser.add_argument("--amp", choices=("auto", *DTYPES), default="auto", help="default auto, as the scripts")
+    parser.add_argument("--tf32", choices=TF32, default="conv", help="as the scripts'; default conv")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a card")
     parser.add_argument("--micro-batch", type=int, default=0, metavar="M", help="add ours in parts of M images")
     parser.add_argument("--compile", action="store_true", help="add ours compiled")
     parser.add_argument("--each", action="store_true", help=f"add ours without each of {', '.join(MEANS)}")
+    parser.add_argument("--no-memory", dest="memory", action="store_false",
+                        help="leave out peak memory on a CPU, which takes a process for each recipe")
     parser.add_argument("--only", help="one recipe by name, as the memory of a CPU is measured")
     parser.add_argument("--output", default="train_step.json", help="where the JSON goes; - prints it and nothing else")
     args = parser.parse_args()
     device = torch.device(args.device)
-    use_hardware()
+    use_hardware(args.tf32)
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
     amp = precision(args.amp, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     flops = 0 if args.only else flops_an_image(networks_of(args), args.image_size)
-    peak = 1 if args.only else matrix_rate(device, amp)
+    peak = 1 if args.only else matrix_rate(device, amp, args.tf32 != "off")
     report = {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads(), "amp": amp,
-              "teacher": args.teacher, "student": args.student, "image_size": args.image_size,
+              "tf32": args.tf32, "teacher": args.teacher, "student": args.student, "image_size": args.image_size,
               "gflop_an_image": flops / 1e9, "matrix_tflops": peak / 1e12, "batches": {}}
     say = print if args.output != "-" else lambda *_: None
     say(f"{name}, torch {torch.__version__}, {args.teacher} -> {args.student} at {args.image_size}, amp {amp}; "
@@ -328,10 +341,10 @@ def main() -> None:
             say(f"| {batch:,} | {recipe} | {found['images_per_second']:,.1f} | {found['ratio']:.2f} | "
                 f"{found['peak_mib']:,.0f} | {shares} | {found['tflops']:.3g} | "
                 f"{100 * found['tflops'] * 1e12 / peak:.0f} |")
+        if args.output != "-":  # after each, for whoever is cut short
+            Path(args.output).write_text(json.dumps(report, indent=2) + "\n")
     if args.output == "-":
         print(json.dumps(report))
-    else:
-        Path(args.output).write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

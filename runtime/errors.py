@@ -11,8 +11,6 @@ import time
 import traceback
 from collections.abc import Callable
 
-import torch
-
 EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_LOST, EXIT_PAUSED = 2, 3, 4, 75  # 75 is sysexits' EX_TEMPFAIL: try again
 WAIT_FOR_LAUNCHER = 10.0  # seconds that a process whose peer is gone leaves to torchrun, which names the one that died
 
@@ -123,6 +121,8 @@ def memory_that_ran_out(error: BaseException) -> str:
 
     PyTorch has a type for its own allocator on a GPU alone; what CUDA's libraries and the host say has none.
     """
+    import torch  # seconds, which those who import this module for its exceptions do not wait for
+
     text = str(error)
     figures = ", ".join(said.format(found[1]) for pattern, said in (
         (r"[Tt]ried to allocate ([\d.]+ \w+)", "{} more were asked for"),

@@ -16,8 +16,10 @@ whole() { # name, least
     exit 2
 }
 
+# Where nothing can be installed, NO_VENV=1 takes $PYTHON (python3) with what it has.
 environment() {
     local wanted
+    if [ -n "${NO_VENV:-}" ]; then PYTHON=${PYTHON:-python3}; return; fi
     wanted=$(cat requirements.txt requirements-extra.txt | cksum)
     if [ "$(cat .venv/.installed 2>/dev/null)" != "$wanted" ]; then
         local base=${PYTHON:-python3}
