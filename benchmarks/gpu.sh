@@ -11,5 +11,4 @@
 # order of worth: works (pytest -m gpu), step, search, colour, feed, methods. None is begun that could not end in time.
 # After each, --output holds gpu.json, gpu.md (rows for docs/RESULTS.md), gpu.log, and methods.tar.gz to go on from.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON:-python3}" benchmarks/gpu/run.py "$@"
+exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/gpu/run.py" "$@"

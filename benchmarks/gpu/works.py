@@ -13,7 +13,8 @@ BRIEF = "neighbours or squeezenet1_1 and off or first_steps and rkd or no_loss a
 
 def commands(job: Job, seconds: float) -> list[Command]:
     several = importlib.util.find_spec("xdist") is not None and not job.rehearse
-    words = ["-m", "pytest", "tests/gpu", "-m", "gpu", "-o", "addopts=--strict-markers", "-p", "no:cacheprovider",
+    slow_first = [f"tests/gpu/test_{name}.py" for name in ("scripts", "parity", "no_waiting")]
+    words = ["-m", "pytest", *slow_first, "-m", "gpu", "-o", "addopts=--strict-markers", "-p", "no:cacheprovider",
              "--tb", "short", "--basetemp", job.work / "tests", "-n" if several else "-v",
              *([min(8, max(1, job.cores // 2))] if several else []), *job.size([], ["-k", BRIEF])]
     return [Command("pytest -m gpu", tuple(words), seconds,
@@ -29,4 +30,4 @@ def harvest(job: Job) -> Found:
     return Found(figure, rows, {"tests": lines}, "" if counts["passed"] and not failed else figure)
 
 
-WORKS = Part("works", "Does it work: every script and loss, beside the CPU's results", 45, 110, commands, harvest)
+WORKS = Part("works", "Does it work: every script and loss, beside the CPU's results", 45, 120, commands, harvest)

@@ -106,15 +106,18 @@ def test_no_part_is_begun_that_would_not_end_in_time(tmp_path):
 
 
 def test_a_second_go_finds_what_the_first_one_left_of_each_method(job):
-    """Scores, logs and the teacher; no student."""
-    for name in ("coss-0/knn.json", "coss-0/run/config.json", "coss-0/run/student.pth", "coss-0/run/checkpoint.pth",
+    """Scores, logs and the teacher; of the students only one that was not yet held beside the teacher."""
+    for name in ("seed-0/linear.json", "seed-0/run/student.pth", "coss-0/linear.json",
+                 "coss-0/knn.json", "coss-0/run/config.json", "coss-0/run/student.pth", "coss-0/run/checkpoint.pth",
                  "settings.json", "teacher.pth", "neighbours/closek_info.npy", "neighbours/closek_info.json"):
         path = job.work / "methods" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
+    (job.work / "methods/overlap.json").write_text('{"coss-0": {}}')
     comparison.close(job)
     with tarfile.open(job.output / "methods.tar.gz") as archive:
-        kept = {"coss-0/knn.json", "coss-0/run/config.json", "settings.json", "teacher.pth"}
+        kept = {"coss-0/knn.json", "coss-0/linear.json", "coss-0/run/config.json", "overlap.json", "seed-0/linear.json",
+                "seed-0/run/student.pth", "settings.json", "teacher.pth"}
         assert {*archive.getnames()} == kept
     again = Job(**{**vars(job), "work": job.work / "again"})
     again.work.mkdir()
