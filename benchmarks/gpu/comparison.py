@@ -49,7 +49,7 @@ def commands(job: Job, seconds: float) -> list[Command]:
         tree(job.work / "tiny", 12, 4)
         settings = {"DATA": str(job.work / "tiny"), **TINY}
     students = seconds - RESERVE - (seconds / 2 if training else 0)
-    compare = Command("compare_methods.sh", ("bash", "scripts/compare_methods.sh"), seconds, {  # its order: telling first
+    compare = Command("compare_methods.sh", ("bash", "scripts/compare_methods.sh"), seconds, {  # most telling first
         **settings, "TEACHER": str(teacher), "OUT": str(folder), "SEEDS": "0",
         "MINUTES": job.size(f"{max(0.1, students / 60):.2f}", "0")}, shell=True)
     return [*training, compare]
