@@ -16,8 +16,8 @@ from made import tree
 
 CIFAR = {"PASSES": "460800", "EPOCHS": "10", "JOBS": "4", "WORKERS": "2"}  # nine looks at each image
 BUILT_IN = {"JOBS": "4", "WORKERS": "2"}
-TINY = {"STEM": "cifar", "PASSES": "96", "EPOCHS": "1", "BATCH": "16", "NEAREST_K": "1", "TOTAL_K": "3", "QUEUE": "32",
-        "EVERY": "0", "SUBSET": "1", "JOBS": "1", "WORKERS": "0", "METHODS": "coss"}
+TINY = {"STEM": "imagenet", "PASSES": "96", "EPOCHS": "1", "BATCH": "16", "NEAREST_K": "1", "TOTAL_K": "3",
+        "QUEUE": "32", "EVERY": "0", "SUBSET": "1", "JOBS": "1", "WORKERS": "0", "METHODS": "coss"}
 TEACHER = ("--arch", "regnet_y_400mf", "--stem", "cifar", "--image-size", 32, "--head-bn", "-b", 256, "--lr", 0.06,
            "--moco-k", 4096, "--moco-m", 0.99, "--moco-t", 0.1, "--warmup-epochs", 0, "-p", 50, "--cache", "device",
            "--epochs", 15)
