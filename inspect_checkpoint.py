@@ -32,8 +32,9 @@ from models.match import Checkpoint
 from models.report import Report, colours, few
 from models.safe_load import file_sha256, published_as
 from models.teachers import FrozenEncoder
+from models.values import Unsound
 from runtime.device import Process, seed_everything, start_process
-from runtime.errors import EXIT_BAD_INPUT, UserError, run_script
+from runtime.errors import EXIT_BAD_INPUT, UserError, printable, run_script
 from runtime.features import extract
 
 
@@ -89,6 +90,8 @@ def head_of(checkpoint: Checkpoint) -> str | None:
     """The head in words; None where there is none of a known kind."""
     try:
         return describe(checkpoint.head())
+    except Unsound as error:
+        return f"refused: {error}"
     except UserError:
         return None
 
@@ -138,13 +141,14 @@ def as_text(report: Report, published: str | None, sanity: dict[str, Any] | None
     if sanity:
         rows.append(("features", "{what} {percent:.1f} % of {images}, with fresh weights {percent_fresh:.1f} %; "
                                  "effective rank {effective_rank:.1f}: {verdict}".format(**sanity)))
-    return "\n".join([report.file, *(f"  {name:<15} {value}" for name, value in rows if value not in (None, ""))])
+    lines = [report.file, *(f"  {name:<15} {value}" for name, value in rows if value not in (None, ""))]
+    return "\n".join(map(printable, lines))  # names in files may hold escape codes
 
 
 def layout_table() -> str:
     """The layouts as a Markdown table, in the order in which they are tried."""
     def code(items: tuple[str, ...]) -> str:
-        return " ".join(f"`{item}`" for item in items) or "–"
+        return " ".join(f"`{item}`" for item in items).replace("|", "\\|") or "–"
 
     lines = ["| layout | files | trunk behind | told by | other branches | its head | dropped | mean / std |",
              "|---|---|---|---|---|---|---|---|"]

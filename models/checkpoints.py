@@ -53,10 +53,12 @@ LAYOUTS = (
            **UNIT),
     Layout("solo-learn", "backbone.", "solo-learn", ("projector.",), ("momentum_backbone.",),
            ("classifier.", "momentum_classifier.", "momentum_projector.", "predictor.", "prototypes.", "head.",
-            "momentum_head.", "queue", "_"), signs=("backbone.", "classifier."), cifar_stem="cifar_pad2"),
+            "momentum_head.", "queue", "_"), signs=("backbone.", "classifier. | momentum_backbone."),
+           cifar_stem="cifar_pad2"),
     Layout("solo-learn (old)", "encoder.", "solo-learn before 1.0.3", ("projector.",), ("momentum_encoder.",),
            ("classifier.", "momentum_classifier.", "momentum_projector.", "predictor.", "prototypes.", "head.",
-            "momentum_head.", "queue", "_"), signs=("encoder.", "classifier."), cifar_stem="cifar_pad2"),
+            "momentum_head.", "queue", "_"), signs=("encoder.", "classifier. | momentum_encoder. | projector."),
+           cifar_stem="cifar_pad2"),
     Layout("Barlow Twins, VICReg", "backbone.", "Barlow Twins checkpoint.pth, VICReg model.pth", ("projector.",),
            dropped=("bn.",), signs=("backbone.", "projector.")),
     Layout("lightly", "backbone.", "lightly, its backbone named or positional", ("projection_head.",),
@@ -166,6 +168,10 @@ def _open_container(everything: dict[str, Tensor], raw: dict[str, Any], path: Pa
 
 def _matches(layout: Layout, tensors: dict[str, Tensor]) -> bool:
     for sign in layout.signs:
+        if " | " in sign:
+            if not any(k.startswith(tuple(sign.split(" | "))) for k in tensors):
+                return False
+            continue
         first, _, then = sign.partition(" < ")
         places = [next((i for i, k in enumerate(tensors) if k.startswith(p)), None) for p in (first, then or first)]
         if None in places or places[0] > places[1]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from models.naming import find_scheme, rename
 from models.original import name_there
 from models.report import Report, few
 from models.safe_load import file_sha256
+from models.values import refuse_unsound, sentence, trouble
 from models.vit import VITS
 from runtime.errors import UserError
 
@@ -32,8 +32,8 @@ class Layout:
     ``prefix`` stands before the trunk's keys in the branch that the method's own evaluation uses, ``branches`` before
     other trunks that may lie beside it. ``head`` are prefixes of the head, ``*`` standing for the branch's;
     ``dropped`` of what belongs to neither. All are anchored at a key's start. A file has the first layout of the
-    table whose ``signs`` are all there and which has convolutions behind its prefix. ``mean`` and ``std`` are what
-    the network was trained with, of images in [0, 1].
+    table whose ``signs`` are all there (one is enough of those with ``|`` between them) and which has convolutions
+    behind its prefix. ``mean`` and ``std`` are what the network was trained with, of images in [0, 1].
     """
 
     name: str
@@ -126,7 +126,15 @@ class Checkpoint:
         report.notes = self._notes(spec.arch)
         if report.missing or report.unexpected or report.reshaped:
             report.error = self._mismatch(report)
+        else:
+            report.error = self._unsound(backbone, {inside[name][0]: (name, inside[name][1]) for name in how.found})
         return report, {name: inside[name][1] for name in how.found}
+
+    def _unsound(self, backbone: nn.Module, found: Mapping[str, tuple[str, Tensor]]) -> str | None:
+        """A sentence on the first tensor of the file whose numbers cannot be the trunk's; None if there is none."""
+        wanted = backbone.state_dict()
+        troubles = ((raw, trouble(name, value, wanted[name].dtype)) for raw, (name, value) in found.items())
+        return next((sentence(str(self.path), raw, said) for raw, said in troubles if said), None)
 
     def _notes(self, arch: str) -> list[str]:
         notes = [f"it records {x}, but {arch} was taken" for x in self._recorded()
@@ -142,7 +150,10 @@ class Checkpoint:
         """The branch's own head; raises :class:`UserError` where the file has none of a known kind."""
         for pattern in self.layout.head:
             if tensors := self._head_tensors(pattern):
-                return head_from(tensors, f"{self.flag} {self.path}: the head {self._absolute(pattern)}*")
+                whose = f"{self.flag} {self.path}: the head {self._absolute(pattern)}*"
+                head = head_from(tensors, whose)
+                refuse_unsound(tensors, whose)
+                return head
         return head_from({}, f"{self.flag} {self.path}")
 
     def heads(self) -> list[nn.Sequential]:
@@ -155,8 +166,12 @@ class Checkpoint:
             groups.setdefault(first if several else "", {})[rest if several else name] = value
         found = []
         for tensors in groups.values():
-            with contextlib.suppress(UserError):
-                found.append(head_from(tensors, str(self.path)))
+            try:
+                head = head_from(tensors, str(self.path))
+            except UserError:
+                continue
+            refuse_unsound(tensors, f"{self.path}: a head")
+            found.append(head)
         return found
 
     def _head_tensors(self, pattern: str) -> dict[str, Tensor]:
@@ -227,7 +242,12 @@ class Checkpoint:
             ("of another shape", report.reshaped)) if keys]
         trunk = self._trunk_shapes(report.arch)
         fits = identify(trunk, self._hints(), report.image_size)
-        advice = f"it fits {fits[0].arch} with stem '{fits[0].stem}', so give that" if fits else near_miss(trunk)
+        if not fits:
+            advice = near_miss(trunk)
+        elif any((x.arch, x.stem) == (report.arch, report.stem) for x in fits):
+            advice = "its trunk fits, so save that alone, without what is left over, and give that"
+        else:
+            advice = f"it fits {fits[0].arch} with stem '{fits[0].stem}', so give that"
         return (f"{self.path} ({report.layout} layout) does not fit {report.arch} with stem '{report.stem}'"
                 f"{says}: trunk tensors {', '.join(findings)}; {advice}")
 

@@ -10,7 +10,8 @@ import torch
 from torchvision import models
 
 from data.demo import write_demo
-from inspect_checkpoint import layout_table
+from inspect_checkpoint import as_text, layout_table
+from models.report import Report
 from models.safe_load import file_sha256
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,3 +111,10 @@ def test_nothing_to_inspect_is_said():
 
 def test_the_docs_hold_the_codes_own_table():
     assert layout_table() in (ROOT / "docs" / "CHECKPOINTS.md").read_text()
+
+
+def test_escape_codes_in_names_do_not_reach_the_terminal(tmp_path):
+    report = Report(file="a\x1b[31m.pth", branches=["b\x1b]0;title\x07"], missing=["c\x9b2J"], error="d\r\x08")
+    text = as_text(report, "e\x1b[H", None)
+    assert all(letter.isprintable() for letter in text.replace("\n", ""))
+    assert "a?[31m.pth" in text

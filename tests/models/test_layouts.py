@@ -85,6 +85,10 @@ def solo(backbone="backbone", momentum="momentum_backbone", net=NET):
             "queue": torch.zeros(2, 6, 16), "queue_ptr": torch.zeros(1)}
 
 
+def no_classifier(tensors):
+    return {name: value for name, value in tensors.items() if not name.startswith("classifier.")}
+
+
 def vissl(trunk, *more):
     return {"phase_idx": 3, "iteration": 10, "classy_state_dict": {"train_phase_idx": 2, "base_model": {
         "model": {"trunk": trunk, "heads": under("0.clf.", MLP)}}, "optimizer": {"optim": OPTIMIZER}}}
@@ -151,6 +155,15 @@ CASES = {
     "solo-learn before its renaming": lambda: Case("solo-learn (old)", lightning(solo("encoder", "momentum_encoder")),
                                                    "encoder", ["momentum_encoder"], SOLO_DROPS | {"momentum_encoder."},
                                                    epoch=99),
+    "solo-learn before its renaming, without a classifier": lambda: Case(
+        "solo-learn (old)", lightning(no_classifier(solo("encoder", "momentum_encoder"))), "encoder",
+        ["momentum_encoder"], SOLO_DROPS - {"classifier."} | {"momentum_encoder."}, epoch=99),
+    "solo-learn before its renaming, trunk and projector": lambda: Case(
+        "solo-learn (old)", lightning({**under("encoder.", NET), **under("projector.", MLP)}), "encoder", [],
+        {"projector."}, epoch=99),
+    "solo-learn without a classifier": lambda: Case(
+        "solo-learn", lightning(no_classifier(solo())), "backbone", ["momentum_backbone"],
+        SOLO_DROPS - {"classifier."} | {"momentum_backbone."}, epoch=99),
     "lightly": lambda: Case("lightly", lightning({
         **under("backbone.", NET), **under("projection_head.layers.", head("0", "1b", "3")),
         **under("backbone_momentum.", OTHER), **under("projection_head_momentum.layers.", head("0", "1b", "3")),

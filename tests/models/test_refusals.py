@@ -6,7 +6,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import torchvision
 from sources import (
     OPTIMIZER,
     _no_initialisation,  # noqa: F401
@@ -173,7 +172,7 @@ def test_another_network(tmp_path, name):
 
 
 def test_a_widened_resnet_is_not_wide_resnet50_2(tmp_path):
-    wide, times_two = torchvision.models.wide_resnet50_2().state_dict(), widened(state("resnet50"))
+    wide, times_two = state("wide_resnet50_2"), widened(state("resnet50"))
     assert wide["layer1.0.conv1.weight"].shape == times_two["layer1.0.conv1.weight"].shape[:1] + (64, 1, 1)
     text = refusal(saved(times_two, tmp_path), "wide_resnet50_2")
     assert "does not fit wide_resnet50_2" in text
@@ -190,6 +189,14 @@ def test_a_deeper_network_is_not_taken_for_a_shallower(tmp_path, holds, asked):
         assert "left over" in text
         assert f"it fits {holds} with stem 'imagenet', so give that" in text
     assert "missing" not in text
+
+
+def test_what_was_given_or_fits_already_is_not_advised(tmp_path):
+    content = {**under("encoder.", state()), "encoder_of_text.weight": torch.ones(2, 2)}
+    for asked in ("resnet18", None):
+        text = refusal(saved(content, tmp_path), asked)
+        assert "1 left over (encoder_of_text.weight); its trunk fits, so save that alone" in text
+        assert "so give that" not in text.replace("what is left over, and give that", "")
 
 
 def test_a_lying_name_is_not_believed(tmp_path):

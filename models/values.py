@@ -1,0 +1,56 @@
+"""Whether the numbers of a checkpoint's tensors can be a trained network's: what is not is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+
+
+class Unsound(UserError):
+    """A checkpoint with tensors that no network that works has."""
+
+
+def refuse_unsound(tensors: Mapping[str, Tensor], whose: str) -> None:
+    """Raises :class:`Unsound`, which begins with ``whose``, for the first of a head's tensors that has :func:`trouble`.
+    """
+    for name, value in tensors.items():
+        wanted = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
+        if found := trouble(name, value, wanted):
+            raise Unsound(sentence(whose, name, found))
+
+
+def sentence(whose: str, name: str, found: str) -> str:
+    """What is said of a tensor in which ``found`` was found."""
+    return (f"{whose}: {name} {found}; its training went wrong or the file was changed, so take another checkpoint of "
+            "this network")
+
+
+def trouble(name: str, value: Tensor, wanted: torch.dtype) -> str | None:
+    """What is wrong with ``value`` as the numbers of tensor ``name`` of dtype ``wanted``, as the end of a sentence.
+
+    A weight of two dimensions or more that is all zero passes nothing on. A batch norm's may be: residual branches
+    begin so. Counters are not looked at, but must be real numbers.
+    """
+    if not wanted.is_floating_point:
+        return f"is {_kind(value)}, expected whole numbers" if value.dtype.is_complex or value.is_quantized else None
+    if not value.dtype.is_floating_point:
+        return f"is {_kind(value)}, expected floating-point numbers"
+    cast = value.to(wanted)
+    broken = int((~torch.isfinite(cast)).sum())
+    if broken:
+        beyond = bool(torch.isfinite(value.double()).all())
+        what = f"numbers beyond {_kind(cast)}" if beyond else "NaN or infinite numbers"
+        return f"holds {broken:,} {what} among its {value.numel():,}"
+    if name.endswith("running_var") and bool((cast < 0).any()):
+        return f"holds {int((cast < 0).sum()):,} negative numbers, and is a variance"
+    if name.endswith("weight") and value.ndim > 1 and value.numel() and not bool(cast.any()):
+        return f"is all zero ({list(value.shape)})"
+    return None
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
