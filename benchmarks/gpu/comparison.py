@@ -46,7 +46,7 @@ def commands(job: Job, seconds: float) -> list[Command]:
             words = ("bash", "-c", TRAIN_AND_KEEP, job.work / "teacher", teacher, "--data", cifar, *TEACHER)
             training = [Command("teacher", words, seconds / 2, shell=True)]
     if job.rehearse:
-        tree(job.work / "tiny", 12, 4)
+        tree(job.work / "tiny", 12, 6)
         settings = {"DATA": str(job.work / "tiny"), **TINY}
     students = seconds - RESERVE - (seconds / 2 if training else 0)
     compare = Command("compare_methods.sh", ("bash", "scripts/compare_methods.sh"), seconds, {  # most telling first
