@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -12,6 +13,8 @@ import traceback
 from collections.abc import Callable
 
 EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_LOST, EXIT_PAUSED = 2, 3, 4, 75  # 75 is sysexits' EX_TEMPFAIL: try again
+# What a terminal obeys, or turns around, but for line ends, tabs and the step up that progress bars take.
+CODES = re.compile("(?!\x1b\\[A)[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 WAIT_FOR_LAUNCHER = 10.0  # seconds that a process whose peer is gone leaves to torchrun, which names the one that died
 
 
@@ -72,11 +75,13 @@ def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-si
 
     ``less_memory`` is what to do where memory runs out, which is told in one line too. Under torchrun the error is also
     written to the file from which its report is made, so that the rank that failed first stands at the top of it.
-    Output never fails for its letters: those that a terminal does not have are written as \u2026.
+    Output never fails for its letters: those that a terminal does not have are written as \u2026. Nor does it hold
+    codes that a terminal obeys, which the names of files, classes and tensors may have.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            stream.write = functools.partial(_write_plain, stream.write)
     try:
         main()
     except RunPaused as pause:
@@ -95,6 +100,10 @@ def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-si
             _end(RunStopped(f"{memory}; {less_memory}, and start the same command again", every_process=False))
         _tell_launcher(str(error), traceback.format_exc())
         raise
+
+
+def _write_plain(write: Callable[[str], int], text: str) -> int:
+    return write(CODES.sub("?", text))
 
 
 def _end(error: UserError) -> None:

@@ -137,3 +137,17 @@ def test_output_never_fails_for_its_letters(encoding):
                           capture_output=True, timeout=60)
     said = "a \u2026 \\udcff \u20ac b" if encoding == "utf-8" else "a \\u2026 \\udcff \\u20ac b"
     assert (done.returncode, done.stdout.decode("utf-8"), done.stderr) == (0, said + "\n", b"")
+
+
+def test_codes_that_a_terminal_obeys_are_not_written():
+    """They may stand in the names of files, classes and tensors; progress bars step up by one of them."""
+    program = ("import sys; from runtime.errors import run_script\n"
+               "def main():\n"
+               "    for file in (sys.stdout, sys.stderr):\n"
+               "        print('a\\x1b[31m\\x07\\x9b\\u202eb\\tc', file=file)\n"
+               "    sys.stdout.write('\\r\\x1b[Ad\\n')\n"
+               "run_script(main)")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+                          capture_output=True, timeout=60)
+    assert done.stdout.decode() == "a?[31m???b\tc\n\r\x1b[Ad\n"
+    assert done.stderr.decode() == "a?[31m???b\tc\n"
