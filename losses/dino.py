@@ -5,7 +5,7 @@ teacher and therefore without centring; the two baselines `dino` and `dinoss` of
 
     CE(t, s) = - sum_j softmax(t / T_t)_ij log softmax(s / T_s)_ij          for each row i
     dino:    L = mean_i CE(t, s)
-    dinoss:  L = l_0 mean_i CE(t, s) + l_1 mean_j CE(t^T, s^T), by default 1 and 0.5
+    dinoss:  L = mean_i CE(t, s) + 0.5 mean_j CE(t^T, s^T), weights that --l_0 and --l_1 leave as they are there too
 """
 
 from __future__ import annotations
@@ -13,15 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from losses.base import (
-    Loss,
-    RowWeight,
-    SpaceBatch,
-    SpaceWeight,
-    StudentTemperature,
-    TeacherTemperature,
-    full_precision,
-)
+from losses.base import Loss, SpaceBatch, StudentTemperature, TeacherTemperature, full_precision
 from runtime.collectives import BatchStatistics
 
 
@@ -48,10 +40,10 @@ class DINOSS(Loss):
     ``space_batch``: over those of this process's batch (``local``, as the original) or of all processes' (``global``).
     """
 
-    def __init__(self, l_0: RowWeight = 1.0, l_1: SpaceWeight = 0.5, s_temp: StudentTemperature = 0.1,
-                 t_temp: TeacherTemperature = 0.07, space_batch: SpaceBatch = "local") -> None:
+    def __init__(self, s_temp: StudentTemperature = 0.1, t_temp: TeacherTemperature = 0.07,
+                 space_batch: SpaceBatch = "local") -> None:
         super().__init__()
-        self.l_0, self.l_1, self.s_temp, self.t_temp = l_0, l_1, s_temp, t_temp
+        self.s_temp, self.t_temp = s_temp, t_temp
         self.batch = BatchStatistics(space_batch)
 
     def forward(self, *, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
@@ -59,7 +51,7 @@ class DINOSS(Loss):
         with torch.autocast(student.device.type, enabled=False):
             s, t = full_precision(student) / self.s_temp, full_precision(teacher) / self.t_temp
             row, space = self.batch.means(by_row(t, s))[0], by_column(t, s, self.batch).mean()
-            return {"loss": self.l_0 * row + self.l_1 * space, "row": row, "space": space}
+            return {"loss": row + 0.5 * space, "row": row, "space": space}
 
 
 def by_row(t: Tensor, s: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ def parse(names, *more):
 @pytest.mark.parametrize(("names", "more", "words"), [
     ("coss+seed", ["--t-temp", 0.07], ["--t-temp 0.07", "coss, seed", "0.07, 0.0001", "leave it out"]),
     ("seed+coss+disco", ["--s-temp", 0.1], ["--s-temp 0.1", "seed, coss, disco", "0.2, 0.1, 0.2"]),
-    ("coss+dinoss", ["--l_1", 0], ["--l_1 0", "1, 0.5"]),
     ("disco", ["--disco-sum", "--disco-weight", 3], ["--disco-sum", "--disco-weight 3"]),
     ("disco", ["--disco-sum", "--disco-weight", 0], ["--disco-weight 0"]),
 ])
@@ -40,6 +39,7 @@ def test_accepted(names, more):
 @pytest.mark.parametrize(("names", "more", "unused"), [
     ("coss", [], []),
     ("seed", ["--l_1", 0], ["--l_1"]),
+    ("dinoss", ["--l_0", 1, "--l_1", 1], ["--l_0", "--l_1"]),  # the original's line, and what it meant
     ("coss", ["--disco-weight", 0, "--moco-m", 0.9, "--bn-parts", 4, "--moco-dim", 64],
      ["--disco-weight", "--moco-dim", "--moco-m", "--bn-parts"]),
     ("moco", ["--teacher-bn", "train"], ["--distill", "--teacher-bn"]),
