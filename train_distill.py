@@ -32,6 +32,7 @@ from data.loader import BadImageLog, Batch, build_loader
 from data.neighbours import KeptNeighbours, left_out_rows, load_neighbours, same_left_out
 from data.samplers import ClusterNeighbourSampler, ClusterSampler, NeighbourSampler, RandomSampler
 from data.sources import ImageSource
+from data.whole_clusters import WholeClusterSampler
 from evals.monitor import KnnMonitor
 from losses import build_objective, needs_of
 from losses.base import CombinedNeeds, Inputs
@@ -80,14 +81,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--sampler", choices=sorted(SAMPLERS), default="cf",
                        help="cf (default, the paper's): each anchor with its neighbours from --closek-info; random: "
                             "each image once an epoch, no file; cluster: each image once, each step out of one k-means "
-                            "cluster of --cluster-info; cluster+cf: anchors from the clusters in turn, each with its "
-                            "neighbours, until most images were seen")
+                            "cluster of --cluster-info, or, where --closek-info is given a cluster file instead, each "
+                            "step of a process a whole cluster, as in the original; cluster+cf: anchors from the "
+                            "clusters in turn, each with its neighbours, until most images were seen")
     group.add_argument("-b", "--batch-size", type=cli.number(int, 1), default=64, metavar="N",
                        help="anchors of a step over all processes; default 64, the paper's (on 4 GPUs with 15 "
                             "neighbours each: 256 images a GPU)")
     group.add_argument("--closek-info", metavar="FILE",
                        help="neighbour file of compute_knn.py mine (or of the original code), for --sampler cf and "
-                            "cluster+cf")
+                            "cluster+cf; with --sampler cluster a cluster file, whose clusters are steps")
     group.add_argument("--fark-info", metavar="FILE", default=None,
                        help="file of the farthest images, of compute_knn.py mine --far: half of --nearest-k (rounded "
                             "down) are then far ones; default: none")
@@ -152,7 +154,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     rows = sampler.images_per_step // (2 if needs.pairs else 1)
     parts = parts_of(rows, args.micro_batch)
     for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
-        check_batch(network, rows // parts, "--micro-batch" if parts > 1 else "--batch-size")
+        check_batch(network, rows // parts, "--micro-batch" if parts > 1 else
+                    "a cluster of --closek-info" if whole_clusters(args) else "--batch-size")
     momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
                 if needs.momentum else None)
     average = MovingAverage(student, args.ema) if args.ema else None
@@ -173,7 +176,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
               "teacher_arch": teacher_spec.arch if teacher else None,
               "teacher_stem": teacher_spec.stem if teacher else None, "teacher": report.record() if report else None,
               "teacher_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
-              "far_k": sampler.far_k, "num_clusters": sampler.num_clusters, "processes": process.world_size}
+              "far_k": sampler.far_k, "num_clusters": sampler.num_clusters,
+              "whole_clusters": whole_clusters(args), "processes": process.world_size}
     record = {**student.record(), "teacher": config["teacher"]}
     modules = {"state_dict": student, "updater": updater,
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
@@ -238,12 +242,30 @@ def check_flags(args: argparse.Namespace) -> None:
     if "closek_info" in needs and not args.closek_info:
         raise UserError(f"--sampler {args.sampler} needs --closek-info FILE, the neighbours of --data in the teacher's "
                         "space; make it with compute_knn.py mine, or take --sampler random")
-    if "cluster_info" in needs and not args.cluster_info:
+    if whole_clusters(args):
+        check_whole_clusters(args)
+    elif "cluster_info" in needs and not args.cluster_info:
         raise UserError(f"--sampler {args.sampler} needs --cluster-info FILE, the clusters of --data in the teacher's "
                         "space; make it with compute_knn.py cluster, or take --sampler cf or random")
     if "closek_info" in needs and args.nearest_k > args.total_k:
         raise UserError(f"--nearest-k {args.nearest_k} is more than --total-k {args.total_k}, out of which it is "
                         "drawn; lower the first or raise the second")
+
+
+def whole_clusters(args: argparse.Namespace) -> bool:
+    """Whether the command line is the original's for --sampler cluster, whose clusters came from --closek-info."""
+    return args.sampler == "cluster" and bool(args.closek_info) and not args.cluster_info
+
+
+def check_whole_clusters(args: argparse.Namespace) -> None:
+    """Steps of any size go with losses of each process's own batch."""
+    taken = losses.settings(args.loss.split("+"))
+    gathers = needs_of(args.loss).momentum or {"queue_size", "smd_batch"} & taken.keys()
+    for flag, given in (("--micro-batch", args.micro_batch), ("--epoch-steps", args.epoch_steps),
+                        (f"--loss {args.loss}", gathers)):
+        if given:
+            raise UserError(f"{flag} needs steps of one size, and --sampler cluster with clusters in --closek-info "
+                            "makes each a whole cluster; give the clusters as --cluster-info, and steps have -b images")
 
 
 def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[FrozenEncoder, Report]:
@@ -263,10 +285,17 @@ def build_sampler(args: argparse.Namespace, process: Process, source: ImageSourc
     opened when the files were made are left out."""
     needs, data, gone = SAMPLERS[args.sampler], (source.fingerprint(), len(source)), {}
     neighbours = far = labels = None
+    whole = whole_clusters(args)
+    if whole:
+        needs = {"closek_info"}
     notes = [f"--{name.replace('_', '-')} is not used by --sampler {args.sampler}"
              for name in sorted(FILES - {"distill"} - needs) if vars(args)[name]]
     where = {"batch_size": args.batch_size, "rank": process.rank, "world_size": process.world_size, "seed": args.seed}
-    if "closek_info" in needs:
+    if whole:
+        labels, more = load_clusters(args.closek_info, *data, teacher_sha256, flag="--closek-info")
+        notes += [*more, "each step of a process is a whole cluster of --closek-info; -b is not used"]
+        gone["--closek-info"] = (labels == NO_CLUSTER).nonzero()[0]
+    elif "closek_info" in needs:
         neighbours, more = load_neighbours(args.closek_info, *data, args.total_k, teacher_sha256)
         notes += more
         gone["--closek-info"] = left_out_rows(neighbours)
@@ -287,6 +316,8 @@ def build_sampler(args: argparse.Namespace, process: Process, source: ImageSourc
                            for table in (neighbours, far))
     if args.sampler == "cluster+cf":
         return ClusterNeighbourSampler(neighbours, labels, far=far, coverage=args.coverage, **where), source, notes
+    if whole:
+        return WholeClusterSampler(labels, process.rank, process.world_size, args.seed), source, notes
     if args.sampler == "cluster":
         return ClusterSampler(labels, **where), source, notes
     if args.sampler == "cf":

@@ -1,0 +1,54 @@
+"""The original's `cluster` sampler: each step of a rank is one whole k-means cluster, however many images it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from data.samplers import STAMPS_PER_EPOCH, Key, RandomSampler, Statistics
+from runtime.errors import UserError
+
+
+class WholeClusterSampler(RandomSampler):
+    """Clusters in a new random order each epoch, rank r taking the r-th of every world_size, by the original's draws.
+
+    labels: the cluster of each image, integers [N] from 0 on; clusters without images are left out. The K % world_size
+    clusters left over wait for another epoch (the original's ranks then have unequal numbers of steps, and hang). The
+    order is that of torch.randperm after the seed + epoch, which with seed 0 is the original's.
+    """
+
+    def __init__(self, labels: np.ndarray, rank: int = 0, world_size: int = 1, seed: int = 0):
+        sizes = np.bincount(labels)
+        members = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
+        self.clusters = [images for images in members if len(images)]
+        if len(self.clusters) < world_size:
+            raise UserError(f"--closek-info holds {len(self.clusters)} clusters, fewer than the {world_size} processes "
+                            "that take one each; start fewer, or make more with compute_knn.py cluster")
+        super().__init__(len(labels), world_size, rank, world_size, seed)
+        self.num_clusters = len(sizes)
+
+    @property
+    def images_per_step(self) -> int:
+        """Of the smallest cluster, which is the least that a step of a rank has."""
+        return min(map(len, self.clusters))
+
+    @property
+    def global_images_per_step(self) -> int:
+        """On average."""
+        return round(self.num_images / len(self.clusters) * self.world_size)
+
+    def steps_in(self, epoch: int) -> int:
+        return len(self.clusters) // self.world_size
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, first_step = self.epoch, self.first_step
+        order = torch.randperm(len(self.clusters), generator=torch.Generator().manual_seed(self.seed + epoch)).numpy()
+        order = order[:self.steps_in(epoch) * self.world_size]
+        sizes = np.array([len(self.clusters[cluster]) for cluster in order])
+        starts = epoch * STAMPS_PER_EPOCH + np.cumsum(sizes) - sizes
+        for place in range(first_step * self.world_size + self.rank, len(order), self.world_size):
+            images = self.clusters[order[place]].tolist()
+            yield list(zip(images, range(starts[place], starts[place] + len(images)), strict=True))
+        self.statistics = Statistics(int(sizes.sum()), int(sizes.sum()), self.num_images)
