@@ -1,19 +1,38 @@
-"""What the root scripts share of their command lines: the parser, checked types, and groups of flags."""
+"""What the root scripts share of their command lines: the parser, and groups of flags made from declared settings."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
-from typing import NoReturn
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
-from data.loader import CACHES, DATA_PATHS
-from models.backbones import STEMS
+from data.settings import Images, Reading, Views, default_workers
+from evals.monitor import Monitoring
+from models.teachers import load_frozen
 from runtime.device import Process, same_on_every_rank
-from runtime.nonfinite import POLICIES
-from runtime.numbers import from_environment, number
-from runtime.run import Interval
+from runtime.hardware import Hardware
+from runtime.job import JobSettings, RunSettings
+from runtime.numbers import number
+from runtime.optimizers import Optimization
+from runtime.settings import Declared, add_settings, boolean, declared, take, values
 
+__all__ = ["Arguments", "Group", "Parser", "boolean", "default_workers", "number", "take", "values"]
 Group = argparse._ArgumentGroup
+
+
+class Arguments(argparse.Namespace):
+    """A parsed command line. Beside the values: ``given``, the names of the flags that were typed, and ``declared``,
+    the settings behind the flags, by name."""
+
+    __slots__ = ("declared", "given")
+
+    @property
+    def resumable(self) -> set[str]:
+        """The settings that may differ when a run is resumed."""
+        return {name for name, found in self.declared.items() if found.setting.resumable}
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,164 +41,118 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: object) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None,  # noqa: ANN401 - argparse's
+                         ) -> tuple[Arguments, list[str]]:
+        words = sys.argv[1:] if args is None else list(args)
+        parsed, unknown = super().parse_known_args(words, namespace or Arguments())
+        actions = list(self._all_actions(parsed))
+        parsed.declared = {x.dest: x.declared for x in actions if isinstance(getattr(x, "declared", None), Declared)}
+        parsed.given = {x.dest for x in actions if any(_is_flag(word, x.option_strings) for word in words)}
+        return parsed, unknown
+
+    def _all_actions(self, parsed: argparse.Namespace) -> Iterator[argparse.Action]:
+        for action in self._actions:
+            yield action
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices[getattr(parsed, action.dest)]._all_actions(parsed)
+
     def error(self, message: str) -> NoReturn:
         first = os.environ.get("LOCAL_RANK", "0") == "0"  # one sentence a machine, not one a process
         self.exit(2, f"error: {message}; {self.prog} --help lists every flag\n" if first else "")
 
 
-def interval(text: str) -> str:
-    """A type for argparse: text that runtime.run.Interval can read."""
-    try:
-        Interval.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+def _is_flag(word: str, spellings: Sequence[str]) -> bool:
+    return any(word == flag or word.startswith(f"{flag}=") or (len(flag) == 2 and word.startswith(flag))
+               for flag in spellings)
 
 
-def boolean(text: str) -> bool:
-    """``true/1/yes`` or ``false/0/no``; the original's ``--cos False`` was true."""
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
-    return words[text.lower()]
+def unused(args: Arguments) -> list[str]:
+    """A sentence for each flag that was given and has no effect beside the others."""
+    return [f"{found.flag} has no effect: it is used {found.used.words}" for name, found in args.declared.items()
+            if name in args.given and found.used and not found.used.when(args)]
 
 
-SHARE_OF = "each class's images; default 1, the paper's 1%% and 10%% rows use 0.01 and 0.1"
-
-
-def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str, required: bool = True,
-                   opens_images: bool = True, share_of: str = SHARE_OF) -> Group:
-    """--data and how its images are read. ``names`` are other spellings of --data, ``share_of`` ends --subset's help.
-    """
+def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str | None = None, required: bool = True,
+                   opens_images: bool = True, share_of: str | None = None) -> Group:
+    """--data and how its images are read. ``names`` are other spellings of --data, ``what`` is its help, ``share_of``
+    ends --subset's."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data", *names, dest="data", metavar="DIR", required=required, help=what)
-    group.add_argument("--subset", type=number(float), default=1.0, metavar="X",
-                       help=f"take the first X (0-1] of {share_of}")
+    images = declared(Images)
+    images["data"].add_to(group, **({} if required else {"default": None}), help=what,
+                          flags=" ".join(["--data", *names]))
+    images["subset"].add_to(group, help=share_of and f"take the first X (0-1] of {share_of}")
     if opens_images:
-        add_image_flags(group)
+        add_settings(group, Reading, workers=default_workers())
     return group
-
-
-DATA_HELP = ("images: an ImageFolder tree, a folder of images with or without sub-folders, a packed file (of "
-             "pack_dataset.py), a .txt file of paths, or a name (demo, digits, cifar10, cifar100, stl10; kept in "
-             "$COSS_DATASETS, else ./datasets). Of a folder that holds train/ and val/ or test/ (or packed files so "
-             "called), train/ is taken; paths in a .txt are relative to it. No label is used")
-
-
-def add_image_flags(group: Group) -> None:
-    """How images are read and by how many workers."""
-    group.add_argument("--image-size", "--image_size", type=number(int, 8, 8192), default=None, metavar="S",
-                       help="side of the square that the networks see, in pixels; default: what the checkpoint "
-                            "records, else 224 as in the paper")
-    group.add_argument("-j", "--workers", "--num_workers", type=number(int, 0), default=default_workers(), metavar="N",
-                       help="processes a rank that open and augment images; default: the machine's cores shared among "
-                            "its ranks, at most 8")
-    group.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
-                       help="a file that is no image stops the run (error, default), or is counted and replaced by "
-                            "another, or left out of what is scored (skip)")
 
 
 def add_view_flags(group: Group) -> None:
     """How training's augmented views are made."""
-    group.add_argument("--data-path", choices=DATA_PATHS, default="fast",
-                       help="how views are made: fast (default), decoded, cropped and resized by torch and coloured in "
-                            "batches on the device, or pil, every step with Pillow as in the original; both draw the "
-                            "same crops and colours, and pixels differ by less than 1.5 of 255 on average")
-    group.add_argument("--cache", choices=CACHES, default="none",
-                       help="host or device: decode all images once, keep them there, and make views in batches on the "
-                            "device without workers; for small images of one size (CIFAR); default none")
-    group.add_argument("--image-cache", type=number(float, 0), default=0.0, metavar="GB",
-                       help="keep decoded images in shared memory of this size (10^9 bytes) a process, for all its "
-                            "workers, first come first kept; the log gives the hit rate; default 0, none")
+    add_settings(group, Views)
+
+
+def add_workers_flag(group: Group) -> None:
+    """--workers alone, for scripts that open images in their own way."""
+    declared(Reading)["workers"].add_to(group, default_workers())
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> Group:
-    """--device, --seed, and the launcher's flags of old that torchrun made idle."""
+    """--device, --seed, and the flags of the original's launcher."""
     group = parser.add_argument_group("device and seed")
-    group.add_argument("--device", default="auto", help="auto (default: a card if there is one), cpu, cuda or cuda:N")
-    group.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, metavar="N",
-                       help="decides weights, order and augmentation; default 0 (the paper gives none)")
-    group.add_argument("--distributed", action="store_true", help="accepted and ignored: torchrun says it")
-    group.add_argument("--local_rank", "--local-rank", type=number(int), default=None, metavar="N",
-                       help="accepted and ignored: torchrun says it")
+    add_settings(group, JobSettings)
     return group
 
 
-def add_run_flags(parser: argparse.ArgumentParser, what: str) -> Group:
-    """The run's folder and what is written there how often."""
+def add_run_flags(parser: argparse.ArgumentParser, what: str | None = None) -> Group:
+    """The run's folder (``what`` is the help of --output), and what is written there how often."""
     group = parser.add_argument_group("the run")
-    group.add_argument("--output", metavar="DIR", required=True, help=what)
-    group.add_argument("--resume", nargs="?", const="force", default="auto", metavar="PATH",
-                       help="default: go on if --output holds this very run, else start; --resume alone goes on there "
-                            "with changed settings; --resume PATH goes on from that checkpoint. A run goes on at the "
-                            "step where it stopped, on a CPU to the bit as if it had not")
-    group.add_argument("--save-every", type=interval, default="30m", metavar="N",
-                       help="write checkpoint.pth within an epoch too, every N steps (500) or seconds, minutes or "
-                            "hours (90s, 30m, 2h), 0 for never; default 30m. It is written after each epoch, and on "
-                            "SIGTERM, SIGUSR1 and Ctrl-C, which end the run after its step with exit code 75 (a second "
-                            "Ctrl-C ends it at once)")
-    group.add_argument("--keep", type=number(int, 1), default=2, metavar="K",
-                       help="checkpoints that are kept, checkpoint.pth and those before it; if the newest cannot be "
-                            "read, the one before it is taken; default 2")
-    group.add_argument("--on-nonfinite", choices=POLICIES, default="stop",
-                       help="a loss that is not finite ends the run with exit code 3 (stop, default), or the step is "
-                            "left out, gradients that are not finite too (skip; the host then waits for the device in "
-                            "each step). Either way nonfinite.json and nonfinite.pth hold what the step began with")
-    group.add_argument("--nonfinite-limit", type=number(int, 0), default=10, metavar="N",
-                       help="steps in a row that --on-nonfinite skip may leave out before it ends the run; default 10")
-    group.add_argument("-p", "--print-freq", type=number(int, 1), default=500, metavar="N",
-                       help="steps between two lines of the log and of metrics.jsonl; default 500, the original's")
+    add_settings(group, RunSettings, help={"output": what} if what else {})
+    return group
+
+
+def add_optimization_flags(parser: argparse.ArgumentParser, source: str, **defaults: object) -> Group:
+    """Optimizer and schedule; ``source`` says whose the defaults are. Returns the group."""
+    group = parser.add_argument_group("optimisation")
+    add_settings(group, Optimization, source=source, **defaults)
+    return group
+
+
+def add_speed_flags(parser: argparse.ArgumentParser) -> Group:
+    """Precision, and how a GPU is used."""
+    group = parser.add_argument_group("precision and speed")
+    add_settings(group, Hardware)
     return group
 
 
 def run_options(args: argparse.Namespace) -> dict[str, object]:
     """The flags of :func:`add_run_flags` and --start-epoch, as keywords of runtime.run.Run.open."""
-    return {"output": args.output, "resume": args.resume, "start_epoch": args.start_epoch,
-            "save_every": args.save_every, "keep": args.keep, "on_nonfinite": args.on_nonfinite,
-            "nonfinite_limit": args.nonfinite_limit}
+    options = {**values(RunSettings, args), "start_epoch": getattr(args, "start_epoch", None)}
+    return {name: value for name, value in options.items() if name != "print_freq"}
 
 
 def add_knn_flags(group: Group) -> None:
     """The k-NN score during training."""
-    group.add_argument("--knn-every", type=number(int, 0), default=0, metavar="N",
-                       help="every N epochs (and after the last) score the encoder by 10-NN on a held-out slice; "
-                            "default 0, never")
-    group.add_argument("--knn-data", default=None, metavar="ROOT",
-                       help="labelled images for it, a folder with train/ and val/ or test/, or a name; "
-                            "default: --data or the folder above it, whichever holds them")
+    add_settings(group, Monitoring)
 
 
 def add_network_flags(group: Group, prefix: str = "--") -> None:
     """How a checkpoint is read, beside its path and architecture; ``prefix`` is ``--teacher-`` beside --distill."""
-    stem_flag(group, f"{prefix}stem", whose="the network", default="what the checkpoint records or its first "
-                                                                    "convolution shows")
-    group.add_argument(f"{prefix}branch", dest="branch", default=None, metavar="NAME",
-                       help="which network of a file with several (encoder_k, momentum_encoder, student.backbone, ...; "
-                            "inspect_checkpoint.py lists them); default: the one that the method's own evaluation uses")
-    group.add_argument(f"{prefix}mean", dest="mean", type=number(float), nargs=3, default=None, metavar="X",
-                       help="mean of red, green and blue that the network was trained with, of images in [0, 1]; "
-                            "default: its layout's, which the report shows (ImageNet's for most)")
-    group.add_argument(f"{prefix}std", dest="std", type=number(float, above=0), nargs=3, default=None, metavar="X",
-                       help="the same for the standard deviation")
-    group.add_argument("--checkpoint-key", "--checkpoint_key", default=None, metavar="KEY",
-                       help="entry of the file that holds the weights; default: found (state_dict, model, or bare)")
-    group.add_argument("--trust-checkpoint", action="store_true",
-                       help="unpickle whatever the file holds, which runs the code that it names; without it files are "
-                            "read without running anything, and those that need it are refused")
+    stem_flag(group, f"{prefix}stem", whose="the network")
+    flags = {name: f"{prefix}{name}" for name in ("branch", "mean", "std")}
+    add_settings(group, load_frozen, without=["stem"], flags=flags)
 
 
 def checkpoint_options(args: argparse.Namespace) -> dict[str, object]:
     """The flags of :func:`add_network_flags` but the stem, as keywords of models.teachers.load_frozen."""
-    return {"key": args.checkpoint_key, "branch": args.branch, "mean": args.mean, "std": args.std,
-            "trust": args.trust_checkpoint}
+    return {name: value for name, value in values(load_frozen, args).items() if name != "stem"}
 
 
-def stem_flag(group: Group, *names: str, whose: str, default: str) -> None:
-    """--stem, which every checkpoint of ours records."""
-    group.add_argument(*names, choices=STEMS, default=None,
-                       help=f"stem of {whose}: imagenet (stride 2 and max-pool, as torchvision builds it), cifar (3x3, "
-                            "stride 1, no max-pool, for images of about 32 pixels) or cifar_pad2 (the same padded by "
-                            f"2, solo-learn's); default: {default}")
+def stem_flag(group: Group, name: str, whose: str, unset: str | None = None) -> None:
+    """--stem under the ``name`` of a flag, ``whose`` network's; ``unset`` says what leaving it out means."""
+    stem = declared(load_frozen)["stem"]
+    setting = dataclasses.replace(stem.setting, unset=unset or stem.setting.unset)
+    dataclasses.replace(stem, name=name.lstrip("-").replace("-", "_"), setting=setting).add_to(
+        group, source=whose, flags=name)
 
 
 # What each machine of a job may have its own of: where things lie (what they are is compared where they are opened)
@@ -193,13 +166,5 @@ def same_flags(args: argparse.Namespace, process: Process) -> None:
 
 
 def ignored_flags_note(args: argparse.Namespace) -> str | None:
-    """A word for those who still pass the old launcher's flags."""
-    if args.distributed or args.local_rank is not None:
-        return "--distributed and --local_rank are not needed and are ignored: torchrun's environment decides"
-    return None
-
-
-def default_workers() -> int:
-    """This process's share of the cores of the machine, at least 1 and at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // from_environment("LOCAL_WORLD_SIZE", 1, 1)))
+    """A sentence for those who still pass the original launcher's flags."""
+    return take(JobSettings, args).ignored()

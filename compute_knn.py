@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{mine,cluster,check,eval}")
 
     mine = commands.add_parser("mine", help="teacher features -> closek_info.npy", description=mine_neighbours.__doc__)
-    group = cli.add_data_flags(mine, "--data_path", what=cli.DATA_HELP)
+    group = cli.add_data_flags(mine, "--data_path")
     group.add_argument("--batch-size", type=cli.number(int, 1), default=256, metavar="N",
                        help="images of one forward pass; default 256, the original's")
     networks.add_weights_flags(mine)
@@ -102,7 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def _add_cluster_flags(commands: argparse._SubParsersAction) -> None:
     cluster = commands.add_parser("cluster", help="teacher features -> clusters_K.pth",
                                   description=cluster_images.__doc__)
-    group = cli.add_data_flags(cluster, "--data_path", what=cli.DATA_HELP)
+    group = cli.add_data_flags(cluster, "--data_path")
     group.add_argument("--batch-size", type=cli.number(int, 1), default=256, metavar="N",
                        help="images of one forward pass; default 256, the original's")
     networks.add_weights_flags(cluster)
@@ -130,7 +130,7 @@ def _add_check_flags(commands: argparse._SubParsersAction) -> None:
                                 description=check_file.__doc__)
     check.add_argument("file", metavar="FILE",
                        help="closek_info.npy, fark_info.npy or clusters_K.pth, the original's too")
-    cli.add_data_flags(check, "--data_path", what=cli.DATA_HELP, opens_images=False)
+    cli.add_data_flags(check, "--data_path", opens_images=False)
     group = check.add_argument_group("picture")
     group.add_argument("--sheet", metavar="PNG", default=None,
                        help="where the picture goes; default: FILE's name with .png; 'none' for no picture")

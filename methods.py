@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
+from typing import Annotated
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -10,10 +12,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import cli
 import losses
 from losses import LOSSES, needs_of
-from losses.base import Surroundings, weights
+from losses.base import weights
+from models.heads import HeadNorm
+from models.momentum import BatchNormParts, ContrastedWidth, Momentum
 from runtime import settings
 from runtime.errors import UserError
-from runtime.settings import by_default, said
+from runtime.settings import Setting, Used, by_default, said
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What surrounds a loss, used where its needs (losses.base.CombinedNeeds) ask for it."""
+
+    teacher_bn: Annotated[str, Setting(
+        "batch norm of the teacher: by its running statistics (eval, default) or by each batch's (train, as in the "
+        "code of bingo and disco; the running ones stay as they are)", choices=("eval", "train")),
+        Used("by losses with a teacher", lambda needs: bool(needs.teacher))] = "eval"
+    head_bn: Annotated[HeadNorm, Used("where the student's head has two layers",
+                                      lambda needs: bool(needs.heads))] = False
+    moco_dim: Annotated[ContrastedWidth, Used("by losses without a teacher", lambda needs: not needs.teacher)] = 128
+    moco_m: Annotated[Momentum, Used("by losses with a momentum student", lambda needs: needs.momentum)] = 0.999
+    bn_parts: Annotated[BatchNormParts, Used("by losses with a momentum student", lambda needs: needs.momentum)] = 8
 
 
 def add_loss_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +52,7 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
         text = declared.setting.help.replace("{default}", said(declared.default))
         own = "" if "default" in text else f"; default: {by_default({name: x.default for name, x in owners.items()})}"
         declared.add_to(group, default=None, help=f"{', '.join(owners)}: {text}{own}")
-    for declared in settings.declared(Surroundings).values():
-        declared.add_to(group)
+    settings.add_settings(group, Surroundings)
 
 
 def loss_names(text: str) -> str:
@@ -51,15 +69,15 @@ def options(args: argparse.Namespace) -> dict[str, object]:
     return {name: vars(args)[name] for name in losses.settings()}
 
 
-def unused(args: argparse.Namespace, head: nn.Module) -> list[str]:
+def unused(args: cli.Arguments, head: nn.Module) -> list[str]:
     """A sentence for each flag that was given and that no loss in --loss takes. ``head``: the student's."""
     needs = needs_of(args.loss)
     taken = losses.settings(args.loss.split("+"))
     given = [owner for name, owners in losses.settings().items() for owner in list(owners.values())[:1]
              if vars(args)[name] is not None and name not in taken]
     has_norm = any(isinstance(module, _BatchNorm) for module in head.modules())  # none where the widths agree
-    given += [found for name, found in settings.declared(Surroundings).items() if vars(args)[name] != found.default
-              and not (found.setting.used(needs) and (has_norm or name != "head_bn"))]
+    given += [found for name, found in settings.declared(Surroundings).items() if name in args.given
+              and not (found.used.when(needs) and (has_norm or name != "head_bn"))]
     flags = ["--distill"] * bool(args.distill and not needs.teacher) + [found.flag for found in given]
     return [f"{flag} is not used by --loss {args.loss}" for flag in flags]
 

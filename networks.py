@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,33 +20,54 @@ from runtime.device import Process, agree, gather_objects, same_on_every_rank, s
 from runtime.errors import UserError
 from runtime.features import STORED, Keep, extract, left_out
 from runtime.outputs import check_output_folder
+from runtime.settings import Setting, add_settings, declared
 
 UNTRAINED = "untrained"
 ROWS_AT_ONCE = 65_536
 
 
+@dataclass(frozen=True)
+class Network:
+    """Which network."""
+
+    weights: Annotated[str, Setting(
+        f"checkpoint of the network{{source}}; '{UNTRAINED}' takes fresh weights of --arch and --seed, the baseline of "
+        "a network that has learnt nothing", "--weights --pretrained_weights", metavar="PATH")]
+    arch: Annotated[str | None, Setting(
+        "a torchvision classifier by name, or timm:NAME; default: found from the checkpoint", "-a --arch",
+        metavar="ARCH")] = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """Where features are kept, and in which numbers."""
+
+    features: Annotated[str | None, Setting(
+        "folder in which features are kept, written as they are made and found again; shared by all processes; "
+        "default: {source} (nothing for untrained ones); 'none' keeps nothing, and every process then holds all "
+        "features in memory", metavar="DIR", resumable=True)] = None
+    dtype: Annotated[str, Setting(
+        "numbers in which features are kept: float32 (default), or half the disk and memory: float16 (3 digits, up to "
+        "65,504) or bfloat16 (2 digits, any size)", choices=sorted(STORED))] = "float32"
+
+
 def add_weights_flags(parser: argparse.ArgumentParser, several: bool = False, required: bool = True) -> cli.Group:
     """--weights (a list of files where ``several``), --arch, and how the file is read."""
     group = parser.add_argument_group("network")
-    group.add_argument("--weights", "--pretrained_weights", required=required, nargs="+" if several else None,
-                       metavar="PATH",
-                       help=f"checkpoint of the network{', or of each of several' * several}; '{UNTRAINED}' takes "
-                            "fresh weights of --arch and --seed, the yardstick below which nothing was learnt")
-    group.add_argument("-a", "--arch", default=None, metavar="ARCH",
-                       help="a torchvision classifier by name, or timm:NAME; default: found from the checkpoint")
+    found = declared(Network)
+    if several:
+        setting = replace(found["weights"].setting, nargs="+")
+        found["weights"] = replace(found["weights"], setting=setting)
+    found["weights"].add_to(group, **({} if required else {"default": None}),
+                            source=", or of each of several" * several)
+    found["arch"].add_to(group)
     cli.add_network_flags(group)
     return group
 
 
 def add_features_flags(group: cli.Group, default: str = "features/ beside the weights") -> None:
-    """Where features are kept, and in which numbers."""
-    group.add_argument("--features", metavar="DIR", default=None,
-                       help="folder in which features are kept, written as they are made and found again; shared by "
-                            f"all processes; default: {default} (nothing for untrained ones); 'none' "
-                            "keeps nothing, and every process then holds all features in memory")
-    group.add_argument("--dtype", choices=sorted(STORED), default="float32",
-                       help="numbers in which features are kept: float32 (default), or half the disk and memory: "
-                            "float16 (3 digits, up to 65,504) or bfloat16 (2 digits, any size)")
+    """Where features are kept (without the flag in ``default``), and in which numbers."""
+    add_settings(group, Features, source=default)
 
 
 def open_network(args: argparse.Namespace, process: Process, weights: str | None = None, flag: str = "--weights",

@@ -57,8 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "default 256")
     group.add_argument("--quality", type=cli.number(int, 1, 100), default=None, metavar="Q",
                        help="with jpeg: JPEG's quality; default 90")
-    group.add_argument("-j", "--workers", type=cli.number(int, 0), default=cli.default_workers(), metavar="N",
-                       help="processes that decode and encode, 0: this one alone; default: the cores, at most 8")
+    cli.add_workers_flag(group)
     args = parser.parse_args(argv)
     if not args.verify and not (args.data and args.output):
         parser.error("give --data and --output, or --verify FILE")

@@ -21,7 +21,6 @@ import cli
 import cli_original
 import losses
 import methods
-import training
 from data.augment import PRESETS, augmentation
 from data.cache import pooled
 from data.checks import check_apart
@@ -45,20 +44,22 @@ from models.report import Report
 from models.teachers import Encoder, FrozenEncoder, load_frozen
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
+from runtime.hardware import Hardware
 from runtime.loop import Trainer
 from runtime.micro_batches import in_parts, parts_of
 from runtime.optim import Updater, precision
+from runtime.optimizers import Optimization
 from runtime.run import Run
-from runtime.state import VOLATILE
 
 SAMPLERS = {"random": set(), "cf": {"closek_info", "fark_info"}, "cluster": {"cluster_info"},
             "cluster+cf": {"closek_info", "fark_info", "cluster_info"}}  # --sampler -> the files that it reads
+DERIVED = {"processes", "teacher"}  # in config.json beside the flags, and free to differ when a run resumes
 FILES = {"distill", *SAMPLERS["cluster+cf"]}  # may lie elsewhere when a run goes on: what they hold is checked
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
-    cli.add_view_flags(cli.add_data_flags(parser, what=cli.DATA_HELP))
+    cli.add_view_flags(cli.add_data_flags(parser))
 
     group = parser.add_argument_group("networks")
     group.add_argument("-a", "--student_arch", "--student-arch", default="resnet18", metavar="ARCH",
@@ -67,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("-k", "--teacher_arch", "--teacher-arch", default="auto", metavar="ARCH",
                        help="teacher, a torchvision classifier by name, or timm:NAME; default auto: found from its "
                             "file's tensors")
-    cli.stem_flag(group, "--stem", whose="the student", default="imagenet")
+    cli.stem_flag(group, "--stem", whose="the student", unset="imagenet")
     group.add_argument("--distill", default=None, metavar="PATH",
                        help="the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists; every tensor of "
                             "the trunk must be filled and none may be left over. Losses without a teacher need none")
@@ -110,18 +111,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "with different samplers can be compared at equal places; images come in the same order. "
                             "Default: the sampler's own epochs")
 
-    group = parser.add_argument_group("optimisation")
-    training.add_schedule_flags(group, lr=0.03, epochs=25, source="the paper's")
+    group = cli.add_optimization_flags(parser, source="the paper's")
     group.add_argument("--ema", type=cli.number(float, 0, 1), default=0.0, metavar="X",
                        help="keep a moving average of the student with this decay (0.999, 0.9999) and write it to "
                             "student_ema.pth; default 0, none")
-    group = training.add_speed_flags(parser)
+    group = cli.add_speed_flags(parser)
     group.add_argument("--micro-batch", type=cli.number(int, 0), default=0, metavar="M",
                        help="images of a process that pass through the networks at once, for batches greater than its "
                             "memory: the student passes twice, and the gradient is that of the whole batch, for every "
                             "loss. Only batch norm differs, whose statistics are then those of M images (of a view), "
                             "as if the batch had been M; default 0, all at once")
-    group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last step")
+    group = cli.add_run_flags(parser)
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
     return parser.parse_args(cli_original.translate("train_distill.py", argv))
@@ -130,7 +130,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def distil(args: argparse.Namespace, process: Process) -> None:
     """Data, models, loss, optimizer, resume, loop."""
     check_flags(args)
-    training.prepare_hardware(args, process)
+    hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
+    hardware.prepare(process)
     seed_everything(args.seed)
     needs = needs_of(args.loss)
     check_apart(args.output, args.data)
@@ -159,14 +160,14 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
                 if needs.momentum else None)
     average = MovingAverage(student, args.ema) if args.ema else None
-    student = training.synchronised(args, student, process)
+    student = hardware.synchronised(student, process)
     if teacher:
         if folded := teacher.fold():
             notes.append(f"{folded} of the teacher's batch norms were folded into its convolutions")
         teacher = teacher.to(process.device, memory_format=torch.channels_last)
     loss = build_objective(args.loss, args.loss_weights, args.beta, widths, student_dim=backbone.spec.feature_dim,
                            **methods.options(args)).to(process.device)
-    updater = Updater(training.optimizer(args, student), process.device, precision(args.amp, process.device),
+    updater = Updater(optimization.build(student), process.device, precision(args.amp, process.device),
                       args.clip_grad, partial(average.update, student) if average else None)
     knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process)
            if args.knn_every else None)
@@ -183,12 +184,13 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
                **({"ema": average} if average else {})}
     networks = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
-    run = Run.open(config=config, record=record, volatile=VOLATILE | FILES | losses.settings().keys(), process=process,
+    run = Run.open(config=config, record=record, volatile=args.resumable | DERIVED | FILES | losses.settings().keys(),
+                   process=process,
                    modules=modules, exports=networks,
                    per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
                    **cli.run_options(args))
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
-                 *methods.unused(args, head),
+                 *cli.unused(args), *methods.unused(args, head),
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
         if line:
@@ -217,7 +219,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         parts = loss(student=outputs, **targets, **inputs.context)
         return {**parts, "student": outputs[shown].detach(), **{name: x[0] for name, x in targets.items() if x}}
 
-    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, training.schedule(args),
+    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, optimization.rate,
                       args.print_freq, bad_images.check,
                       monitor=lambda parts: agreement(parts["student"], parts.get("teacher")))
     for epoch in range(run.epoch, args.epochs):
@@ -235,7 +237,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
 
 def check_flags(args: argparse.Namespace) -> None:
     """What can be said of the command line alone, before anything is read."""
-    training.check_epochs(args)
+    cli.take(Optimization, args).check()
     check_arch(args.student_arch, "--student_arch")
     methods.check_loss(args)
     needs = SAMPLERS[args.sampler]

@@ -16,7 +16,6 @@ import argparse
 import torch
 
 import cli
-import training
 from data.augment import PRESETS, augmentation
 from data.cache import pooled
 from data.checks import check_apart
@@ -28,16 +27,18 @@ from models.backbones import build_backbone, check_batch
 from models.moco import MoCo
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
+from runtime.hardware import Hardware
 from runtime.loop import Trainer
 from runtime.optim import Updater, precision
+from runtime.optimizers import Optimization
 from runtime.run import Run
-from runtime.state import VOLATILE
+from runtime.settings import add_settings
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = cli.Parser(description=__doc__)
-    group = cli.add_data_flags(parser, what=cli.DATA_HELP)
+    group = cli.add_data_flags(parser)
     cli.add_view_flags(group)
     group.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2",
                        help="augmentation of each of the two views; default moco_v2")
@@ -47,27 +48,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("MoCo")
     group.add_argument("-a", "--arch", default="resnet50", metavar="ARCH",
                        help="a torchvision classifier by name; default resnet50, MoCo's")
-    cli.stem_flag(group, "--stem", whose="the network", default="imagenet")
-    group.add_argument("--moco-dim", type=cli.number(int, 1), default=128, metavar="D",
-                       help="width of the contrasted features; default 128, MoCo's")
-    group.add_argument("--moco-k", type=cli.number(int, 1), default=65536, metavar="K",
-                       help="keys in the queue; default 65536, MoCo's")
-    group.add_argument("--moco-m", type=cli.number(float, 0, 1), default=0.999, metavar="M",
-                       help="momentum of the key encoder; default 0.999, MoCo's")
-    group.add_argument("--moco-t", type=cli.number(float, above=0), default=0.2, metavar="T",
-                       help="temperature; default 0.2, MoCo v2's")
-    group.add_argument("--bn-parts", type=cli.number(int, 1), default=8, metavar="N",
-                       help="parts over all processes into which the shuffled key batch is cut for batch norm, so "
-                            "that its statistics do not betray the positive; default 8, as on MoCo's 8 GPUs")
-
-    group.add_argument("--head-bn", action="store_true",
-                       help="batch norm behind both layers of the head, as in SimCLR v2 and MoCo v3; MoCo v2 has none "
-                            "(default), but small networks and short trainings on small sets hardly start without")
-
-    group = parser.add_argument_group("optimisation")
-    training.add_schedule_flags(group, lr=0.03, epochs=200, source="MoCo v2's", warmup=0)
-    training.add_speed_flags(parser)
-    group = cli.add_run_flags(parser, "folder of this run; a run that was cut short goes on from its last step")
+    cli.stem_flag(group, "--stem", whose="the network", unset="imagenet")
+    add_settings(group, MoCo)
+    cli.add_optimization_flags(parser, source="MoCo v2's", epochs=200, warmup_epochs=0)
+    cli.add_speed_flags(parser)
+    group = cli.add_run_flags(parser)
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
     return parser.parse_args(argv)
@@ -75,8 +60,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def pretrain(args: argparse.Namespace, process: Process) -> None:
     """Data, model, optimizer, resume, loop."""
-    training.check_epochs(args)
-    training.prepare_hardware(args, process)
+    hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
+    optimization.check()
+    hardware.prepare(process)
     if args.moco_k < args.batch_size:
         raise UserError(f"--moco-k {args.moco_k} is less than --batch-size {args.batch_size}, so one step would "
                         "overrun the queue; give a longer queue")
@@ -91,20 +77,19 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     bad_images = BadImageLog(source, args.on_bad_image)
 
     backbone = build_backbone(args.arch, args.stem or "imagenet", image_size)
-    moco = MoCo(backbone, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.bn_parts,
-                args.head_bn).to(process.device, memory_format=torch.channels_last)
+    moco = MoCo(backbone, **cli.values(MoCo, args)).to(process.device, memory_format=torch.channels_last)
     check_batch(moco, sampler.images_per_step)
-    moco.encoder_q = training.synchronised(args, moco.encoder_q, process)  # the key's images are shuffled instead
-    updater = Updater(training.optimizer(args, moco), process.device, precision(args.amp, process.device),
+    moco.encoder_q = hardware.synchronised(moco.encoder_q, process)  # the key's images are shuffled instead
+    updater = Updater(optimization.build(moco), process.device, precision(args.amp, process.device),
                       args.clip_grad)
     knn = KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process) if args.knn_every else None
 
     config = {**vars(args), "image_size": image_size, "data_fingerprint": source.fingerprint(),
               "processes": process.world_size}
     modules = {"state_dict": moco, "updater": updater}
-    run = Run.open(config=config, record=moco.record(), volatile=VOLATILE, process=process,
+    run = Run.open(config=config, record=moco.record(), volatile=args.resumable | {"processes"}, process=process,
                    modules=modules, exports=["teacher.pth"], **cli.run_options(args))
-    for line in (cli.ignored_flags_note(args), f"data: {source.description}",
+    for line in (cli.ignored_flags_note(args), *cli.unused(args), f"data: {source.description}",
                  f"MoCo v2: {args.arch}, {args.epochs} epochs of {len(sampler)} steps of {args.batch_size} images, "
                  f"queue {args.moco_k}, on {process.world_size} x {process.device.type}"):
         if line:
@@ -119,7 +104,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         query, key = batch.views  # uint8 [b, 3, S, S], on the device
         return model(query, key)
 
-    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, training.schedule(args),
+    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, optimization.rate,
                       args.print_freq, bad_images.check)
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch, run.step)

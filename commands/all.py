@@ -120,21 +120,18 @@ def found_in(root: str) -> tuple[list[str], list[str]]:
     return [name for name in sets_in(root) if name not in IMAGES_FROM], landmarks
 
 
-def arguments(module: ModuleType, name: str, flags: list[str], args: argparse.Namespace) -> argparse.Namespace:
+def arguments(module: ModuleType, name: str, flags: list[str], args: cli.Arguments) -> cli.Arguments:
     """The command line of one evaluation: its own ``flags``, its defaults, and what is shared from ours."""
     parser = cli.Parser(prog=f"evaluate.py {module.__name__.rpartition('.')[2]}")
     module.add_flags(parser)
-    values = vars(parser.parse_args([*flags, "--weights", args.weights]))
-    own = {"subset"} if module in (overlap, retrieval, video) else set()  # theirs are test images, taken whole
-    own |= {"on_bad_image"} if name == "retrieval, landmarks" else set()  # which needs all of them
-    shared = {key: value for key, value in vars(args).items() if key in values and key in SHARED - own}
-    weights = {"weights": [args.weights]} if isinstance(values["weights"], list) else {}
-    return argparse.Namespace(**{**values, **shared, **weights, "command": name})
-
-
-SHARED = {"subset", "image_size", "workers", "on_bad_image", "feature_batch", "arch", "stem", "branch", "mean", "std",
-          "checkpoint_key", "trust_checkpoint", "output", "json", "features", "dtype", "device", "seed", "distributed",
-          "local_rank"}
+    own = parser.parse_args([*flags, "--weights", args.weights])
+    keep = {"data", *own.given}  # each evaluation is given its own
+    keep |= {"subset"} if module in (overlap, retrieval, video) else set()  # theirs are test images, taken whole
+    keep |= {"on_bad_image"} if name == "retrieval, landmarks" else set()  # which needs all of them
+    for key in (args.declared.keys() & own.declared.keys()) - keep:
+        setattr(own, key, getattr(args, key))
+    own.command = name
+    return own
 
 
 def compare(first: str, second: str, process: Process) -> dict[str, Any]:

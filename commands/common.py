@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -16,19 +16,36 @@ from data.augment import Transform
 from data.checks import check_apart
 from data.sources import ImageSource
 from evals.results import add_result, save_table, table, versions
-from models.teachers import FrozenEncoder
+from models.teachers import FrozenEncoder, load_frozen
 from runtime.device import Process
 from runtime.errors import UserError
 from runtime.outputs import check_output_folder
+from runtime.settings import Setting, add_settings, declared
 
 LABELLED = ("labelled images: a folder that holds train/ and val/ or test/, each with one sub-folder a class (or "
             "packed files so called), or a name (demo, digits, cifar10, cifar100, stl10; kept in $COSS_DATASETS, else "
             "./datasets)")
-SHARE_OF = cli.SHARE_OF.replace("images", "training images")
-# Flags that do not decide a result: where things lie, how the work is done, and what the record says elsewhere.
-NOT_SETTINGS = {"command", "weights", "data", "output", "json", "device", "workers", "distributed", "local_rank",
-                "features", "resume", "print_freq", "arch", "stem", "image_size", "branch", "mean", "std",
-                "checkpoint_key", "trust_checkpoint", "feature_batch", "cache", "image_cache"}
+SHARE_OF = "each class's training images; default 1, the paper's 1% and 10% rows use 0.01 and 0.1"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where a result goes, and how it is printed."""
+
+    output: Annotated[str | None, Setting(
+        "folder for results.jsonl (a line is added for each evaluation), the table and the feature cache; default: "
+        "evaluation/ beside the weights, ./evaluation for untrained ones", metavar="FOLDER", resumable=True)] = None
+    json: Annotated[bool, Setting("print one JSON object on stdout and nothing else there; messages go to stderr",
+                                  resumable=True)] = False
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How features are extracted."""
+
+    feature_batch: Annotated[int, Setting(
+        "images of one forward pass where features are extracted; default {default}, the original's", least=1,
+        metavar="N", resumable=True)] = 256
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = LABELLED, required: bool = True,
@@ -41,15 +58,10 @@ def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = L
     group = cli.add_data_flags(parser, *names, what=data, required=required, opens_images=keeps_features,
                                share_of=share_of)
     if keeps_features:
-        group.add_argument("--feature-batch", type=cli.number(int, 1), default=256, metavar="N",
-                           help="images of one forward pass where features are extracted; default 256, the original's")
+        add_settings(group, Extraction)
     networks.add_weights_flags(parser, several, needs_weights)
     out = parser.add_argument_group("results")
-    out.add_argument("--output", metavar="FOLDER", default=None,
-                     help="folder for results.jsonl (a line is added for each evaluation), the table and the feature "
-                          "cache; default: evaluation/ beside the weights, ./evaluation for untrained ones")
-    out.add_argument("--json", action="store_true",
-                     help="print one JSON object on stdout and nothing else there; what is said goes to stderr")
+    add_settings(out, Results)
     if keeps_features:
         networks.add_features_flags(out, "features/ in --output")
     cli.add_device_flags(parser)
@@ -104,9 +116,12 @@ def features(network: Network, source: ImageSource, args: argparse.Namespace, pr
                                 open_output(args) / "features", args.feature_batch)
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that decide a result."""
-    return {name: value for name, value in sorted(vars(args).items()) if name not in NOT_SETTINGS}
+def settings(args: cli.Arguments) -> dict[str, Any]:
+    """The flags that decide a result, without those of the network and the data, which the record has elsewhere."""
+    elsewhere = {"command", *declared(networks.Network), *declared(load_frozen), "image_size", "data"}
+    elsewhere |= {name for name, found in args.declared.items()
+                  if found.setting.resumable and not found.setting.changes_numbers}
+    return {name: value for name, value in sorted(vars(args).items()) if name not in elsewhere}
 
 
 def finish(command: str, args: argparse.Namespace, process: Process, nets: Sequence[Network],

@@ -31,7 +31,7 @@ FEW = 0.05  # a share of labels below this takes the rates for 1 %
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     data = common.add_common_flags(parser)
-    group = training.add_training_flags(parser, data, epochs=20, milestones="60 %% and 80 %% of them", factor=0.2,
+    group = training.add_training_flags(parser, data, epochs=20, milestones="60 % and 80 % of them", factor=0.2,
                                         source=SWAV)
     group.add_argument("--labels", required=True, metavar="X",
                        help="share of the training images in (0, 1], equally many of each class, drawn by --seed "

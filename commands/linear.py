@@ -25,7 +25,7 @@ HELP = "a linear classifier on the frozen network, by the paper's protocol or on
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     data = common.add_common_flags(parser)
-    group = training.add_training_flags(parser, data, epochs=100, milestones="60 %% and 80 %% of them", factor=0.1,
+    group = training.add_training_flags(parser, data, epochs=100, milestones="60 % and 80 % of them", factor=0.1,
                                         source="the original's")
     group.add_argument("--lr", "--learning-rate", type=cli.number(float, above=0), default=None, metavar="LR",
                        help="base learning rate; default 30, the original's, and 3 for EfficientNets, as such papers' "

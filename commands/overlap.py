@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--teacher", required=True, metavar="FILE",
                        help="checkpoint of the teacher, read as --weights; each network sees images of its own size")
     group.add_argument("--teacher-arch", default=None, metavar="ARCH", help="as --arch, of the teacher; default: found")
-    cli.stem_flag(group, "--teacher-stem", whose="the teacher", default="what its checkpoint records or shows")
+    cli.stem_flag(group, "--teacher-stem", whose="the teacher")
     group.add_argument("--teacher-branch", default=None, metavar="NAME", help="as --branch, of the teacher")
     group.add_argument("--names", nargs="+", default=None, metavar="NAME",
                        help="what the students are called in tables and picture, one name a file; default: the file's "

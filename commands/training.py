@@ -21,9 +21,15 @@ from data.samplers import RandomSampler
 from data.sources import ImageSource
 from evals.classifier import labels_of
 from runtime.device import Process
+from runtime.hardware import Hardware
+from runtime.job import RunSettings
 from runtime.loop import Trainer
 from runtime.optim import Updater
+from runtime.optimizers import Optimization
 from runtime.run import Run
+from runtime.settings import add_settings, declared
+
+NOT_OF_A_CLASSIFIER = ("start_epoch", "lr", "optimizer", "decayed", "clip_grad", "warmup_epochs", "cos")
 
 
 def add_training_flags(parser: argparse.ArgumentParser, data: cli.Group, *, epochs: int, milestones: str, factor: float,
@@ -31,23 +37,18 @@ def add_training_flags(parser: argparse.ArgumentParser, data: cli.Group, *, epoc
     """Batches, schedule and precision; ``source`` says where the defaults come from. Returns the group."""
     cli.add_view_flags(data)
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=cli.number(int, 1), default=epochs, metavar="N",
-                       help=f"passes over the training images; default {epochs}, {source}")
+    add_settings(group, Optimization, source=source, without=NOT_OF_A_CLASSIFIER, epochs=epochs, weight_decay=0.0,
+                 schedule=None, help={"epochs": "passes over the training images; default {default}, {source}",
+                       "schedule": f"epochs at which the rate is multiplied by --factor; default: at {milestones}, "
+                                   "{source}"})
     group.add_argument("-b", "--batch-size", type=cli.number(int, 1), default=None, metavar="N",
                        help=f"images of a step over all processes; default 256, {source}, or all where there are fewer")
-    group.add_argument("--schedule", type=cli.number(int, 0), nargs="*", default=None, metavar="EPOCH",
-                       help=f"epochs at which the rate is multiplied by --factor; default: at {milestones}, {source}")
     group.add_argument("--factor", type=cli.number(float, above=0, most=1), default=factor, metavar="X",
                        help=f"see --schedule; default {factor:g}, {source}")
-    group.add_argument("--momentum", type=cli.number(float, 0, 1), default=0.9,
-                       help=f"SGD momentum; default 0.9, {source}")
-    group.add_argument("--wd", "--weight-decay", dest="weight_decay", type=cli.number(float, 0), default=0.0,
-                       metavar="W", help=f"weight decay; default 0, {source}")
-    group.add_argument("--amp", choices=("auto", "off", "fp16", "bf16"), default="off",
-                       help="mixed precision of the network, the classifier stays float32: off (default, as the "
-                            "original), fp16 with a gradient scaler, bf16, or auto, fp16 on a card and off on a CPU")
-    group.add_argument("-p", "--print-freq", type=cli.number(int, 1), default=500, metavar="N",
-                       help="steps between two lines of the log and of metrics.jsonl; default 500")
+    declared(Hardware)["amp"].add_to(group, "off", "mixed precision of the network, the classifier stays float32: off "
+                                     "(default, as the original), fp16 with a gradient scaler, bf16, or auto, fp16 on "
+                                     "a GPU and off on a CPU")
+    declared(RunSettings)["print_freq"].add_to(group)
     return group
 
 

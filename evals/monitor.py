@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,9 +17,22 @@ from evals.knn import knn_accuracy
 from runtime.device import Process, broadcast
 from runtime.errors import UserError
 from runtime.features import extract
+from runtime.settings import Setting, Used
 
 BANK, QUERIES, BATCH = 10_000, 2_000, 256
 K, TEMPERATURE = 10, 0.07
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """The k-NN score during training: how often, and on which images."""
+
+    knn_every: Annotated[int, Setting("every N epochs (and after the last) score the encoder by 10-NN on a held-out "
+                                      "slice; default {default}, never", least=0, metavar="N", resumable=True)] = 0
+    knn_data: Annotated[str | None, Setting(
+        "labelled images for it, a folder with train/ and val/ or test/, or a name; default: --data or the folder "
+        "above it, whichever holds them", metavar="ROOT", resumable=True),
+        Used("with --knn-every", lambda args: bool(args.knn_every))] = None
 
 
 class KnnMonitor:

@@ -125,28 +125,6 @@ class Loss(nn.Module):
         return Inputs(views, views if self.needs.teacher else (), views if self.needs.momentum else ())
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What surrounds a loss and is used where its needs ask for it; ``used`` is given a :class:`CombinedNeeds`."""
-
-    teacher_bn: Annotated[str, Setting(
-        "batch norm of the teacher: by its running statistics (eval, default) or by each batch's (train, as in the "
-        "code of bingo and disco; the running ones stay as they are)", choices=("eval", "train"),
-        used=lambda needs: bool(needs.teacher))] = "eval"
-    head_bn: Annotated[bool, Setting(
-        "batch norm behind both layers of the student's head, as in SimCLR v2; default none, as in all of these "
-        "papers, but moco and disco hardly start on small sets and networks without",
-        used=lambda needs: any(head not in ("none", "linear") for head, _ in needs.heads))] = False
-    moco_dim: Annotated[int, Setting("losses without a teacher: width of the contrasted features; default {default}, "
-                                     "MoCo's", least=1, metavar="D", used=lambda needs: not needs.teacher)] = 128
-    moco_m: Annotated[float, Setting("losses with a momentum student: its momentum; default {default}, MoCo's",
-                                     least=0, most=1, metavar="M", used=lambda needs: needs.momentum)] = 0.999
-    bn_parts: Annotated[int, Setting(
-        "losses with a momentum student: parts over all processes into which its shuffled batch is cut for batch "
-        "norm, so that its statistics do not give the positive away; default {default}, as on MoCo's 8 GPUs",
-        least=1, metavar="N", used=lambda needs: needs.momentum)] = 8
-
-
 def weights(text: str) -> list[float]:
     """``1,0.5`` as numbers; raises argparse.ArgumentTypeError."""
     return [number(float)(word) for word in text.split(",")]

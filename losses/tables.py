@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from losses import LOSSES, needs_of, settings
-from losses.base import Loss, Surroundings
+from losses.base import Loss
 from runtime.errors import UserError, run_script
-from runtime.settings import declared, said
+from runtime.settings import said
 
 STUDENTS = ("resnet18", "resnet34", "efficientnet_b0")
 BEGIN, END = "<!-- python -m losses.tables docs/METHODS.md -->\n", "<!-- end -->\n"
@@ -30,8 +30,6 @@ def method_table() -> str:
         also += ["no teacher"] * (needs.teacher is None)
         flags = [f"{owners[name].flag} {said(owners[name].default)}".removesuffix(" False")
                  for owners in settings([name]).values()]
-        flags += [x.flag for x in declared(Surroundings).values()
-                  if x.name in ("moco_dim", "moco_m") and x.setting.used(needs_of(name))]
         lines.append(f"| {name} | {needs.views} | {needs.teacher or '-'} | {needs.head} | {', '.join(also)} | "
                      f"{needs.passes:g} | {' '.join(f'`{flag}`' for flag in flags)} |")
     return "\n".join(lines) + "\n"

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from runtime.errors import UserError
+from runtime.settings import Setting
+
+HeadNorm = Annotated[bool, Setting(
+    "batch norm behind both layers of the head, as in SimCLR v2 and MoCo v3; default none, as in MoCo v2 and all "
+    "of the methods' papers, but small networks and short trainings on small sets hardly start without", "--head-bn")]
 
 WIDE = 2048  # of the hidden layer, in the code of CoSS, BINGO and DisCo
 

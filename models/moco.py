@@ -7,18 +7,19 @@ section 3.3; Chen et al., "Improved Baselines with Momentum Contrastive Learning
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones import attach_head, build_backbone
-from models.heads import mlp
+from models.heads import HeadNorm, mlp
 from models.match import IMAGENET_MEAN, IMAGENET_STD
-from models.momentum import follow, shuffled
+from models.momentum import BatchNormParts, ContrastedWidth, Momentum, follow, shuffled
 from models.teachers import Encoder, Normalise
 from runtime.device import all_gather
+from runtime.settings import Setting
 
 
 class MoCo(nn.Module):
@@ -32,15 +33,20 @@ class MoCo(nn.Module):
     training lasts; centring the features ends it at once.
     """
 
-    def __init__(self, backbone: nn.Module, dim: int = 128, queue_size: int = 65536, momentum: float = 0.999,
-                 temperature: float = 0.2, bn_parts: int = 8, head_bn: bool = False) -> None:
+    def __init__(self, backbone: nn.Module, moco_dim: ContrastedWidth = 128,
+                 moco_k: Annotated[int, Setting("keys in the queue; default {default}, MoCo's", least=1,
+                                                metavar="K")] = 65536,
+                 moco_m: Momentum = 0.999,
+                 moco_t: Annotated[float, Setting("temperature; default {default}, MoCo v2's", above=0,
+                                                  metavar="T")] = 0.2,
+                 bn_parts: BatchNormParts = 8, head_bn: HeadNorm = False) -> None:
         super().__init__()
         self.spec = backbone.spec
-        self.encoder_q = attach_head(backbone, mlp(self.spec.feature_dim, self.spec.feature_dim, dim, head_bn))
+        self.encoder_q = attach_head(backbone, mlp(self.spec.feature_dim, self.spec.feature_dim, moco_dim, head_bn))
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.normalise = Normalise()
-        self.momentum, self.temperature, self.bn_parts = momentum, temperature, bn_parts
-        self.register_buffer("queue", F.normalize(torch.randn(dim, queue_size), dim=0))
+        self.momentum, self.temperature, self.bn_parts = moco_m, moco_t, bn_parts
+        self.register_buffer("queue", F.normalize(torch.randn(moco_dim, moco_k), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     def forward(self, query_images: Tensor, key_images: Tensor) -> dict[str, Tensor]:

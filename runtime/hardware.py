@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
+from torch import nn
 
+from runtime.device import Process
 from runtime.errors import UserError
+from runtime.settings import Setting
 
+AMP = ("auto", "off", "fp16", "bf16")
 TF32 = ("conv", "all", "off")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Precision, and how a GPU is used."""
+
+    amp: Annotated[str, Setting(
+        "mixed precision: auto (default) is fp16 with a gradient scaler on a GPU, as in the original, and off on a "
+        "CPU", choices=AMP, resumable=True, changes_numbers=True)] = "auto"
+    tf32: Annotated[str, Setting(
+        "what of float32 runs on a GPU's TF32 units, 10 bits of mantissa: conv, convolutions (default, and PyTorch's "
+        "own); all, matrix products too, those of the loss included, which low temperatures do not survive; off, "
+        "nothing. Matters where --amp is off", choices=TF32, resumable=True)] = "conv"
+    compile: Annotated[bool, Setting("compile the networks by torch.compile: minutes at the start, a faster step "
+                                     "afterwards; default off", resumable=True)] = False
+    sync_bn: Annotated[bool, Setting(
+        "take the trained network's batch-norm statistics over the batches of all GPUs, so that their number does not "
+        "change them; default off, as in the original")] = False
+
+    def prepare(self, process: Process) -> None:
+        """Set --tf32, and refuse --compile and --sync-bn where they cannot work, before anything is read."""
+        use_hardware(self.tf32)
+        if self.sync_bn and process.world_size > 1 and process.device.type == "cpu":
+            raise UserError("--sync-bn needs GPUs, since PyTorch has none for CPUs; leave it out, or start one process")
+        if self.compile:
+            check_compiler(process.device)
+
+    def synchronised(self, network: nn.Module, process: Process) -> nn.Module:
+        """``network`` with --sync-bn's layers where there are several processes, else as it is."""
+        if self.sync_bn and process.world_size > 1:
+            return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return network
 
 
 def use_hardware(tf32: str = "conv") -> None:

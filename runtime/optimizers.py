@@ -1,16 +1,73 @@
-"""Optimizers by name, their parameter groups, and LARS."""
+"""Optimizers by name, their parameter groups, and LARS; and what a run is told of optimizer and schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from runtime.errors import UserError
+from runtime.optim import learning_rate
+from runtime.settings import Setting, Used, boolean
 
 OPTIMIZERS = ("sgd", "lars", "adamw")
 DECAYED = ("auto", "all", "kernels")
 TRUST = 0.001  # LARS's coefficient, in SwAV, MoCo v3 and solo-learn
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Optimizer and schedule."""
+
+    epochs: Annotated[int, Setting("passes over the images (over the anchors, with neighbours); default {default}, "
+                                   "{source}", least=1, metavar="N")] = 25
+    start_epoch: Annotated[int | None, Setting(
+        "count epochs from here in a fresh start or after an explicit --resume; default: where the checkpoint stopped, "
+        "else 0", least=0, metavar="N", resumable=True)] = None
+    lr: Annotated[float, Setting("base learning rate, not scaled by anything; default {default}, {source}",
+                                 "--lr --learning-rate", above=0, metavar="LR")] = 0.03
+    optimizer: Annotated[str, Setting(
+        "sgd (default, {source}); lars, its rate adapted layer by layer (You et al., as in SwAV and solo-learn, trust "
+        "coefficient 0.001; biases and norms by plain sgd), for batches of thousands and rates above 0.1; adamw, for "
+        "transformers, with rates of about 0.001 or less", choices=OPTIMIZERS)] = "sgd"
+    momentum: Annotated[float, Setting("momentum of sgd and lars, first beta of adamw; default {default}, {source}",
+                                       least=0, most=1)] = 0.9
+    weight_decay: Annotated[float, Setting("weight decay; default {default}, {source}", "--wd --weight-decay", least=0,
+                                           metavar="W")] = 1e-4
+    decayed: Annotated[str, Setting(
+        "what decays: all, or kernels, the tensors of two and more dimensions, so not biases and the scales of norms; "
+        "default auto: all for sgd, {source}, and kernels for lars and adamw", choices=DECAYED)] = "auto"
+    clip_grad: Annotated[float, Setting("scale the gradient down where the norm of all of it is above X; default 0, "
+                                        "never, {source}", least=0, metavar="X")] = 0.0
+    warmup_epochs: Annotated[int | None, Setting(
+        "climb linearly from 0 to the base rate over the steps of N epochs, 0 for none; default: {default}", least=0,
+        metavar="N", unset="as the original, whose warm-up of 5 epochs never climbs: it holds the base rate, then "
+                           "drops on to the cosine")] = None
+    cos: Annotated[bool, Setting("cosine schedule over the epochs, one rate an epoch; default true, as in the paper; "
+                                 "--cos false takes --schedule", parse=boolean, nargs="?", const=True,
+                                 metavar="BOOL")] = True
+    schedule: Annotated[Sequence[int], Setting(
+        "with --cos false: epochs at which the rate falls to a tenth; default {default}, the original's", nargs="*",
+        least=0, metavar="EPOCH", item=int), Used("with --cos false", lambda args: not args.cos)] = (120, 160)
+
+    def check(self) -> None:
+        """Raise :class:`UserError` if --start-epoch leaves nothing to do."""
+        if self.start_epoch is not None and self.start_epoch >= self.epochs:
+            raise UserError(f"--start-epoch {self.start_epoch} leaves nothing of --epochs {self.epochs}; epochs count "
+                            "from 0")
+
+    def rate(self, epoch: int, step: int, steps: int) -> float:
+        """The learning rate at ``step`` of the ``steps`` of ``epoch``, all from 0."""
+        return learning_rate(epoch, step, steps, base=self.lr, epochs=self.epochs, warmup=self.warmup_epochs,
+                             cosine=self.cos, milestones=self.schedule)
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer, over those parameters of ``network`` that train."""
+        return build_optimizer(self.optimizer, network.parameters(), self.lr, self.momentum, self.weight_decay,
+                               self.decayed)
 
 
 def build_optimizer(name: str, parameters: Iterable[Tensor], lr: float, momentum: float, weight_decay: float,

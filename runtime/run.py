@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from runtime.device import (
 )
 from runtime.errors import RunPaused, RunStopped, UserError
 from runtime.folder import refuse_inputs, refuse_other_run
+from runtime.job import Interval
 from runtime.lock import FolderLock
 from runtime.log import Averages, RunLog
 from runtime.signals import StopSignals, signal_name
@@ -32,28 +32,6 @@ from runtime.state import random_state, set_random_state
 from runtime.store import CHECKPOINT, Checkpoints, digest, find_resume, load_checkpoint, load_newest, save_checkpoint
 
 Stateful = Any  # has state_dict and load_state_dict
-
-
-class Interval(NamedTuple):
-    """How often: every so many ``steps`` or ``seconds``, whichever is not 0."""
-
-    steps: int
-    seconds: float
-
-    @classmethod
-    def parse(cls, text: str) -> Interval:
-        """``500`` steps, or ``90s``, ``30m``, ``2h``; ``0`` is never. Raises ValueError."""
-        match = re.fullmatch(r"(\d+)([smh]?)", text)
-        if not match:
-            raise ValueError(f"{text!r} is no number of steps (500) and no time (90s, 30m, 2h)")
-        if len(match[1]) > 9:
-            raise ValueError(f"{match[1][:40]!r} is too long an interval; give 9 figures at most, or 0 for never")
-        count, unit = int(match[1]), match[2]
-        return cls(0, count * {"s": 1.0, "m": 60.0, "h": 3600.0}[unit]) if unit else cls(count, 0.0)
-
-    def due(self, steps: int, seconds: float) -> bool:
-        """Whether it is time, after ``steps`` since the beginning and ``seconds`` since the last time."""
-        return bool(self.steps and steps and steps % self.steps == 0 or self.seconds and seconds >= self.seconds)
 
 
 @dataclass

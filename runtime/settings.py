@@ -32,11 +32,12 @@ class Setting:
     whose it is, which the script says. ``flags``: its spellings, separated by spaces, where ``--name-of-the-argument``
     is not the only one; messages use the first long one. ``least``, ``most``, ``above``: limits of a number.
     ``choices``: the words allowed. ``parse``: text to value, where the type does not say how; it raises
-    argparse.ArgumentTypeError. ``nargs``, ``const``: argparse's. ``resumable``: a run may be resumed with another
-    value and is still the same run, since it only says where things lie or how the work is done. ``shared``: where
-    several owners are used at once (a sum of losses), one value for all makes sense although their defaults differ.
-    ``excludes``: another setting that says the opposite. ``used``: whether the setting has an effect, given what the
-    script knows (for what surrounds a loss, the loss's needs); None: always.
+    argparse.ArgumentTypeError. ``item``: the type of each, where there are several. ``nargs``, ``const``: argparse's.
+    ``resumable``: a run may be resumed with another value and is still the same run, since it only says where things
+    lie or how the work is done; with ``changes_numbers`` the way in which it is done shows in the result.
+    ``shared``: where several owners are used at once (a sum of losses), one value for all makes sense although their
+    defaults differ. ``excludes``: another setting that says the opposite. ``unset``: what the help says of a default of
+    None.
     """
 
     help: str
@@ -47,12 +48,23 @@ class Setting:
     choices: Sequence[str] = ()
     metavar: str | None = None
     parse: Callable[[str], Any] | None = None
+    item: type | None = None
     nargs: int | str | None = None
     const: Any = None
     resumable: bool = False
+    changes_numbers: bool = False
     shared: bool = False
     excludes: str = ""
-    used: Callable[[Any], bool] | None = None
+    unset: str = "none"
+
+
+@dataclass(frozen=True)
+class Used:
+    """Beside a Setting: it has an effect only where ``when`` is true of what the script knows (the command line, or the
+    needs of a loss); ``words`` say when that is, for the sentence about a flag that was given in vain."""
+
+    words: str
+    when: Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class Declared:
     setting: Setting
     type: type
     default: Any
+    used: Used | None = None
 
     @property
     def spellings(self) -> list[str]:
@@ -75,10 +88,10 @@ class Declared:
         return next(word for word in self.spellings if word.startswith("--"))
 
     def add_to(self, group: argparse._ArgumentGroup, default: Any = REQUIRED, help: str | None = None,
-               source: str = "") -> None:
-        """Add its flag to ``group``; ``default`` and ``help`` replace its own."""
+               source: str = "", flags: str = "") -> None:
+        """Add its flag to ``group``; ``default``, ``help`` and ``flags`` replace its own."""
         setting = self.setting
-        default = self.default if default is REQUIRED else default
+        default = self.default if default is REQUIRED else default  # None is a default as well
         options: dict[str, Any] = {"required": True} if default is REQUIRED else {"default": default}
         if self.type is bool and not setting.parse:
             options |= {"action": "store_const", "const": True}
@@ -86,15 +99,18 @@ class Declared:
             options |= {"type": self.parser(), "metavar": setting.metavar, "nargs": setting.nargs}
             options |= {"choices": setting.choices} if setting.choices else {}
             options |= {"const": setting.const} if setting.nargs == "?" else {}
-        text = (help or setting.help).replace("{default}", said(default)).replace("{source}", source)
-        group.add_argument(*self.spellings, dest=self.name, help=text.replace("%", "%%"), **options)
+        text = (help or setting.help).replace("{default}", setting.unset if default is None else said(default))
+        action = group.add_argument(*(flags.split() or self.spellings), dest=self.name,
+                                    help=text.replace("{source}", source).replace("%", "%%"), **options)
+        action.declared = self
 
     def parser(self) -> Callable[[str], Any]:
         """Text to value, within the limits."""
         setting = self.setting
-        if setting.parse or self.type not in (int, float):
+        kind = setting.item or self.type
+        if setting.parse or kind not in (int, float):
             return setting.parse or str
-        return number(self.type, setting.least, setting.most, above=setting.above)
+        return number(kind, setting.least, setting.most, above=setting.above)
 
 
 def declared(owner: Callable[..., Any]) -> dict[str, Declared]:
@@ -103,20 +119,35 @@ def declared(owner: Callable[..., Any]) -> dict[str, Declared]:
     hints = typing.get_type_hints(owner.__init__ if plain_class else owner, include_extras=True)
     found = {}
     for name, parameter in inspect.signature(owner).parameters.items():
-        kind, setting = _split(hints.get(name))
+        kind, extras = _split(hints.get(name))
+        setting = next((x for x in extras if isinstance(x, Setting)), None)
         if setting:
-            found[name] = Declared(name, setting, kind, parameter.default)
+            used = next((x for x in extras if isinstance(x, Used)), None)
+            found[name] = Declared(name, setting, kind, parameter.default, used)
     return found
+
+
+def add_settings(group: argparse._ArgumentGroup, owner: Callable[..., Any], *, source: str = "",
+                 flags: Mapping[str, str] | None = None, help: Mapping[str, str] | None = None,
+                 without: Sequence[str] = (), **defaults: Any) -> None:
+    """Add the flags of all settings of ``owner`` to ``group``, but those in ``without``.
+
+    ``defaults``, ``flags`` and ``help``, by setting, replace the declared ones; ``source`` says whose the defaults are.
+    """
+    for name, found in declared(owner).items():
+        if name not in without:
+            found.add_to(group, defaults.get(name, found.default), (help or {}).get(name), source,
+                         (flags or {}).get(name, ""))
+
+
+def take(owner: Callable[..., Any], namespace: argparse.Namespace) -> Any:
+    """``owner`` called with the values that a parsed command line holds for it."""
+    return owner(**values(owner, namespace))
 
 
 def values(owner: Callable[..., Any], namespace: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of ``owner`` that a parsed command line holds."""
-    return {name: getattr(namespace, name) for name in declared(owner)}
-
-
-def resumable(*owners: Callable[..., Any]) -> set[str]:
-    """The settings of ``owners`` that may differ when a run is resumed."""
-    return {name for owner in owners for name, found in declared(owner).items() if found.setting.resumable}
+    return {name: getattr(namespace, name) for name in declared(owner) if name in namespace}
 
 
 def said(value: Any) -> str:
@@ -124,6 +155,14 @@ def said(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " ".join(map(said, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def boolean(text: str) -> bool:
+    """``true/1/yes`` or ``false/0/no``; the original's ``--cos False`` was true."""
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return words[text.lower()]
 
 
 def by_default(defaults: Mapping[str, Any]) -> str:
@@ -134,13 +173,13 @@ def by_default(defaults: Mapping[str, Any]) -> str:
     return "; ".join(f"{', '.join(names)} {value}" for value, names in owners.items())
 
 
-def _split(hint: Any) -> tuple[Any, Setting | None]:
-    """The type, without None, and the setting of an annotation."""
+def _split(hint: Any) -> tuple[Any, Sequence[Any]]:
+    """The type, without None, of an annotation, and what stands beside it."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):  # Python 3.10 adds None to what defaults to it
         hint = next((x for x in typing.get_args(hint) if typing.get_origin(x) is Annotated), hint)
     if typing.get_origin(hint) is not Annotated:
-        return hint, None
+        return hint, ()
     kind, *extras = typing.get_args(hint)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kind = next(x for x in typing.get_args(kind) if x is not type(None))
-    return kind, next((x for x in extras if isinstance(x, Setting)), None)
+    return kind, extras

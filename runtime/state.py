@@ -18,11 +18,6 @@ from runtime.outputs import new_file
 
 CONFIG = "config.json"
 GO_ON = "choose another folder, or add --resume to go on from its checkpoint with the new settings"
-# Flags that may differ between a run and its continuation without making it another run: where things lie (what
-# they are is known by fingerprint) and how the work is done.
-VOLATILE = {"data", "output", "resume", "workers", "print_freq", "device", "knn_every", "knn_data", "start_epoch",
-            "distributed", "local_rank", "on_bad_image", "amp", "compile", "tf32", "processes", "teacher", "data_path",
-            "cache", "image_cache", "save_every", "keep", "on_nonfinite", "nonfinite_limit"}
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> Path:

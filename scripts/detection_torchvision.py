@@ -39,7 +39,6 @@ from runtime.errors import UserError, run_script  # noqa: E402
 from runtime.loop import Trainer  # noqa: E402
 from runtime.optim import Updater, precision  # noqa: E402
 from runtime.run import Run  # noqa: E402
-from runtime.state import VOLATILE  # noqa: E402
 
 REFERENCE_BATCH, WARMUP = 16, 1000  # detectron2's images a step for a rate of 0.02, and its steps of warm-up
 SIZES = [640, 672, 704, 736, 768, 800]
@@ -62,9 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             f"test's. Default {' '.join(map(str, SIZES))}, detectron2's for COCO")
     group.add_argument("--max-size", type=cli.number(int, 32), default=1333, metavar="S",
                        help="most pixels of the longer side; default 1333, detectron2's")
-    group.add_argument("-j", "--workers", type=cli.number(int, 0), default=cli.default_workers(), metavar="N",
-                       help="processes a rank that open images; default: the machine's cores shared among its ranks, "
-                            "at most 8")
+    cli.add_workers_flag(group)
     networks.add_weights_flags(parser)
 
     group = parser.add_argument_group("training")
@@ -169,7 +166,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
     config = {**vars(args), **identity, "lr": lr, "schedule": milestones, "classes": train_set.classes,
               "sources": sources, "processes": process.world_size}
     run = Run.open(args.output, args.resume, config, {**identity, "classes": train_set.classes},
-                   VOLATILE | ELSEWHERE, process, {"state_dict": model, "updater": updater, "scores": scores},
+                   args.resumable | ELSEWHERE, process, {"state_dict": model, "updater": updater, "scores": scores},
                    exports=["detector.pth"], save_every=args.save_every, keep=args.keep, on_nonfinite=args.on_nonfinite,
                    nonfinite_limit=args.nonfinite_limit)
     for line in (cli.ignored_flags_note(args), report and str(report),

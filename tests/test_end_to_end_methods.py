@@ -27,7 +27,7 @@ def work(tmp_path_factory):
     near = [rng.permutation([j for j in range(12) if j != i])[:5] for i in range(12)]
     np.save(folder / "closek_info.npy", np.stack(near).astype(np.int64))
     torch.manual_seed(0)
-    teacher = MoCo(build_backbone("shufflenet_v2_x0_5", "cifar", 32), dim=16, queue_size=4)
+    teacher = MoCo(build_backbone("shufflenet_v2_x0_5", "cifar", 32), moco_dim=16, moco_k=4)
     torch.save({**teacher.record(), "state_dict": teacher.encoder_state()}, folder / "teacher.pth")
     return folder
 

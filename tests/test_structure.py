@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 import cli
-import losses
 import methods
 from losses import build_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = {".venv", ".git", "tests", "runs", "datasets", "shared"}
 PACKAGES = ("data", "evals", "losses", "models", "runtime")
-SHARED = {"cli", "cli_original", "methods", "networks", "training"}  # by the root scripts
+SHARED = {"cli", "cli_original", "methods", "networks"}  # by the root scripts
 BESIDE = "commands"  # evaluate.py's sub-commands: a package on the root scripts' side
 ROOT_SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in SHARED)
 MAY_IMPORT = {
@@ -178,7 +177,8 @@ def read_names(path):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args":
             names.add(node.attr)
         if (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr"
-                and isinstance(node.args[0], ast.Name) and node.args[0].id == "args"):
+                and isinstance(node.args[0], ast.Name) and node.args[0].id == "args"
+                    and isinstance(node.args[1], ast.Constant)):
             names.add(node.args[1].value)
     return names
 
@@ -196,7 +196,7 @@ def test_no_flag_is_read_by_nothing(case):
         commands = others if case[1] != "all" else set()  # it runs them all
         names += [f"{BESIDE}/{path.stem}" for path in (ROOT / BESIDE).glob("*.py") if path.stem not in commands]
     read = set().union(*(read_names(ROOT / f"{name}.py") for name in names))
-    read |= losses.settings().keys()  # arguments of the losses' constructors, read by name
+    read |= parse(case).declared.keys()  # arguments of what they are declared for, read by name
     unread = set(vars(parse(case))) - read
     assert not unread
 
@@ -278,6 +278,25 @@ def test_defaults_are_the_papers():
              "moco_m": 0.999, "moco_t": 0.2, "cos": True, "aug": "moco_v2", "warmup_epochs": 0}
     assert {name: getattr(args, name) for name in paper} == paper
     assert parse(("compute_knn", "mine")).k == 384
+
+
+PLACES = {"data", "output", "resume", "workers", "print_freq", "device", "knn_every", "knn_data", "start_epoch",
+          "distributed", "local_rank", "on_bad_image", "amp", "compile", "tf32", "data_path", "cache", "image_cache",
+          "save_every", "keep", "on_nonfinite", "nonfinite_limit"}
+
+
+@pytest.mark.parametrize("script", ["train_distill", "train_teacher"])
+def test_only_where_things_lie_and_how_the_work_is_done_may_differ_on_resume(script):
+    assert parse((script,)).resumable == PLACES
+
+
+def test_a_resumable_setting_that_shows_in_the_result_belongs_to_an_evaluations_settings():
+    from commands.common import settings
+
+    found = settings(parse(("evaluate", "linear")))
+    assert {"amp", "on_bad_image", "data_path", "dtype", "seed", "subset", "epochs", "cached"} <= set(found)
+    assert not {"weights", "data", "output", "json", "device", "workers", "features", "arch", "stem", "image_size",
+                "branch", "mean", "checkpoint_key", "feature_batch", "cache", "print_freq"} & set(found)
 
 
 @pytest.mark.parametrize("case", sorted(MINIMAL.keys() - {("compute_knn", "check"), ("pack_dataset",)}), ids=" ".join)

@@ -1,6 +1,5 @@
 """The optimizer's and the card's flags, and a step that is cut into parts, averaged, clipped: the real script."""
 
-import argparse
 import json
 
 import numpy as np
@@ -9,16 +8,12 @@ import torch
 from test_end_to_end import in_this_process, render, well
 from torch import nn
 
-import training
 from models.backbones import build_backbone
 from runtime.device import Process
 from runtime.errors import UserError
+from runtime.hardware import Hardware
 
 CPU = torch.device("cpu")
-
-
-def namespace(**values):
-    return argparse.Namespace(**{"tf32": "conv", "sync_bn": False, "compile": False, **values})
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +26,7 @@ def _settings():
 @pytest.mark.parametrize(("tf32", "conv", "matmul"), [("conv", True, False), ("all", True, True),
                                                       ("off", False, False)])
 def test_tf32(tf32, conv, matmul):
-    training.prepare_hardware(namespace(tf32=tf32), Process(0, 1, CPU))
+    Hardware(tf32=tf32).prepare(Process(0, 1, CPU))
     assert torch.backends.cudnn.benchmark
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (conv, matmul)
 
@@ -39,13 +34,13 @@ def test_tf32(tf32, conv, matmul):
 def test_synchronised_batch_norm_is_for_several_cards():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     weight = network[1].weight
-    args = namespace(sync_bn=True)
-    with pytest.raises(UserError, match="^--sync-bn needs cards"):
-        training.prepare_hardware(args, Process(0, 2, CPU))
-    training.prepare_hardware(args, Process(0, 1, CPU))  # one process has the whole batch
-    assert type(training.synchronised(args, network, Process(0, 1, CPU))[1]) is nn.BatchNorm2d
-    assert type(training.synchronised(namespace(), network, Process(0, 2, CPU))[1]) is nn.BatchNorm2d
-    found = training.synchronised(args, network, Process(0, 2, torch.device("cuda", 0)))
+    hardware = Hardware(sync_bn=True)
+    with pytest.raises(UserError, match="^--sync-bn needs GPUs"):
+        hardware.prepare(Process(0, 2, CPU))
+    hardware.prepare(Process(0, 1, CPU))  # one process has the whole batch
+    assert type(hardware.synchronised(network, Process(0, 1, CPU))[1]) is nn.BatchNorm2d
+    assert type(Hardware().synchronised(network, Process(0, 2, CPU))[1]) is nn.BatchNorm2d
+    found = hardware.synchronised(network, Process(0, 2, torch.device("cuda", 0)))
     assert found is network
     assert type(found[1]) is nn.SyncBatchNorm
     assert found[1].weight is weight
@@ -60,7 +55,7 @@ def test_no_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setattr(torch, "compile", fails)
     said = r"^--compile does not work here \(.*No working C\+\+ compiler found\)"
     with pytest.raises(UserError, match=said) as caught:
-        training.prepare_hardware(namespace(compile=True), Process(0, 1, CPU))
+        Hardware(compile=True).prepare(Process(0, 1, CPU))
     assert "\n" not in str(caught.value)
 
 

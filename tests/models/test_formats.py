@@ -150,7 +150,7 @@ def test_cifar_stems(tmp_path, padding):
 
 def test_another_container_by_key(tmp_path):
     torch.save(training(state(seed=2), state_dict_ema=state(), args=argparse.Namespace()), tmp_path / "last.pth")
-    encoder, report = load_frozen(tmp_path / "last.pth", key="state_dict_ema")
+    encoder, report = load_frozen(tmp_path / "last.pth", checkpoint_key="state_dict_ema")
     with torch.no_grad():
         assert torch.equal(encoder.backbone(images()), features())
     assert report.container == "state_dict_ema"

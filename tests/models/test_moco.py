@@ -72,7 +72,7 @@ def encode(encoder, images):
 @pytest.mark.parametrize("b", [1, 2, 7, 16])
 @pytest.mark.parametrize("temperature", [0.2, 0.07])
 def test_loss_is_infonce(b, temperature):
-    moco = make(queue_size=32, momentum=0.9, temperature=temperature)
+    moco = make(queue_size=32, moco_m=0.9, moco_t=temperature)
     query, key = views(b)
     queue = moco.queue.double().tolist()
     averaged = copy.deepcopy(moco.encoder_k)  # keys come from the encoder after its update
@@ -88,7 +88,7 @@ def test_loss_is_infonce(b, temperature):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.999, 1.0])
 def test_momentum_update(momentum):
-    moco = make(momentum=momentum)
+    moco = make(moco_m=momentum)
     before = [p.clone() for p in moco.encoder_k.parameters()]
     moco(*views(4))
     for old, query, new in zip(before, moco.encoder_q.parameters(), moco.encoder_k.parameters(), strict=True):
@@ -112,7 +112,7 @@ def test_the_encoders_begin_equal():
 
 
 def test_queue_is_a_ring():
-    moco = make(queue_size=10, momentum=1.0)  # the key encoder stands still
+    moco = make(queue_size=10, moco_m=1.0)  # the key encoder stands still
     expected = [moco.queue[:, j].tolist() for j in range(10)]
     place = 0
     for step in range(7):  # batches of 4 in a ring of 10: wraps within a batch
@@ -127,7 +127,7 @@ def test_queue_is_a_ring():
 
 
 def test_logits_use_the_queue_before_the_batch_enters_it():
-    moco = make(queue_size=4, momentum=1.0)
+    moco = make(queue_size=4, moco_m=1.0)
     same = views(4)[0]
     moco.encoder_k.load_state_dict(moco.encoder_q.state_dict())
     first = moco(same, same)["loss"].item()
@@ -138,7 +138,7 @@ def test_logits_use_the_queue_before_the_batch_enters_it():
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 8, 100])
 def test_keys_come_back_in_the_order_of_their_images(parts):
-    moco = make(bn_parts=parts, momentum=1.0)
+    moco = make(bn_parts=parts, moco_m=1.0)
     key = views(13)[1]
     expected = F.normalize(moco.encoder_k(Normalise()(key)), dim=1)
     for seed in range(3):
@@ -148,7 +148,7 @@ def test_keys_come_back_in_the_order_of_their_images(parts):
 
 def test_key_statistics_are_taken_over_parts_of_a_shuffled_batch():
     """Each part is normalised by itself: no image's key may be that of the whole batch's statistics."""
-    moco = make(batch_norm=True, bn_parts=4, momentum=1.0).train()
+    moco = make(batch_norm=True, bn_parts=4, moco_m=1.0).train()
     key = views(16)[1]
     seen = []
     moco.encoder_k.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
@@ -163,7 +163,7 @@ def test_key_statistics_are_taken_over_parts_of_a_shuffled_batch():
 @pytest.mark.parametrize("b", [2, 3, 8, 9, 25, 57])
 def test_no_part_is_too_small_for_batch_norm(b):
     """One image has no variance: torch refuses it where the last maps are 1 x 1."""
-    moco = make(batch_norm=True, bn_parts=8, momentum=1.0).train()
+    moco = make(batch_norm=True, bn_parts=8, moco_m=1.0).train()
     sizes = []
     moco.encoder_k.norm.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     moco._encode_keys(views(b)[1])
@@ -183,7 +183,7 @@ from runtime.device import start_process, wrap
 torch.set_num_threads(1)
 with start_process("cpu") as process:
     torch.manual_seed(0)
-    moco, whole = make(queue_size=14, momentum=0.9), make(queue_size=14, momentum=0.9)
+    moco, whole = make(queue_size=14, moco_m=0.9), make(queue_size=14, moco_m=0.9)
     whole.load_state_dict(moco.state_dict())
     query, key = views(8)
     mine = slice(4 * process.rank, 4 * process.rank + 4)
@@ -223,7 +223,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
 def test_state_has_the_names_of_mocos_files_and_loads_back(tmp_path):
     backbone = build_backbone("shufflenet_v2_x0_5", "cifar", 16)
     trunk_names = set(backbone.state_dict())
-    moco = MoCo(backbone, dim=16, queue_size=8, bn_parts=1).train()
+    moco = MoCo(backbone, moco_dim=16, moco_k=8, bn_parts=1).train()
     images = [torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8) for _ in range(2)]
     moco(*images)
     assert {key.partition(".")[0] for key in moco.state_dict()} == {"encoder_q", "encoder_k", "queue", "queue_ptr"}
@@ -250,7 +250,7 @@ def test_state_has_the_names_of_mocos_files_and_loads_back(tmp_path):
 
 @pytest.mark.parametrize("arch", ["squeezenet1_1", "mobilenet_v3_small"])
 def test_other_families_can_be_pre_trained(arch):
-    moco = MoCo(build_backbone(arch, image_size=32), dim=8, queue_size=8, bn_parts=1).train()
+    moco = MoCo(build_backbone(arch, image_size=32), moco_dim=8, moco_k=8, bn_parts=1).train()
     images = [torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8) for _ in range(2)]
     loss = moco(*images)["loss"]
     loss.backward()

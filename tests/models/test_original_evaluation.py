@@ -65,7 +65,7 @@ def student():
 
 @pytest.fixture(scope="module")
 def teacher():
-    return move_statistics(MoCo(build_backbone("resnet18", image_size=48), dim=8, queue_size=16)).eval()
+    return move_statistics(MoCo(build_backbone("resnet18", image_size=48), moco_dim=8, moco_k=16)).eval()
 
 
 def assert_same_features(model, trunk):

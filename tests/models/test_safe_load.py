@@ -258,7 +258,7 @@ def test_an_unknown_class_is_named(tmp_path):
         read_file(tmp_path / "file.pth")
     assert "--trust-checkpoint" in str(caught.value)
     with pytest.raises(UserError, match="needs a class that is not here"):
-        read_file(tmp_path / "file.pth", trust=True)
+        read_file(tmp_path / "file.pth", trust_checkpoint=True)
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -269,7 +269,7 @@ def test_a_whole_pickled_network(tmp_path, inside):
     assert "torchvision.models.resnet.ResNet" in str(caught.value)
     assert "save its state_dict()" in str(caught.value)
     assert "--trust-checkpoint" in str(caught.value)
-    encoder, report = load_frozen(tmp_path / "file.pth", trust=True)
+    encoder, report = load_frozen(tmp_path / "file.pth", trust_checkpoint=True)
     with torch.no_grad():
         assert torch.equal(encoder.backbone(images()), features())
     assert report.matched == len(state())

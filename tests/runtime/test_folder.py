@@ -8,7 +8,6 @@ import torch
 
 from runtime.errors import UserError
 from runtime.folder import refuse_inputs, refuse_other_run
-from runtime.state import VOLATILE
 from runtime.store import Checkpoints, save_checkpoint
 
 CONFIG = {"lr": 0.1, "epochs": 5, "distill": None, "data": "images"}
@@ -30,7 +29,7 @@ def settings(folder, config=CONFIG):
 
 
 def check(folder):
-    refuse_other_run(folder, CONFIG, VOLATILE, EXPORTS)
+    refuse_other_run(folder, CONFIG, {"output"}, EXPORTS)
 
 
 def refusal(folder):

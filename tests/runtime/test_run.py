@@ -15,10 +15,10 @@ from torch import nn
 
 from runtime.device import Process, highest, on_first_rank, share_error, wrap
 from runtime.errors import RunPaused, RunStopped, UserError
+from runtime.job import Interval
 from runtime.loop import Trainer
 from runtime.optim import Updater
-from runtime.run import Interval, Run, differing_buffers, load_buffers, mean_state
-from runtime.state import VOLATILE
+from runtime.run import Run, differing_buffers, load_buffers, mean_state
 
 CPU = torch.device("cpu")
 STEPS, EPOCHS = 5, 2
@@ -50,7 +50,7 @@ def train(folder, *, stop_at=None, broken=(), check=None, world=1, seed=0, **opt
         model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
         updater = Updater(torch.optim.SGD(model.parameters(), 0.1, 0.9), CPU)
         process, loader = Process(0, world, CPU, closing=closing), Loader(broken)
-        run = Run.open(str(folder), config={"lr": 0.1}, record={}, volatile=VOLATILE, process=process,
+        run = Run.open(str(folder), config={"lr": 0.1}, record={}, volatile=set(), process=process,
                        modules={"state_dict": model, "updater": updater}, exports=["model.pth"],
                        **{"resume": "auto", **options})
         run.restore_own_state(seed)

@@ -1,0 +1,66 @@
+"""How images are found, read and made into views: what a person may set of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+from data.loader import CACHES, DATA_PATHS
+from runtime.numbers import from_environment
+from runtime.settings import Setting
+
+
+def default_workers() -> int:
+    """This process's share of the cores of the machine, at least 1 and at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // from_environment("LOCAL_WORLD_SIZE", 1, 1)))
+
+
+Workers = Annotated[int, Setting(
+    "processes a rank that open and augment images; default: the machine's cores shared among its ranks, at most 8",
+    "-j --workers --num_workers", least=0, metavar="N", resumable=True)]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images, and a share of them."""
+
+    data: Annotated[str, Setting(
+        "images: an ImageFolder tree, a folder of images with or without sub-folders, a packed file (of "
+        "pack_dataset.py), a .txt file of paths, or a name (demo, digits, cifar10, cifar100, stl10; kept in "
+        "$COSS_DATASETS, else ./datasets). Of a folder that holds train/ and val/ or test/ (or packed files with these "
+        "names), train/ is taken; paths in a .txt are relative to it. No label is used", metavar="DIR",
+        resumable=True)]
+    subset: Annotated[float, Setting("take the first X (0-1] of each class's images; default {default}, the "
+                                     "paper's 1% and 10% rows use 0.01 and 0.1", metavar="X")] = 1.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read, and by how many workers."""
+
+    image_size: Annotated[int | None, Setting(
+        "side of the square that the networks see, in pixels; default: what the checkpoint records, else 224 as in the "
+        "paper", "--image-size --image_size", least=8, most=8192, metavar="S")] = None
+    workers: Workers = 0
+    on_bad_image: Annotated[str, Setting(
+        "an unreadable image stops the run (error, default), or is counted and replaced by another, or left out of "
+        "what is scored (skip)", choices=("error", "skip"), resumable=True, changes_numbers=True)] = "error"
+
+
+@dataclass(frozen=True)
+class Views:
+    """How training's augmented views are made."""
+
+    data_path: Annotated[str, Setting(
+        "how views are made: fast (default), decoded, cropped and resized by torch and coloured in batches on the "
+        "device, or pil, every step with Pillow as in the original; both draw the same crops and colours, and pixels "
+        "differ by less than 1.5 of 255 on average", choices=DATA_PATHS, resumable=True,
+        changes_numbers=True)] = "fast"
+    cache: Annotated[str, Setting(
+        "host or device: decode all images once, keep them there, and make views in batches on the device without "
+        "workers; for small images of one size (CIFAR); default none", choices=CACHES, resumable=True)] = "none"
+    image_cache: Annotated[float, Setting(
+        "keep decoded images in shared memory of this size (10^9 bytes) a process, for all its workers, first come "
+        "first kept; the log gives the hit rate; default 0, none", least=0, metavar="GB", resumable=True)] = 0.0
