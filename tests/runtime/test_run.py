@@ -188,7 +188,7 @@ def test_interval(text, expected):
 
 @pytest.mark.parametrize("text", ["", "x", "-5", "5d", "1.5h", "m", "5 m"])
 def test_no_interval(text):
-    with pytest.raises(ValueError, match="is no number of steps"):
+    with pytest.raises(ValueError, match="neither a number of steps"):
         Interval.parse(text)
 
 
