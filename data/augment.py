@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torchvision import transforms
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 from runtime.errors import UserError
 
@@ -167,12 +167,15 @@ def _between(u: np.ndarray, low: float, high: float) -> np.ndarray:
 
 # ---- evaluation
 
+LONG = 16
 
 @dataclass(frozen=True)
 class CentreCrop:
     """PIL RGB -> uint8 [3, crop, crop]: the shorter side is resized to `resize` pixels and the centre is cut out.
 
-    str() says so in a few words, to be recorded beside features made with it.
+    By torchvision's Resize and CenterCrop. Of an image more than LONG times as long as wide only the crop's pixels are
+    made, so that it takes no more memory than another; they differ by the rounding between Pillow's two passes. str()
+    says so in a few words, to be recorded beside features made with it.
     """
 
     resize: int
@@ -180,8 +183,18 @@ class CentreCrop:
     filter: str = "bicubic"
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        resized = transforms.functional.resize(image, self.resize, InterpolationMode(self.filter))
-        return transforms.functional.pil_to_tensor(transforms.functional.center_crop(resized, self.crop))
+        if max(image.size) > LONG * min(image.size):
+            return pil_to_tensor(self._part(image))
+        resized = resize(image, self.resize, InterpolationMode(self.filter))
+        return pil_to_tensor(center_crop(resized, self.crop))
+
+    def _part(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        wide, high = (self.resize * side // min(image.size) for side in image.size)   # of the whole image, resized
+        left, top = (round((side - self.crop) / 2) for side in (wide, high))
+        box = (left * width / wide, top * height / high,                              # in pixels of the image
+               (left + self.crop) * width / wide, (top + self.crop) * height / high)
+        return image.resize((self.crop, self.crop), Image.Resampling[self.filter.upper()], box)
 
     def __str__(self) -> str:
         return f"resize {self.resize} {self.filter}, centre crop {self.crop}"

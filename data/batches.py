@@ -53,8 +53,9 @@ def open_or_replace(open_image: Callable[[int], Any], index: int, stamp: int, se
     for attempt in range(1 + REPLACEMENT_ATTEMPTS):
         try:
             return open_image(index), bad
-        except BadImage as error:
-            bad.append((index, str(error)))
+        except (BadImage, MemoryError) as error:
+            reason = str(error) if isinstance(error, BadImage) else "there is not enough memory for its pixels"
+            bad.append((index, reason))
             index = _hash(seed, stamp, "replacement", attempt) % count
     return None, bad
 

@@ -167,6 +167,8 @@ def _to_8_bits(pixels: np.ndarray, sixteen_bits: bool) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for its pixels"
     if isinstance(error, UnidentifiedImageError):
         return "not an image that Pillow can read"  # its own text holds the file's name or a memory address
     if isinstance(error, OSError) and error.strerror:

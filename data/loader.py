@@ -115,10 +115,11 @@ class EvaluationDataset(Dataset):
         views: list[torch.Tensor] = []
         bad: list[tuple[int, str]] = []
         for index in map(int, indices):
-            image, found = open_or_replace(self.source.open, index, index, 0, len(self.source))
+            view, found = open_or_replace(lambda i: self.transform(self.source.open(i)), index, index, 0,
+                                          len(self.source))
             bad += found
-            if image is not None:
-                views.append(self.transform(image))
+            if view is not None:
+                views.append(view)
         whole = len(views) == len(indices)
         return Batch((torch.stack(views),) if whole else (), torch.tensor(indices, dtype=torch.int64), bad, (),
                      len(views))

@@ -117,8 +117,8 @@ class PackedSource(ImageSource):
         """Read every record, in order: (i, None), or (i, what is wrong) where its checksum does not fit."""
         for i in range(len(self)):
             try:
-                whole = zlib.crc32(self._read(self._row(i))) == self.records[self._row(i)]["crc"]
-                yield i, None if whole else "its checksum does not fit its content"
+                self._read(self._row(i))
+                yield i, None
             except BadImage as error:
                 yield i, str(error)
 
@@ -134,6 +134,8 @@ class PackedSource(ImageSource):
             raise BadImage(error.strerror or str(error)) from None
         if len(content) != record["size"]:
             raise BadImage("the packed file ends before this record does")
+        if zlib.crc32(content) != record["crc"]:
+            raise BadImage("its checksum does not fit its content")
         return content
 
     def _raw(self, i: int) -> np.ndarray:
@@ -204,7 +206,39 @@ class _Index:
             raise UserError(f"--data {path} is damaged: its index does not fit its checksum; {AGAIN}")
         self.records = tail[:names - start].view(RECORD)
         self.names = Names.of_block(tail[names - start:meta - start].data, self.records["name_end"])
-        self.meta: dict[str, Any] = json.loads(bytes(tail[meta - start:]))
+        self.meta: dict[str, Any] = _parsed(bytes(tail[meta - start:]))
+        problem = _unsound(self.records, self.names, self.meta, start) if check else ""
+        if problem:
+            raise UserError(f"--data {path} is damaged: {problem}; {AGAIN}")
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unsound(records: np.ndarray, names: Names, meta: Any, end: int) -> str:
+    """What cannot be in an index, though it has its checksum; '' for a sound one. ``end``: where the records do."""
+    if not (isinstance(meta, dict) and meta.get("mode") in MODES and isinstance(meta.get("classes"), list)
+            and isinstance(meta.get("short_side"), int | None)
+            and all(isinstance(name, str) for name in meta["classes"])):
+        return "its meta does not give mode, short side and classes"
+    classes, labels = len(meta["classes"]), records["label"]
+    if labels.min() < (0 if classes else -1) or labels.max() >= classes:
+        return f"a label is outside its {classes:,} classes"
+    ends = records["name_end"]
+    if ends[0] < 1 or (np.diff(ends) < 1).any() or ends[-1] != len(names.block) or (
+            np.frombuffer(names.block, np.uint8)[ends - 1] != ord("\n")).any():
+        return "its names do not end where its index says"
+    sizes, starts = records["size"].astype(np.uint64), records["offset"]
+    if ((starts < HEADER_SIZE) | (starts > end) | (sizes > np.uint64(end) - starts)).any():
+        return "a record lies outside its data"
+    pixels = records["stored_width"].astype(np.uint64) * records["stored_height"].astype(np.uint64)
+    if meta["mode"] == "raw" and (pixels * np.uint64(3) != sizes).any():
+        return "a record has another size than its pixels"
+    return ""
 
 
 def pack_header(count: int, start: int, names: int, meta: int, end: int, digest: bytes = bytes(32)) -> bytes:

@@ -26,6 +26,7 @@ from data.packing_part import Encoded, Recipe, UnfinishedPack
 from data.sources import ImageSource
 from runtime.errors import UserError
 
+MAX_JPEG_SIDE = 65_500  # pixels; libjpeg's
 CHUNK = 64  # images of one task
 MAX_RECORD = 2**31 - 2**16  # what one read can return
 
@@ -71,7 +72,7 @@ def pack(
         wrapped = progress(encoded, part.done, len(source)) if progress else encoded
         for image in wrapped:
             if image.content is None and on_bad_image == "error":
-                raise UserError(f"{source.location(part.done)} could not be decoded ({image.reason}); replace it and "
+                raise UserError(f"{source.location(part.done)} could not be packed ({image.reason}); replace it and "
                                 "go on by the same command, or leave such images out by --on-bad-image skip")
             part.add(image)
         done.bad = _left_out(source, part.skipped())
@@ -93,8 +94,8 @@ def encode(source: ImageSource, i: int, recipe: Recipe) -> Encoded:
     try:
         content = source.encoded(i)
         image = source.open(i) if content is None else open_rgb(io.BytesIO(content))
-        size = stored = image.size
-        small = shrink(image, recipe.short_side)
+        size, small = image.size, image
+        stored, small = size, shrink(image, recipe.short_side)
         if recipe.mode == "raw":
             content, stored = small.tobytes(), small.size
         elif recipe.mode == "jpeg" and small is not image:
@@ -103,6 +104,11 @@ def encode(source: ImageSource, i: int, recipe: Recipe) -> Encoded:
             content = _saved(image, "PNG")
     except BadImage as error:
         return Encoded(None, reason=str(error))
+    except (OSError, ValueError, MemoryError) as error:  # it was decoded; storing it is what failed
+        width, height = image.size
+        limit = f", and a JPEG has at most {MAX_JPEG_SIDE:,} a side" if max(small.size) > MAX_JPEG_SIDE else ""
+        return Encoded(None, reason=f"its {width:,} x {height:,} pixels could not be stored as {recipe.mode}"
+                                    f"{limit or f' ({error})'}; take --mode original, or leave it out")
     if not 0 < len(content) <= MAX_RECORD:
         return Encoded(None, reason=f"{len(content):,} bytes are too many for one record")
     return Encoded(content, size, stored, zlib.crc32(content))

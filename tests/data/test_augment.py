@@ -1,6 +1,7 @@
 """Presets hold the original's parameters; parameters are drawn as torchvision draws them, and from the key alone."""
 
 import dataclasses
+import resource
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from data.augment import (
     SIGMA,
     SOLARIZE,
     Augmentation,
+    CentreCrop,
     augmentation,
     eval_transform,
     eval_transform_name,
@@ -203,3 +205,28 @@ def test_unknown_name(name):
         augmentation(name, 224)
     assert "\n" not in str(caught.value)
     assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (31, 47), (1000, 60), (1700, 100), (9, 2000)])
+@pytest.mark.parametrize(("resized", "crop"), [(235, 224), (33, 32), (32, 32)])
+def test_the_centre_crop_is_torchvisions_resize_and_center_crop(width, height, resized, crop, kind):
+    y, x = np.mgrid[0:height, 0:width]
+    noise = np.random.default_rng(0).integers(0, 60, (height, width))
+    image = Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y + noise) % 256], -1).astype(np.uint8))
+    whole = transforms.functional.resize(image, resized, transforms.InterpolationMode(kind))
+    expected = np.asarray(transforms.functional.center_crop(whole, crop)).astype(int)
+    found = CentreCrop(resized, crop, kind)(image).permute(1, 2, 0).numpy().astype(int)
+    if max(width, height) <= 16 * min(width, height):
+        assert (found == expected).all()
+    else:  # 8 bits between the two passes, whose order Pillow chooses by the sizes
+        smooth = np.abs(found - expected)[..., :2]
+        assert smooth.max() <= 1
+        assert np.abs(found - expected).mean() < 0.5
+
+
+def test_a_long_image_takes_no_more_memory_than_its_crop():
+    image = Image.new("RGB", (3, 65_000), (9, 8, 7))  # resized as a whole: 235 x 5 million pixels, 3.6 GB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (CentreCrop(235, 224)(image) == torch.tensor([9, 8, 7], dtype=torch.uint8)[:, None, None]).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ import data.packed as data_packed
 from data import packing, packing_part
 from data.datasets import open_source
 from data.images import BadImage
-from data.packed import HEADER, HEADER_SIZE, RECORD, PackedSource
+from data.packed import HEADER, HEADER_SIZE, RECORD, PackedSource, digest_of, pack_header
 from data.packing import pack
 from data.packing_part import Recipe
 from data.sources import ArraySource
@@ -411,3 +412,77 @@ def test_a_disk_that_fails_is_a_bad_image(packed, monkeypatch):
         monkeypatch.setattr(data_packed, "_pread", read)
         with pytest.raises(BadImage, match=reason):
             source.open(8)
+
+
+# ---- what is damaged, or was written by another hand
+
+
+def rewritten(path, change):
+    """The pack with its index changed, under a checksum that fits."""
+    content = bytearray(path.read_bytes())
+    _, _, _, count, start, names, meta, end, _ = HEADER.unpack_from(content)
+    records = np.frombuffer(content[start:names], RECORD).copy()
+    parts = {"records": records, "names": bytes(content[names:meta]), "meta": json.loads(content[meta:end])}
+    change(parts)
+    tail = [parts["records"].tobytes(), parts["names"], parts["meta"] if isinstance(parts["meta"], bytes) else
+            json.dumps(parts["meta"]).encode()]
+    places = list(itertools.accumulate(map(len, tail), initial=start))
+    header = pack_header(count, *places)
+    path.write_bytes(pack_header(count, *places, digest_of(header, b"".join(tail))) + content[HEADER_SIZE:start]
+                     + b"".join(tail))
+
+
+def put(field, value, row=3):
+    def change(parts):
+        parts["records"][field][row] = value
+    return change
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (put("label", 2), "a label is outside its 2 classes"), (put("label", -1), "a label"),
+    (put("name_end", 1), "its names do not end"), (put("name_end", 10**6), "its names"),
+    (put("name_end", 10**6, -1), "its names"), (put("offset", 10**9), "a record lies outside"),
+    (put("offset", 2**64 - 1), "a record"), (put("offset", 0), "a record"), (put("size", 2**31), "a record"),
+    (lambda parts: parts["meta"].update(mode="webp"), "its meta"),
+    (lambda parts: parts["meta"].pop("classes"), "its meta"),
+    (lambda parts: parts["meta"].update(classes=[1, 2]), "its meta"),
+    (lambda parts: parts["meta"].update(short_side="x"), "its meta"),
+    (lambda parts: parts.update(meta=b"[1"), "its meta"), (lambda parts: parts.update(meta=b"[" * 10**5), "its meta"),
+])
+def test_an_index_that_cannot_be_is_refused_on_opening(packed, change, says):
+    rewritten(packed, change)
+    assert f"is damaged: {says}" in refusal(PackedSource, packed)
+
+
+def test_raw_records_have_the_size_of_their_pixels(tree, tmp_path):
+    pack(open_source(str(tree)), tmp_path / "raw.pack", RAW, 0)
+    rewritten(tmp_path / "raw.pack", lambda parts: None)
+    PackedSource(tmp_path / "raw.pack").open(3)
+    rewritten(tmp_path / "raw.pack", put("stored_width", 2**31))
+    assert "another size than its pixels" in refusal(PackedSource, tmp_path / "raw.pack")
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), JPEG, RAW])
+def test_a_changed_byte_of_a_record_is_not_read(tree, tmp_path, recipe):
+    path = tmp_path / "x.pack"
+    pack(open_source(str(tree)), path, recipe, 0)
+    content = bytearray(path.read_bytes())
+    content[int(PackedSource(path).records["offset"][5]) + 40] ^= 1
+    path.write_bytes(content)
+    source = PackedSource(path)
+    for way in (source.open, source.pixels):
+        way(4)
+        with pytest.raises(BadImage, match="checksum"):
+            way(5)
+
+
+def test_an_image_too_large_for_a_jpeg_is_named_with_the_limit(tmp_path):
+    (tmp_path / "x").mkdir()
+    Image.new("L", (70_000, 25)).save(tmp_path / "x" / "long.png")
+    Image.new("L", (30, 30)).save(tmp_path / "x" / "short.png")
+    source = open_source(str(tmp_path / "x"))
+    said = refusal(pack, source, tmp_path / "x.pack", JPEG, 0)
+    assert f"{tmp_path / 'x' / 'long.png'} could not be packed (its 70,000 x 25 pixels" in said
+    assert "at most 65,500 a side" in said
+    assert "room" not in said
+    assert len(PackedSource(pack(source, tmp_path / "y.pack", JPEG, 0, on_bad_image="skip").path)) == 1
