@@ -104,7 +104,7 @@ def test_a_tar_without_a_test_split_refuses_it(tree, tmp_path, monkeypatch):
 def test_what_is_left_out_is_said(tree, tmp_path, monkeypatch, capsys):
     (tree / "train" / "a" / "3.jpg").write_bytes(b"no")
     arguments = "--data", tree, "--output", tmp_path / "x.pack", "-j", "0"
-    with pytest.raises(UserError, match="3.jpg could not be decoded"):
+    with pytest.raises(UserError, match="3.jpg could not be packed"):
         run(monkeypatch, *arguments)
     run(monkeypatch, *arguments, "--on-bad-image", "skip")
     said = capsys.readouterr().out
