@@ -169,7 +169,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                            **methods.options(args)).to(process.device)
     updater = Updater(optimization.build(student), process.device, precision(args.amp, process.device),
                       args.clip_grad, partial(average.update, student) if average else None)
-    knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process)
+    knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
            if args.knn_every else None)
 
     config = {**vars(args), "losses": {name: dict(x.settings) for name, x in loss.losses.items()},
@@ -227,10 +227,12 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         loss.set_epoch(epoch)
         model.train()
         trainer.epoch(epoch, step)
+        top1 = (run.scored(lambda: knn.score(Encoder(backbone).to(process.device)))
+                if knn and knn.is_due(epoch + 1, args.knn_every, args.epochs) else None)
         run.log.scalars(run.steps, epoch, sampler.statistics.scalars(), "sampler")
         run.log.say(f"epoch {epoch + 1}: {sampler.statistics}")
-        if knn and ((epoch + 1) % args.knn_every == 0 or epoch + 1 == args.epochs):
-            run.note(epoch, "knn", {"top1": knn.score(Encoder(backbone).to(process.device))}, knn.description)
+        if top1 is not None:
+            run.note(epoch, "knn", {"top1": top1}, knn.description)
         run.save(epoch, {name: network.student_state() for name, network in networks.items()})
     run.finish(bad_images.summary() if bad_images.counts else "")
 

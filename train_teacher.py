@@ -82,7 +82,8 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     moco.encoder_q = hardware.synchronised(moco.encoder_q, process)  # the key's images are shuffled instead
     updater = Updater(optimization.build(moco), process.device, precision(args.amp, process.device),
                       args.clip_grad)
-    knn = KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process) if args.knn_every else None
+    knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
+           if args.knn_every else None)
 
     config = {**vars(args), "image_size": image_size, "data_fingerprint": source.fingerprint(),
               "processes": process.world_size}
@@ -110,8 +111,8 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         sampler.set_epoch(epoch, run.step)
         model.train()
         trainer.epoch(epoch, step)
-        if knn and ((epoch + 1) % args.knn_every == 0 or epoch + 1 == args.epochs):
-            run.note(epoch, "knn", {"top1": knn.score(moco.trunk())}, knn.description)
+        if knn and knn.is_due(epoch + 1, args.knn_every, args.epochs):
+            run.note(epoch, "knn", {"top1": run.scored(lambda: knn.score(moco.trunk()))}, knn.description)
         run.save(epoch, {"teacher.pth": moco.encoder_state()})
     run.finish(bad_images.summary() if bad_images.counts else "")
 

@@ -120,7 +120,7 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: commo
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch, run.step)
         trainer.epoch(epoch, step)
-        scores = score()
+        scores = run.scored(score)
         history.rows.append({"epoch": epoch + 1, **scores})
         run.note(epoch, "test", scores, f"{len(test):,} test images")
         tensors = export()

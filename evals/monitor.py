@@ -16,7 +16,7 @@ from data.splits import open_labelled
 from evals.knn import knn_accuracy
 from runtime.device import Process, broadcast
 from runtime.errors import UserError
-from runtime.features import extract
+from runtime.features import extract, left_out
 from runtime.settings import Setting, Used
 
 BANK, QUERIES, BATCH = 10_000, 2_000, 256
@@ -39,42 +39,61 @@ class KnnMonitor:
     """10-NN top-1 of at most 2,000 test images among at most 10,000 training images, evenly taken from each."""
 
     def __init__(self, train: ImageSource, test: ImageSource, image_size: int, workers: int,
-                 process: Process) -> None:
+                 process: Process, on_bad_image: str = "error") -> None:
+        """``on_bad_image``: ``skip`` leaves out what cannot be opened. Raises :class:`UserError` for too few images."""
+        if len(train) < K:
+            raise UserError(f"--knn-every takes the {K} nearest of the training images, and {train.title} holds "
+                            f"{len(train)}; give --knn-data with more, or leave --knn-every out")
+        self.on_bad_image = on_bad_image
         self.train, self.test = _evenly(train, BANK), _evenly(test, QUERIES)
         self.num_classes, self.image_size = len(train.classes), image_size
         self.workers, self.process = workers, process
         self.description = f"10-NN of {len(self.test)} held-out among {len(self.train)} images"
 
     @classmethod
-    def open(cls, data: str, knn_data: str | None, image_size: int, workers: int, process: Process) -> KnnMonitor:
+    def open(cls, data: str, knn_data: str | None, image_size: int, workers: int, process: Process,
+             on_bad_image: str = "error") -> KnnMonitor:
         """From --knn-data, or from ``data`` or the folder above it if that holds train/ and val/ or test/."""
         candidates = [knn_data] if knn_data else [data, str(Path(data).parent)]
         for root in candidates:
             try:
-                return cls(*open_labelled(root, "--knn-data"), image_size, workers, process)
+                train, test = open_labelled(root, "--knn-data")
             except UserError as error:
                 problem = error
+            else:
+                return cls(train, test, image_size, workers, process, on_bad_image)
         if knn_data:
             raise problem
         raise UserError(f"--knn-every needs labelled images, and neither --data {data} nor the folder above it holds "
                         "train/ and val/ or test/; give --knn-data ROOT or leave --knn-every out")
 
+    @staticmethod
+    def is_due(done: int, every: int, epochs: int) -> bool:
+        """Whether to score after ``done`` of ``epochs``: ``every`` so many, and after the last."""
+        return done % every == 0 or done == epochs
+
     def score(self, encoder: nn.Module) -> float:
         """Top-1 in percent, the same on every rank (a collective)."""
         for buffer in encoder.buffers():  # running statistics are each rank's own; what is saved is the first's
             broadcast(buffer)
-        features = [self._features(encoder, source) for source in (self.train, self.test)]
-        labels = [torch.from_numpy(source.labels) for source in (self.train, self.test)]
-        row, = knn_accuracy(features[0], labels[0], features[1], labels[1], self.num_classes, [(K, TEMPERATURE)],
+        (bank, bank_labels), (queries, labels) = (self._features(encoder, x) for x in (self.train, self.test))
+        if len(bank) < K or not len(queries):
+            raise UserError(f"--knn-every: of {self.train.title} {len(bank)} images can be opened and of "
+                            f"{self.test.title} {len(queries)}, where at least {K} and 1 are needed; mend them, or "
+                            "leave --knn-every out")
+        row, = knn_accuracy(bank, bank_labels, queries, labels, self.num_classes, [(K, TEMPERATURE)],
                             device=self.process.device)
         return row["top1"]
 
-    def _features(self, encoder: nn.Module, source: ImageSource) -> torch.Tensor:
+    def _features(self, encoder: nn.Module, source: ImageSource) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [n, d] and labels [n] of the images that can be opened."""
         def loader_of(indices: range) -> object:
             return evaluation_loader(source, self.image_size, BATCH, self.workers, indices, self.process.device.type)
 
-        check = BadImageLog(source, "error").check
-        return extract(encoder, loader_of, len(source), self.process, "k-NN features", check)
+        skip, check = self.on_bad_image == "skip", BadImageLog(source, self.on_bad_image).check
+        features = extract(encoder, loader_of, len(source), self.process, "k-NN features", check, leave_out=skip)
+        opened = np.delete(np.arange(len(source)), left_out(features) if skip else [])
+        return features[opened], torch.from_numpy(source.labels[opened])
 
 
 def _evenly(source: ImageSource, most: int) -> ImageSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -78,18 +79,16 @@ def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-si
     Output never fails for its letters: those that a terminal does not have are written as \u2026. Nor does it hold
     codes that a terminal obeys, which the names of files, classes and tensors may have.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-            stream.write = functools.partial(_write_plain, stream.write)
+    _prepare_streams()
     try:
         main()
+        sys.stdout.flush()
     except RunPaused as pause:
         sys.exit(pause.exit_code)
     except UserError as error:
         _end(error)
     except BrokenPipeError:  # the reader of our output (head, less) went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -98,12 +97,43 @@ def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-si
             _end(PeerLost())
         if memory := memory_that_ran_out(error):
             _end(RunStopped(f"{memory}; {less_memory}, and start the same command again", every_process=False))
+        if isinstance(error, OSError) and not _can_print():
+            _discard_output()
+            _end(UserError(f"the output could not be written ({error.strerror or error}); send it where there is room"))
         _tell_launcher(str(error), traceback.format_exc())
         raise
 
 
 def _write_plain(write: Callable[[str], int], text: str) -> int:
     return write(CODES.sub("?", text))
+
+
+def _prepare_streams() -> None:
+    """Streams that were closed (``>&-``) lead nowhere, so that no other file gets their numbers; letters never fail,
+    and no terminal gets codes."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w" if number else "r")  # noqa: PTH123, SIM115 - for the life of the process
+            setattr(sys, name, stream)
+        if number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            stream.write = functools.partial(_write_plain, stream.write)
+
+
+def _can_print() -> bool:
+    """Whether stdout takes a line; Python's own layers forget what they could not write."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _discard_output() -> None:
+    """What still waits to be printed goes nowhere, where the end of the process would fail once more."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(error: UserError) -> None:

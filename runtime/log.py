@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from runtime.device import all_reduce_mean
 from runtime.errors import UserError
-from runtime.state import CONFIG, save_json, write_atomic
+from runtime.outputs import check_output_file, no_link
+from runtime.state import CONFIG, parse_json, save_json, write_atomic
 
 METRICS, LOG = "metrics.jsonl", "log.txt"
 
@@ -29,26 +30,46 @@ class RunLog:
     ``problem`` for the run to share.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], is_main: bool, first_step: int = 0) -> None:
-        """``first_step``: the global step that comes next; what an interrupted run wrote beyond it is dropped."""
-        self.is_main, self.folder = is_main, folder
+    def __init__(self, folder: Path, config: dict[str, Any], is_main: bool, first_step: int = 0,
+                 within_epoch: bool = False) -> None:
+        """``first_step``: the global step that comes next; what an interrupted run wrote beyond it is dropped, and,
+        ``within_epoch``, what it wrote at it of an epoch as a whole. Raises :class:`UserError` where the folder or a
+        file in it cannot be written."""
+        self.is_main, self.folder, self.screen = is_main, folder, True
         self.problem: UserError | None = None
         if not is_main:
             return
+        for name in (METRICS, LOG):
+            check_output_file(folder / name, "--output")
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank writes
         save_json(config, folder / CONFIG)
-        self._drop_after(folder / METRICS, first_step)
-        self.metrics = (folder / METRICS).open("a")
-        self.text = (folder / LOG).open("a" if first_step else "w")
-        self.board = SummaryWriter(str(folder), purge_step=first_step + 1)
+        try:
+            dropped = _drop_after(folder / METRICS, first_step, within_epoch)
+            self.metrics = _opened(folder / METRICS, "a")
+            self.text = _opened(folder / LOG, "a" if first_step else "w")
+            self.board = SummaryWriter(str(folder), purge_step=first_step + 1)
+        except OSError as error:
+            raise UserError(f"--output {folder} cannot be written ({error.strerror or error}); make room, or choose "
+                            "another folder") from None
+        if dropped:
+            self.say(f"{folder / METRICS}: {dropped} lines that are not this run's or not whole are left out")
 
     def say(self, text: str) -> None:
         """A line on the screen and in log.txt."""
         if self.is_main:
+            self._show(text)
             with self._noting_trouble():
+                print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.text, flush=True)
+
+    def _show(self, text: str) -> None:
+        """On the screen, as long as there is one: a run outlasts whoever looks at it, and log.txt has it all."""
+        if self.screen:
+            try:
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
-                print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.text, flush=True)
+            except OSError:
+                self.screen = False
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
 
     def scalars(self, step: int, epoch: int, values: dict[str, float], group: str = "train") -> None:
         """One line of metrics.jsonl and one point a curve. ``step`` counts updates made since the run began."""
@@ -77,20 +98,32 @@ class RunLog:
     def _noting_trouble(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:  # the reader of the screen went away
-            raise
         except OSError as error:
             self.problem = self.problem or UserError(
                 f"{self.folder} cannot be written any more ({error.strerror or error}); make room, and start the same "
                 "command again to go on")
 
-    @staticmethod
-    def _drop_after(path: Path, first_step: int) -> None:
-        if path.exists():
-            whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in whole if json.loads(line)["step"] <= first_step and first_step]
-            text = "".join(line + "\n" for line in kept).encode()
-            write_atomic(path, lambda file: file.write(text) and None)
+def _opened(path: Path, mode: str) -> TextIO:
+    return open(path, mode, opener=no_link, encoding="utf-8", errors="surrogateescape")  # noqa: PTH123, SIM115
+
+
+def _drop_after(path: Path, first_step: int, within_epoch: bool) -> int:
+    """Leave of metrics.jsonl what was known at ``first_step``; how many lines were none of a run's, but for the last,
+    which a kill may have cut short."""
+    if not path.exists():
+        return 0
+    kept, strange, lines = [], 0, path.read_bytes().split(b"\n")
+    for line in lines:
+        try:
+            record = parse_json(line)
+            step, group = int(record["step"]), record["group"]
+        except (ValueError, TypeError, LookupError):
+            strange += bool(line.strip()) and line is not lines[-1]
+            continue
+        if first_step and (step < first_step or (step == first_step and (group == "train" or not within_epoch))):
+            kept.append(line + b"\n")
+    write_atomic(path, lambda file: file.write(b"".join(kept)) and None)
+    return strange if first_step else 0
 
 
 class Averages:

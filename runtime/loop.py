@@ -47,6 +47,8 @@ class Trainer:
         if run.on_nonfinite == "skip":
             self.updater.optimizer.register_step_pre_hook(self._look)
         self.done, self.began, self.bad = 0, time.monotonic(), ""
+        if run.epoch >= self.epochs:
+            run.log.say(f"nothing is left to do: {run.epoch} epochs are done and --epochs is {self.epochs}")
 
     def epoch(self, epoch: int, step_of: Callable[[Any], Parts]) -> None:
         """One pass over the loader, which begins at ``run.step``, the step to do next.

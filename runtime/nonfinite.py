@@ -68,6 +68,7 @@ class FiniteAlarm:
         self.names: list[str] = []
         self.values: Tensor | None = None
         self.ready: torch.cuda.Event | None = None
+        self.teacher: Tensor | None = None
 
     def begin(self, batch: Any, epoch: int, step: int) -> None:
         """Before the forward pass of a step."""
@@ -78,6 +79,7 @@ class FiniteAlarm:
     def watch(self, parts: Mapping[str, Tensor]) -> None:
         """After the forward pass: have its scalars copied to the host as soon as they are there."""
         scalars = {name: value.detach().float() for name, value in parts.items() if value.ndim == 0}
+        self.teacher = parts.get("teacher")
         self.names, values = list(scalars), torch.stack(list(scalars.values()))
         self.values = values.to("cpu", non_blocking=True)
         if values.is_cuda:
@@ -89,8 +91,8 @@ class FiniteAlarm:
         parts = self._read()
         if parts is None or math.isfinite(parts["loss"]):
             return None
-        return RunStopped(f"{self._describe(parts)}, and the last checkpoint is untouched: lower --lr, use --amp bf16 "
-                          "or off, or leave such steps out by --on-nonfinite skip", every_process=False)
+        return RunStopped(f"{self._describe(parts)}, and the last checkpoint is untouched: {self._advice()}",
+                          every_process=False)
 
     def bad_step(self, gradients: Iterable[Tensor]) -> str:
         """Before the update: what is wrong with the step last watched, '' for nothing. The host waits for it.
@@ -111,8 +113,15 @@ class FiniteAlarm:
         """Raise :class:`RunStopped` if ``row`` steps in a row are too many."""
         if row > self.limit:
             raise RunStopped(f"{row} steps in a row were not finite, more than --nonfinite-limit {self.limit}; the "
-                             f"last one's images are in {self.path}, and the last checkpoint is untouched: lower --lr, "
-                             "or use --amp bf16 or off")
+                             f"last one's images are in {self.path}, and the last checkpoint is untouched: "
+                             f"{self._advice(skips=True)}")
+
+    def _advice(self, skips: bool = False) -> str:
+        if self.teacher is not None and not torch.isfinite(self.teacher).all():
+            return ("the teacher's features are not finite, so look at its file with inspect_checkpoint.py, and use "
+                    "--amp bf16 or off if it is sound")
+        return "lower --lr, or use --amp bf16 or off" + ("" if skips else ", or leave such steps out by --on-nonfinite "
+                                                                          "skip")
 
     def _read(self) -> dict[str, float] | None:
         if self.values is None:

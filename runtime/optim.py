@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from runtime.errors import UserError
 from runtime.micro_batches import MicroBatches
 
+ACCUMULATED = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}}  # of a parameter, by optimizer; of others momentum_buffer
 HOLD_EPOCHS = 5  # the original's "warm-up": it never ramps, it holds the base rate
 
 
@@ -92,12 +93,12 @@ class Updater:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`: what has been accumulated. Options (decay, momentum) stay this run's."""
-        mine, theirs = self.optimizer.state_dict(), state["optimizer"]
-        kind = state.get("kind", "SGD")  # once the only one
+        mine, theirs, kind = self.optimizer.state_dict(), state["optimizer"], state["kind"]
         if kind != type(self.optimizer).__name__:
             raise ValueError(f"it was trained by {kind} and --optimizer is {type(self.optimizer).__name__}")
         if [x["params"] for x in mine["param_groups"]] != [x["params"] for x in theirs["param_groups"]]:
             raise ValueError("its parameters are grouped in another way")
+        self._check(theirs["state"])
         self.optimizer.load_state_dict({"state": theirs["state"], "param_groups": mine["param_groups"]})
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():  # fused kernels want the layout of the weights, channels last or not
@@ -105,3 +106,18 @@ class Updater:
                     values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+    def _check(self, state: dict[int, dict[str, Any]]) -> None:
+        """Raise ValueError unless what was accumulated fits each parameter: fused kernels believe its shape."""
+        parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+        names = ACCUMULATED.get(type(self.optimizer).__name__, {"momentum_buffer"})
+        for index, values in state.items():
+            if index not in parameters or set(values) - names:
+                raise ValueError(f"its optimizer has {sorted(map(str, values))} of parameter {index}")
+            for name, value in values.items():
+                shape = () if name == "step" else parameters[index].shape
+                if value is not None and (not isinstance(value, torch.Tensor) or value.shape != shape
+                                          or value.dtype != torch.float32 or value.layout != torch.strided):
+                    found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+                    raise ValueError(f"its {name} of parameter {index} is {found[:80]} and should be float32 "
+                                     f"{list(shape)}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,11 +27,19 @@ from runtime.folder import refuse_inputs, refuse_other_run
 from runtime.job import Interval
 from runtime.lock import FolderLock
 from runtime.log import Averages, RunLog
+from runtime.restore import (
+    Stateful,
+    differing_buffers,
+    load_buffers,
+    mean_state,
+    refused_unless_it_fits,
+    restore_on_all,
+)
 from runtime.signals import StopSignals, signal_name
 from runtime.state import random_state, set_random_state
-from runtime.store import CHECKPOINT, Checkpoints, digest, find_resume, load_checkpoint, load_newest, save_checkpoint
+from runtime.store import CHECKPOINT, Checkpoints, find_resume, load_newest, save_checkpoint
 
-Stateful = Any  # has state_dict and load_state_dict
+T = TypeVar("T")
 
 
 @dataclass
@@ -81,19 +89,19 @@ class Run:
                 refuse_other_run(folder, config, volatile, exports, start_epoch or 0)
 
         path, state, notes = _find(folder, resume, check, process, per_process, closing)
-        state = _restore_on_all(modules, state, path, process)
-        epoch, step, steps = (state["epoch"], state.get("step", 0), state["steps"]) if state else (0, 0, 0)
+        state = restore_on_all(modules, state, path, process)
+        epoch, step, steps = (state["epoch"], state["step"], state["steps"]) if state else (0, 0, 0)
         if start_epoch is not None and not (state and resume == "auto"):  # a restart goes on, whatever it began with
             epoch, step = start_epoch, 0
         log = RunLog(folder, config, False)
 
         def open_log() -> None:
             nonlocal log
-            log = RunLog(folder, config, True, steps)
+            log = RunLog(folder, config, True, steps, within_epoch=step > 0)
 
         on_first_rank(open_log, process)
         closing.callback(log.close)
-        place = {"epoch": epoch, "step": step, "steps": steps, "skipped": state.get("skipped", 0) if state else 0}
+        place = {"epoch": epoch, "step": step, "steps": steps, "skipped": state["skipped"] if state else 0}
         in_place = path is not None and path.parent.samefile(folder) and path.name == CHECKPOINT
         run = cls(folder, process, log, Checkpoints(folder, keep, steps if in_place else None),
                   {**record, "config": dict(config)}, modules,
@@ -118,13 +126,13 @@ class Run:
             seed_everything(seed + rank)
             return
         states, device = state["random"], self.process.device
-        averages = state.get("averages") or [self.averages.state_dict()] * len(states)
-        if len(states) == self.process.world_size:
-            self.averages.load_state_dict(averages[rank], device)
-            load_buffers(self.modules, state["buffers"][rank] if "buffers" in state else {})
-            set_random_state(states[rank])
-            return
-        self.averages.load_state_dict(mean_state(averages), device)
+        with refused_unless_it_fits("the state of each process"):
+            if len(states) == self.process.world_size:
+                self.averages.load_state_dict(state["averages"][rank], device)
+                load_buffers(self.modules, state["buffers"][rank])
+                set_random_state(states[rank])
+                return
+            self.averages.load_state_dict(mean_state(state["averages"]), device)
         words = np.random.SeedSequence((seed, self.steps, rank)).generate_state(1)
         seed_everything(int(words[0]))
         self.log.say(f"the run had {len(states)} processes and now has {self.process.world_size}: steps hold the same "
@@ -149,6 +157,13 @@ class Run:
             self.log.say(f"stopped by {signal_name(signal)} before step {self.step} of epoch {self.epoch}; start the "
                          "same command again to go on")
             raise RunPaused
+
+    def scored(self, score: Callable[[], T]) -> T:
+        """What ``score`` finds after an epoch, with checkpoint.pth written first: if the score fails, or is killed, the
+        epoch is done, and the same command goes on with its score."""
+        if self.saved_steps != self.steps:
+            self._write({})
+        return score()
 
     def save(self, epoch: int, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
         """After ``epoch``: checkpoint.pth to go on from, and each of ``exports`` {file name: tensors} to use."""
@@ -228,55 +243,3 @@ def _find(folder: Path, resume: str, check: Callable[[bool], None], process: Pro
 
     path, notes = on_first_rank(find, process)
     return path, state, notes
-
-
-def _restore_on_all(modules: Mapping[str, Stateful], state: dict[str, Any] | None, path: Path | None,
-                    process: Process) -> dict[str, Any] | None:
-    """Load the checkpoint on every rank, or raise on every rank."""
-    problem = None
-    try:
-        if path:
-            state = state or load_checkpoint(path)
-            restore(modules, state, path)
-    except UserError as error:
-        problem = error
-    share_error(problem, process)
-    return state
-
-
-def restore(modules: Mapping[str, Stateful], state: Mapping[str, Any], path: Path) -> None:
-    """Load each module's part of a checkpoint, strictly."""
-    for name, module in modules.items():
-        try:
-            module.load_state_dict(state[name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--resume {path} does not fit this run's {name} ({reason}); give the checkpoint of a run "
-                            "with the same networks, or another --output") from None
-
-
-def _buffers(modules: Mapping[str, Stateful]) -> dict[str, Tensor]:
-    return {f"{name}.{key}": buffer for name, module in modules.items() if isinstance(module, nn.Module)
-            for key, buffer in module.named_buffers()}
-
-
-def differing_buffers(modules: Mapping[str, Stateful], rank: int) -> list[dict[str, Tensor]]:
-    """For each rank its buffers that are not as the first rank's, by name (a collective)."""
-    mine = _buffers(modules)
-    digests = gather_objects({name: digest(buffer) for name, buffer in mine.items()})
-    return gather_objects({name: mine[name].cpu() for name, value in digests[rank].items()
-                           if value != digests[0].get(name)})
-
-
-def load_buffers(modules: Mapping[str, Stateful], saved: Mapping[str, Tensor]) -> None:
-    """The inverse of :func:`differing_buffers`, for one rank."""
-    buffers = _buffers(modules)
-    for name, value in saved.items():
-        buffers[name].copy_(value)
-
-
-def mean_state(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """One state of :class:`Averages` whose means are those of all ``states`` together."""
-    names = states[0]["totals"]
-    return {"totals": {name: sum(state["totals"][name] for state in states) / len(states) for name in names},
-            "counts": states[0]["counts"]}

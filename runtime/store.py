@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.archive import check_archive
 from runtime.errors import Damaged, UserError
 from runtime.state import write_atomic
 
 CHECKPOINT = "checkpoint.pth"
 OLDER = re.compile(r"checkpoint-(\d+)\.pth")  # the number of steps that had been done
 CHECKSUM = "checksum"
+PLACE = ("epoch", "step", "steps", "skipped")  # where a run was
 
 
 class Checkpoints:
@@ -119,15 +121,44 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint, on the CPU; raises :class:`Damaged`."""
     try:
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except Damaged:
+        raise
     except Exception as error:  # torch.load fails in many ways on a damaged file; each means the same to a person
         raise Damaged(f"{type(error).__name__} on reading") from None
-    if not isinstance(state, dict) or not {"epoch", "steps", "random"} <= state.keys():
+    if not isinstance(state, dict) or "random" not in state:
+        _refuse_networks(path, state)
         raise Damaged("not a training checkpoint of this project")
-    claimed = state.pop(CHECKSUM, None)  # the first runs had none
-    if claimed is not None and claimed != digest(state):
-        raise Damaged("its content does not have the checksum that it was written with")
+    if CHECKSUM not in state:
+        raise Damaged("it has no checksum, so it cannot be known to be whole")
+    check_content(state)
+    del state[CHECKSUM]
+    if not all(type(state.get(name)) is int and state[name] >= 0 for name in PLACE):
+        raise Damaged("it does not say how far the run had come")
     return state
+
+
+def check_content(content: Any) -> None:
+    """Raise :class:`Damaged` if ``content``, what a file holds, was written by :func:`save_checkpoint` and is not as it
+    was then. Files of others, which have no checksum of this kind, pass."""
+    claimed = content.get(CHECKSUM) if isinstance(content, dict) else None
+    if isinstance(claimed, str) and re.fullmatch("[0-9a-f]{64}", claimed) and claimed != digest(
+            {name: value for name, value in content.items() if name != CHECKSUM}):
+        raise Damaged("its content does not have the checksum that it was written with")
+
+
+def _refuse_networks(path: Path, state: Any) -> None:
+    """Raise :class:`UserError` for a sound file that holds a network, of which no run can go on."""
+    if isinstance(state, dict) and CHECKSUM in state:
+        check_content(state)
+        raise UserError(f"--resume {path} holds the network alone, and a run goes on from all that it had; give the "
+                        f"{CHECKPOINT} beside it, or leave the flag out to start anew")
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        raise UserError(f"--resume {path} is a checkpoint in the format of another program (the original code's are "
+                        "such), which lacks the random numbers and the place in the epoch that a run goes on from; let "
+                        "that program finish it, or start anew in another --output; the network in it can be given as "
+                        "--weights or --distill")
 
 
 def digest(value: Any) -> str:

@@ -191,7 +191,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
         trainer.epoch(epoch, step)
         last = epoch + 1 == args.epochs
         if last or (args.eval_every and (epoch + 1) % args.eval_every == 0):
-            found = score(args, process, model, test_set)
+            found = run.scored(lambda: score(args, process, model, test_set))
             scores.rows.append({"epoch": epoch + 1, **found})
             run.note(epoch, "test", {name: found[name] for name in NAMES[:3]}, f"{len(test_set):,} test images")
         run.save(epoch, {"detector.pth": model.state_dict()})

@@ -259,7 +259,7 @@ def test_wrong_neighbour_counts():
 
 @pytest.mark.parametrize("step", [-1, 8])
 def test_a_step_outside_the_epoch(step):
-    with pytest.raises(ValueError, match="7 steps"):
+    with pytest.raises(UserError, match="--resume: .* now has 7 steps; give --batch-size"):
         RandomSampler(N, 8).set_epoch(0, step)
 
 

@@ -1,5 +1,7 @@
 """The k-NN score during training, on a tree of plain colours."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,29 @@ def test_slices_are_even(root, monkeypatch):
     encoder = MeanColour()
     assert monitor.score(encoder) == 100.0
     assert encoder.count == 18
+
+
+def test_images_that_cannot_be_opened(root, tmp_path, monkeypatch):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    for name in ("train/red/0.png", "val/blue/1.png"):
+        (copy / name).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"0\.png .*--on-bad-image skip"):
+        KnnMonitor.open(str(copy), None, 16, 0, ALONE).score(MeanColour())
+    encoder = MeanColour()
+    assert KnnMonitor.open(str(copy), None, 16, 0, ALONE, "skip").score(encoder) == 100.0
+    monkeypatch.setattr(evals.monitor, "K", 36)
+    with pytest.raises(UserError, match="--knn-every: of .* 35 images can be opened .* at least 36"):
+        KnnMonitor.open(str(copy), None, 16, 0, ALONE, "skip").score(MeanColour())
+
+
+def test_too_few_images_are_known_at_the_start(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    for path in (copy / "train").rglob("*.png"):
+        if path.name not in ("1.png", "2.png", "3.png"):
+            path.unlink()
+    for data, knn_data in ((str(copy), None), ("elsewhere", str(copy))):
+        with pytest.raises(UserError, match="--knn-every takes the 10 nearest of the training images, .* holds 9"):
+            KnnMonitor.open(data, knn_data, 16, 0, ALONE)
 
 
 def test_without_labels(root, tmp_path):

@@ -151,3 +151,38 @@ def test_codes_that_a_terminal_obeys_are_not_written():
                           capture_output=True, timeout=60)
     assert done.stdout.decode() == "a?[31m???b\tc\n\r\x1b[Ad\n"
     assert done.stderr.decode() == "a?[31m???b\tc\n"
+
+
+PRINTS = """
+import sys
+from runtime.errors import run_script
+
+def main():
+    with open(sys.argv[1], "w") as file:
+        assert file.fileno() > 2
+        for number in range(20_000):
+            print("line", number)
+        file.write("all of it")
+    print("a last word", file=sys.stderr)
+
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize(("where", "code", "err"), [
+    (">&-", 0, "a last word\n"), (">&- 2>&-", 0, ""), ("<&- >&- 2>&-", 0, ""),
+    ("> /dev/full", 2, "error: the output could not be written (No space left on device); send it where there is "
+                       "room\n")])
+def test_a_screen_that_is_closed_or_full(tmp_path, where, code, err):
+    (tmp_path / "prints.py").write_text(PRINTS)
+    done = subprocess.run(["bash", "-c", f'exec "$0" prints.py out.txt {where}', sys.executable], cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout) == (code, err, "")
+    assert ((tmp_path / "out.txt").read_text() == "all of it") == (code == 0)
+
+
+def test_a_reader_that_goes_away_after_a_line(tmp_path):
+    (tmp_path / "prints.py").write_text(PRINTS)
+    done = subprocess.run(["bash", "-c", '"$0" prints.py out.txt | head -1; echo "${PIPESTATUS[0]}"', sys.executable],
+                          cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("line 0\n1\n", "")

@@ -17,7 +17,7 @@ EXPORTS = ["student.pth"]
 
 def checkpoint(folder, config=CONFIG):
     folder.mkdir(exist_ok=True)
-    Checkpoints(folder, 2).save({"epoch": 1, "steps": 10, "random": [], "config": config})
+    Checkpoints(folder, 2).save({"epoch": 1, "step": 0, "steps": 10, "skipped": 0, "random": [], "config": config})
 
 
 def export(folder, config=CONFIG, epoch=1):

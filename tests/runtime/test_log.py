@@ -1,11 +1,14 @@
 """What a run leaves: metrics that survive an interruption once, means, and the speed meter."""
 
+import contextlib
 import json
+import os
 
 import pytest
 import torch
 
 import runtime.log
+from runtime.errors import UserError
 from runtime.log import Averages, Meter, RunLog, duration
 
 
@@ -53,6 +56,67 @@ def test_lines_after_the_step_that_is_gone_on_from_are_dropped(tmp_path):
     text = (tmp_path / "log.txt").read_text()
     assert "first" in text
     assert "second" in text
+
+
+def test_junk_among_the_metrics_is_left_out_and_said(tmp_path, capsys):
+    """At an epoch's end that has still to be scored, lines of the epoch as a whole are written again."""
+    whole = [{"step": 5, "epoch": 0, "group": "train", "loss": 5.0}, {"step": 10, "epoch": 0, "group": "train"},
+             {"step": 10, "epoch": 0, "group": "knn", "top1": 3.0}, {"step": 15, "epoch": 1, "group": "train"}]
+    junk = [b"[1]", b"3", b"null}", b"{}", b'{"step": "x", "group": "train"}', b"\xff\xfe{}", b"[" * 100_000,
+            b'{"step": 3}', b'{"step": null, "group": "train"}']
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in whole)
+    for within, kept in ((False, 3), (True, 2)):
+        (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(junk) + b"\n" + content + b'{"step": 16, "ep')
+        RunLog(tmp_path, {}, is_main=True, first_step=10, within_epoch=within).close()
+        assert metrics(tmp_path) == whole[:kept]
+        assert f"metrics.jsonl: {len(junk)} lines that are not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "config.json"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_only_regular_files_are_written(tmp_path, name, make):
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} (is a|could not be written)"):
+        RunLog(tmp_path, {}, is_main=True, first_step=10)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    other = tmp_path / "other"
+    other.write_text("of someone else")
+    (tmp_path / name).symlink_to(other)
+    with contextlib.suppress(UserError):
+        log = RunLog(tmp_path, {}, is_main=True, first_step=10)
+        log.scalars(1, 0, {"loss": 1.0})
+        log.close()
+    assert other.read_text() == "of someone else"
+
+
+class Gone:
+    """A screen whose reader went away, or that leads to a full disk."""
+
+    def __init__(self, error):
+        self.error, self.file = error, open(os.devnull, "w")  # noqa: SIM115, PTH123
+
+    def write(self, text):
+        raise self.error
+
+    def flush(self):
+        pass
+
+    def fileno(self):
+        return self.file.fileno()
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
+def test_a_run_outlasts_its_screen(tmp_path, monkeypatch, error):
+    log = RunLog(tmp_path, {}, is_main=True)
+    monkeypatch.setattr("sys.stdout", Gone(error))
+    log.say("one")
+    log.say("two")
+    log.close()
+    assert log.problem is None
+    assert [line[20:] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["one", "two"]
 
 
 def test_a_fresh_start_in_a_used_folder_begins_anew(tmp_path):

@@ -112,3 +112,17 @@ def test_snapshot(model):
     snapshot.give_back()
     assert all(torch.equal(v, second[k]) for k, v in model.state_dict().items())
     assert set(snapshot.copies) == {"a"}
+
+
+@pytest.mark.parametrize("where", ["the loss", "the teacher"])
+def test_what_is_advised_depends_on_whose_numbers_are_not_finite(tmp_path, model, where):
+    alarm = FiniteAlarm(tmp_path, 0, {"state_dict": model}, limit=0)
+    teacher = torch.full((2, 2), float("nan") if where == "the teacher" else 1.0)
+    alarm.begin(batch(1, 2), 0, 0)
+    alarm.watch({**parts(float("nan")), "teacher": teacher})
+    said = [str(alarm.problem())]
+    with pytest.raises(RunStopped) as caught:
+        alarm.refuse_row(1)
+    for text in (*said, str(caught.value)):
+        assert ("lower --lr" in text) == (where == "the loss")
+        assert ("the teacher's features are not finite" in text) == (where == "the teacher")

@@ -18,7 +18,9 @@ from runtime.errors import RunPaused, RunStopped, UserError
 from runtime.job import Interval
 from runtime.loop import Trainer
 from runtime.optim import Updater
-from runtime.run import Run, differing_buffers, load_buffers, mean_state
+from runtime.restore import differing_buffers, load_buffers, mean_state
+from runtime.run import Run
+from runtime.store import save_checkpoint
 
 CPU = torch.device("cpu")
 STEPS, EPOCHS = 5, 2
@@ -43,7 +45,7 @@ class Loader:
             yield SimpleNamespace(views=(values,), indices=torch.arange(6))
 
 
-def train(folder, *, stop_at=None, broken=(), check=None, world=1, seed=0, **options):
+def train(folder, *, stop_at=None, broken=(), check=None, score=None, world=1, seed=0, **options):
     """A whole run, with dropout, batch norm and momentum; ``stop_at``: steps done when a signal comes. The model."""
     with ExitStack() as closing:
         torch.manual_seed(seed)
@@ -64,6 +66,8 @@ def train(folder, *, stop_at=None, broken=(), check=None, world=1, seed=0, **opt
         for epoch in range(run.epoch, EPOCHS):
             loader.place = epoch, run.step
             trainer.epoch(epoch, step)
+            if score:
+                run.note(epoch, "knn", {"top1": run.scored(score)}, "of the test")
             run.save(epoch, {"model.pth": model.state_dict()})
         run.finish()
         return model, run
@@ -105,6 +109,42 @@ def test_what_saves_a_run_makes_on_the_way_change_nothing(calm, tmp_path):
         "checkpoint-000000006.pth", "checkpoint-000000008.pth", "checkpoint.pth", "model.pth"]
     saved = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     assert (saved["epoch"], saved["step"], saved["steps"]) == (2, 0, 10)
+
+
+@pytest.mark.parametrize("trouble", [UserError, ZeroDivisionError])
+def test_a_score_that_fails_loses_nothing(tmp_path, trouble):
+    """The epoch before it is saved first, and the same command goes on with the score; nothing is written twice."""
+    scores = []
+
+    def score():
+        scores.append(float(torch.rand(())))
+        if len(scores) == 2:
+            raise trouble("an image cannot be read")
+        return scores[-1]
+
+    calm, _ = train(tmp_path / "calm", score=lambda: float(torch.rand(())))
+    with pytest.raises(trouble):
+        train(tmp_path / "wild", score=score)
+    saved = torch.load(tmp_path / "wild" / "checkpoint.pth", weights_only=True)
+    assert (saved["epoch"], saved["step"], saved["steps"]) == (1, STEPS, 2 * STEPS)
+    model, run = train(tmp_path / "wild", score=score)
+    assert len(scores) == 3
+    assert same(calm.state_dict(), model.state_dict())
+    assert lines(tmp_path / "wild") == lines(tmp_path / "calm")
+    with (tmp_path / "wild" / "metrics.jsonl").open("a") as file:  # killed after its lines, before it was saved
+        file.write(json.dumps({"step": 10, "epoch": 1, "group": "knn", "top1": 0.5}) + "\n")
+    save_checkpoint({k: v for k, v in saved.items() if k != "checksum"}, tmp_path / "wild" / "checkpoint.pth")
+    train(tmp_path / "wild", score=score)
+    assert [x["group"] for x in lines(tmp_path / "wild")] == [x["group"] for x in lines(tmp_path / "calm")]
+
+
+def test_a_run_that_has_nothing_left_to_do_says_so(tmp_path, capsys):
+    train(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")}
+    capsys.readouterr()
+    train(tmp_path)
+    assert "nothing is left to do: 2 epochs are done and --epochs is 2" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")} == before
 
 
 def test_an_error_of_the_data_waits_for_a_signal_but_a_loss_that_is_not_finite_does_not(tmp_path):
@@ -162,7 +202,7 @@ def test_another_number_of_processes(calm, tmp_path):
     (averages,) = saved["averages"]
     other = {"totals": {k: 3 * v for k, v in averages["totals"].items()}, "counts": averages["counts"]}
     saved |= {"random": saved["random"] * 2, "averages": [averages, other], "buffers": [{}, {}]}
-    torch.save(saved, path)
+    save_checkpoint(saved, path)
     words = f"--output {tmp_path} holds a run of 2 processes and this has 1; the loss is of each, so it would be"
     with pytest.raises(UserError) as caught:
         train(tmp_path, per_process="the loss is of each")

@@ -18,6 +18,7 @@ from runtime.store import (
     Checkpoints,
     Damaged,
     candidates,
+    check_content,
     digest,
     find_resume,
     load_checkpoint,
@@ -28,7 +29,8 @@ from runtime.store import (
 
 
 def state(steps, size=3):
-    return {"epoch": steps // 10, "steps": steps, "random": [], "config": {"lr": 0.1, "schedule": [1, 2], "x": None},
+    return {"epoch": steps // 10, "step": steps % 10, "steps": steps, "skipped": 0, "random": [],
+            "config": {"lr": 0.1, "schedule": [1, 2], "x": None},
             "state_dict": {"w": torch.full((size,), float(steps)), "n": torch.tensor(steps),
                            "b": torch.ones(2, 2, dtype=torch.bfloat16), "e": torch.empty(0)},
             "updater": {"state": {0: {"momentum": torch.ones(2)}}}}
@@ -107,6 +109,41 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_without_its_checksum_or_its_place_is_refused(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(state(7), path)
+    with pytest.raises(Damaged, match="has no checksum"):
+        read_checkpoint(path)
+    for change in ({"steps": "7"}, {"step": -1}, {"epoch": True}, {"skipped": None}):
+        save_checkpoint({**state(7), **change}, path)
+        with pytest.raises(Damaged, match="how far the run had come"):
+            read_checkpoint(path)
+
+
+def test_a_network_alone_is_no_damage_and_the_sentence_says_what_to_do(tmp_path):
+    """The original's checkpoint (epoch, arch, state_dict, optimizer) and our student.pth, which are sound."""
+    path, weights = tmp_path / "x.pth", {"w": torch.ones(2)}
+    torch.save({"epoch": 25, "arch": "resnet18", "state_dict": weights, "optimizer": {"state": {}}}, path)
+    with pytest.raises(UserError, match="format of another program .the original code's are such.*start anew") as said:
+        load_newest([path])
+    assert "damaged" not in str(said.value)
+    save_checkpoint({"epoch": 1, "steps": 9, "state_dict": weights}, path)
+    with pytest.raises(UserError, match="holds the network alone.*give the checkpoint.pth beside it") as said:
+        load_newest([path])
+    torch.save({**torch.load(path, weights_only=True), "steps": 8}, path)
+    with pytest.raises(UserError, match="damaged .its content does not have the checksum"):
+        load_newest([path])
+
+
+def test_content_of_others_passes_and_ours_is_compared(tmp_path):
+    ours = torch.load(save_checkpoint(state(7), tmp_path / "x.pth"), weights_only=True)
+    for content in (ours, {"w": 1}, [1], None, {"checksum": 3}, {"checksum": "of another kind"}):
+        check_content(content)
+    ours["state_dict"]["w"][1] = -0.5
+    with pytest.raises(Damaged, match="checksum"):
+        check_content(ours)
+
+
 def test_a_bit_that_flips_anywhere_is_noticed_or_does_not_matter(tmp_path):
     path = save_checkpoint(state(5, size=100), tmp_path / "x.pth")
     content, right, found = path.read_bytes(), digest(read_checkpoint(path)), 0
@@ -119,7 +156,7 @@ def test_a_bit_that_flips_anywhere_is_noticed_or_does_not_matter(tmp_path):
     assert found > 40
     weights = content.index(torch.full((100,), 5.0).numpy().tobytes())
     path.write_bytes(content[:weights + 8] + b"\x01" + content[weights + 9:])
-    with pytest.raises(Damaged, match="checksum"):
+    with pytest.raises(Damaged, match="CRC-32"):
         read_checkpoint(path)
 
 
@@ -146,11 +183,6 @@ def test_a_file_that_is_no_training_checkpoint_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(UserError, match="not a training checkpoint"):
         load_checkpoint(tmp_path / "x.pth")
-
-
-def test_the_first_runs_checkpoints_have_no_checksum(tmp_path):
-    torch.save(state(5), tmp_path / "x.pth")
-    assert load_checkpoint(tmp_path / "x.pth")["steps"] == 5
 
 
 # ---- saves that do not end well
