@@ -19,8 +19,9 @@ from models.backbones import STEMS
 from models.match import Checkpoint, Layout, has_convolution
 from models.report import few
 from models.safe_load import read_file
-from runtime.errors import UserError
+from runtime.errors import Damaged, UserError
 from runtime.inert import Inert
+from runtime.store import check_content
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these in front
 CONTAINERS = ("state_dict", "model_state_dict", "classy_state_dict.base_model.model", "model")
@@ -103,6 +104,11 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     raw = read_file(path, flag, trust)
     if not isinstance(raw, dict):
         raise UserError(f"{flag} {path} holds a {type(raw).__name__}, expected a dictionary of tensors")
+    try:
+        check_content(raw)
+    except Damaged as error:
+        raise UserError(f"{flag} {path} is damaged ({error}); copy it again, or, if its tensors were changed on "
+                        "purpose, save it without its entry checksum") from None
     everything, raw = _flatten(raw), dict(dict.items(raw))
     if not everything:
         if whole := [f"{k} ({type(v).__module__}.{type(v).__name__})" for k, v in raw.items() if isinstance(v, Inert)]:

@@ -15,6 +15,7 @@ from models.identify import Identity
 from models.safe_load import file_sha256
 from models.teachers import load_frozen
 from runtime.errors import UserError
+from runtime.store import save_checkpoint
 
 ARCH = "resnet18"
 
@@ -305,3 +306,27 @@ def test_load_frozen_says_the_flag(tmp_path):
     with pytest.raises(UserError) as caught:
         load_frozen(path, ARCH, flag="--distill", prefix="--teacher-")
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["a weight", "the epoch", "the checksum"])
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_file_of_ours_that_is_not_as_it_was_written_is_refused(tmp_path, place, trust):
+    """Repacked so that the archive itself is whole: what was written knows better."""
+    backbone = build_backbone("squeezenet1_1", image_size=32)
+    content = {"epoch": 3, "steps": 9, **backbone.spec.record(),
+               "state_dict": {f"backbone.{k}": v for k, v in backbone.state_dict().items()}}
+    path = save_checkpoint(content, tmp_path / "student.pth")
+    read_checkpoint(path, trust=trust)
+    changed = torch.load(path, weights_only=True)
+    if place == "a weight":
+        next(iter(changed["state_dict"].values()))[3, 1, 0, 2] += 1e-6
+    elif place == "the epoch":
+        changed["epoch"] = 4
+    else:
+        changed["checksum"] = "0" * 64
+    torch.save(changed, path)
+    with pytest.raises(UserError, match=f"--weights {path} is damaged .its content does not have the checksum"):
+        read_checkpoint(path, trust=trust)
+    del changed["checksum"]
+    torch.save(changed, path)
+    assert read_checkpoint(path, trust=trust).tensors
