@@ -190,3 +190,10 @@ def test_meter(monkeypatch):
 def test_duration():
     assert [duration(s) for s in (0, 7.9, 187, 3599, 3600, 3720, 90061)] == [
         "0m00s", "0m07s", "3m07s", "59m59s", "1h00m", "1h02m", "25h01m"]
+
+
+def test_names_with_bytes_that_are_not_utf8_reach_the_log(tmp_path):
+    log = RunLog(tmp_path, {}, is_main=True)
+    log.say("left out: " + os.fsdecode(b"caf\xe9.jpg"))
+    log.close()
+    assert b"left out: caf\xe9.jpg\n" in (tmp_path / "log.txt").read_bytes()
