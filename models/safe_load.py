@@ -16,6 +16,7 @@ import tarfile
 import types
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +27,7 @@ from models.report import few
 from runtime.archive import START, check_archive
 from runtime.errors import Damaged, UserError
 from runtime.inert import Inert, inert_pickle
+from runtime.store import check_content
 
 # Whose classes lie in published checkpoints beside the tensors. They are stood in for, never imported.
 KNOWN = re.compile(
@@ -57,15 +59,17 @@ def read_file(path: str | Path, flag: str = "--weights", trust: bool = False) ->
         raise UserError(f"{flag} {path} is a TorchScript archive (as CLIP's files are), a program with its own network "
                         "inside, expected a state dict; save model.state_dict() of its image encoder and give that")
     if start.startswith(START):
-        _check_archive(path, flag)
+        _check(check_archive, path, path, flag)
     if trust:
         return _unpickle_trusted(path, flag)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats
-            return torch.load(path, map_location="cpu", weights_only=True)
+            raw = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # noqa: BLE001 - whatever it was, the inert reader says what is wrong with the file
         return _unpickle_inert(path, flag)
+    _check(check_content, raw, path, flag)
+    return raw
 
 
 def file_sha256(path: str | Path) -> str:
@@ -121,9 +125,9 @@ def _is_torchscript(path: Path) -> bool:
     return any(name == "constants.pkl" or name.startswith("code/") for name in names)
 
 
-def _check_archive(path: Path, flag: str) -> None:
+def _check(check: Callable[[Any], None], what: Any, path: Path, flag: str) -> None:
     try:
-        check_archive(path)
+        check(what)
     except Damaged as error:
         raise UserError(f"{flag} {path} is damaged or cut short: {error}; download or copy it again") from None
 

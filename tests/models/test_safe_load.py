@@ -25,6 +25,7 @@ from models.checkpoints import read_checkpoint
 from models.safe_load import read_file
 from models.teachers import load_frozen
 from runtime.errors import UserError
+from runtime.store import save_checkpoint
 
 TENSORS = {"conv1.weight": torch.arange(27.0).reshape(1, 3, 3, 3), "steps": torch.tensor(3)}
 
@@ -304,3 +305,15 @@ def test_a_changed_weight_is_found_by_the_zips_checksum(tmp_path):
     for trust in (False, True):
         with pytest.raises(UserError, match=r"\d+ does not have the CRC-32.*copy it again"):
             read_file(path, trust=trust)
+
+
+def test_a_network_of_this_project_that_was_changed_and_saved_again_is_refused(tmp_path):
+    path = save_checkpoint({"state_dict": dict(TENSORS)}, tmp_path / "student.pth")
+    assert torch.equal(read_file(path)["state_dict"]["conv1.weight"], TENSORS["conv1.weight"])
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["conv1.weight"][0, 0, 0, 0] = 5
+    torch.save(content, path)
+    with pytest.raises(UserError, match="does not have the checksum that it was written with; download or copy it"):
+        read_file(path)
+    torch.save({**TENSORS, "checksum": "of another kind"}, path)
+    read_file(path)
