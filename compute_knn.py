@@ -41,6 +41,7 @@ from data.neighbours import LEFT_OUT, place_neighbours
 from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.knn import PAPER_ROWS, knn_accuracy
+from evals.metrics import of_one_class
 from runtime.device import UNEVEN_WORK, Process, agree, gather_objects, start_process
 from runtime.errors import UserError, run_script
 from runtime.faiss_search import search_faiss
@@ -309,6 +310,8 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
           f"{len(test):,} test images, {len(train.classes)} classes")
     for row in scores:
         print(f"k={row['k']:<4d} T={row['T']:<5g} top-1 {row['top1']:6.2f} %   top-5 {row['top5']:6.2f} %")
+    if note := of_one_class(train.classes):
+        print(note)
 
 
 def union_of_ranges(lists: list[list[range]]) -> list[range]:

@@ -42,7 +42,7 @@ from models.heads import build_heads
 from models.momentum import MomentumStudent
 from models.report import Report
 from models.teachers import Encoder, FrozenEncoder, load_frozen
-from runtime.device import Process, seed_everything, start_process, wrap
+from runtime.device import Process, need_memory, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
 from runtime.hardware import Hardware
 from runtime.loop import Trainer
@@ -149,6 +149,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     # The student, trunk and head, and nothing else, goes inside DistributedDataParallel.
     backbone = build_backbone(args.student_arch, args.stem or "imagenet", image_size, "--student_arch")
     widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
+    need_memory(16 * backbone.spec.feature_dim * args.moco_dim, f"--moco-dim {args.moco_dim}")  # a momentum copy too
     head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
     shown = next((i for i, (_, to) in enumerate(needs.heads) if to), 0)  # whose output the log holds to the teacher's
     student = Distiller(backbone, head).to(process.device, memory_format=torch.channels_last)

@@ -15,6 +15,7 @@ import networks
 from data.augment import Transform
 from data.checks import check_apart
 from data.sources import ImageSource
+from evals.metrics import of_one_class
 from evals.results import add_result, save_table, table, versions
 from models.teachers import FrozenEncoder, load_frozen
 from runtime.device import Process
@@ -26,6 +27,7 @@ LABELLED = ("labelled images: a folder that holds train/ and val/ or test/, each
             "packed files so called), or a name (demo, digits, cifar10, cifar100, stl10; kept in $COSS_DATASETS, else "
             "./datasets)")
 SHARE_OF = "each class's training images; default 1, the paper's 1% and 10% rows use 0.01 and 0.1"
+UNLABELLED = ("overlap", "video")  # commands to which classes are nothing
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,9 @@ def finish(command: str, args: argparse.Namespace, process: Process, nets: Seque
         print(title or f"{command}: {net.file}, {net.spec.arch}, stem {net.spec.stem}, {net.spec.image_size} px; "
                        f"{what} images")
         print(table(rows))
+        notes = {of_one_class(source.classes) for source in data.values()} if command not in UNLABELLED else set()
+        for note in filter(None, notes):
+            print(note)
     return record
 
 

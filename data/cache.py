@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from data.parcels import SHARED, room
 from data.sources import ImageSource
 from runtime.errors import UserError
+from runtime.numbers import amount
 
 
 def pooled(source: ImageSource, gigabytes: float, cache: str = "none") -> ImageSource:
@@ -132,9 +133,7 @@ class _Pool:
 
 def _check_room(size: int) -> None:
     """Writing to shared memory that is not there kills the process that does it, so this is asked before."""
-    shared = "/dev/shm"
-    if os.path.isdir(shared):  # noqa: PTH112
-        free = os.statvfs(shared).f_bavail * os.statvfs(shared).f_frsize
-        if size > free:
-            raise UserError(f"--image-cache {size / 1e9:g} GB does not fit into {shared}, where {free / 1e9:.1f} GB "
-                            "are free; give less, or (in a container) start it with more shared memory (--shm-size)")
+    free, _ = room() or (size, 0)
+    if size > free:
+        raise UserError(f"--image-cache {amount(size)} does not fit into {SHARED}, where {amount(free)} are free; give "
+                        "less, or (in a container) start it with more shared memory (--shm-size)")

@@ -25,6 +25,7 @@ from data.packed import RECORD, PackedSource, is_packed
 from data.packing_part import Encoded, Recipe, UnfinishedPack
 from data.sources import ImageSource
 from runtime.errors import UserError
+from runtime.numbers import amount
 
 MAX_JPEG_SIDE = 65_500  # pixels; libjpeg's
 CHUNK = 64  # images of one task
@@ -205,5 +206,5 @@ def _check_room(source: ImageSource, path: Path, recipe: Recipe) -> None:
     needed = len(source) * (sum(sizes) / len(sizes) + RECORD.itemsize * 2) + len(source.names.block)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
-        raise UserError(f"--output {path} will need about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free "
+        raise UserError(f"--output {path} will need about {amount(needed)} and {amount(free)} are free "
                         "there; choose another disk, or a smaller --short-side or --mode")

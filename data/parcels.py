@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from runtime.numbers import amount
+
 SHARED = "/dev/shm"
 SPARE = 8  # one part in so many of shared memory stays free, for NCCL and other jobs
 
@@ -96,6 +98,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _say_short() -> None:
     free, total = room() or (0, 0)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"shared memory is short ({SHARED} has {total / 1e6:,.0f} MB, {free / 1e6:,.0f} of them free), so "
+        print(f"shared memory is short ({SHARED} has {amount(total)}, {amount(free)} of them free), so "
               "batches come from the workers through pipes, which is slower; enlarge it (docker run --shm-size 8g), or "
               "lower --workers or the batch size", file=sys.stderr, flush=True)

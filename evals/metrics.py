@@ -20,6 +20,11 @@ def places(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(true[..., 0].isnan(), logits.shape[-1], before)
 
 
+def of_one_class(classes: Sequence[str]) -> str:
+    """What is to be said of scores where there is but one class to choose; '' where there are more."""
+    return f"all images are of one class ({classes[0]}), so these scores mean nothing" if len(classes) == 1 else ""
+
+
 def accuracy(logits: Tensor, labels: Tensor, top: Sequence[int] = (1, 5)) -> list[float]:
     """Percent of rows [n, C] whose label int64 [n] is among the first k classes, for each k of ``top``."""
     where = torch.cat([places(part, truth.to(part.device)) for part, truth in

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.base import full_precision, unit
-from runtime.device import all_gather
+from runtime.device import all_gather, need_memory
 
 
 class Queue(nn.Module):
@@ -22,6 +22,8 @@ class Queue(nn.Module):
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
+        # as it is made: drawn, and divided by its lengths
+        need_memory(3 * 4 * size * dim, f"--queue-size {size} of {dim} numbers each")
         self.register_buffer("items", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))  # ever put in, by all processes
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from models.original import ORIGINALS, build_original
 from models.vit import VITS, build_vit
-from runtime.errors import UserError
+from runtime.errors import UserError, memory_that_ran_out
 
 STEMS = ("imagenet", "cifar", "cifar_pad2")  # the last is solo-learn's: a 3x3 convolution padded by 2
 TIMM = "timm:"
@@ -120,7 +120,10 @@ def _try_out(model: nn.Module, flag: str) -> None:
     spec = model.spec
     try:
         shape = model.eval()(torch.zeros(1, 3, spec.image_size, spec.image_size)).shape
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except (MemoryError, RuntimeError, ValueError, AssertionError) as error:
+        if memory := memory_that_ran_out(error):
+            raise UserError(f"{flag} {spec.arch} at --image-size {spec.image_size}: {memory}; give smaller images"
+                            ) from None
         raise UserError(f"{flag} {spec.arch} does not work at --image-size {spec.image_size} "
                         f"({' '.join(str(error).split())[:120]}); give larger images or another architecture") from None
     if shape != (1, spec.feature_dim):

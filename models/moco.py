@@ -18,7 +18,7 @@ from models.heads import HeadNorm, mlp
 from models.match import IMAGENET_MEAN, IMAGENET_STD
 from models.momentum import BatchNormParts, ContrastedWidth, Momentum, follow, shuffled
 from models.teachers import Encoder, Normalise
-from runtime.device import all_gather
+from runtime.device import all_gather, need_memory
 from runtime.settings import Setting
 
 
@@ -42,6 +42,8 @@ class MoCo(nn.Module):
                  bn_parts: BatchNormParts = 8, head_bn: HeadNorm = False) -> None:
         super().__init__()
         self.spec = backbone.spec
+        need_memory(4 * moco_dim * (3 * moco_k + 4 * self.spec.feature_dim),  # the queue as it is made; two heads
+                    f"--moco-k {moco_k} with --moco-dim {moco_dim}")
         self.encoder_q = attach_head(backbone, mlp(self.spec.feature_dim, self.spec.feature_dim, moco_dim, head_bn))
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.normalise = Normalise()

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from runtime.errors import PeerLost, UserError
-from runtime.numbers import from_environment
+from runtime.numbers import amount, from_environment
 
 T = TypeVar("T")
 
@@ -163,6 +163,14 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     Only a copy from pinned memory is like that; torch keeps such memory until the copy is done, and then for the next.
     """
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def need_memory(size: int, flag: str) -> None:
+    """Refuse ``flag``, whose buffers take ``size`` bytes of main memory, where so many are not free: the system may
+    hand them out and then end the process that writes there."""
+    free = free_memory(torch.device("cpu"))
+    if size > free:
+        raise UserError(f"{flag} takes {amount(size)} of memory and {amount(free)} are free; give less")
 
 
 def seed_everything(seed: int) -> None:

@@ -210,6 +210,6 @@ class Meter:
 
 
 def duration(seconds: float) -> str:
-    """``1h02m`` or ``3m07s``."""
+    """``1,274h02m`` or ``3m07s``."""
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60:,}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"

@@ -21,6 +21,7 @@ from runtime.run import Run
 Parts = dict[str, Tensor]
 
 WAIT_SHARE = 0.2  # of an epoch, from which on there is advice
+WARM, MEASURED = 4, 12  # steps done, between which the pace is measured that the plan is made of
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Trainer:
         self.done, self.began, self.bad = 0, time.monotonic(), ""
         if run.epoch >= self.epochs:
             run.log.say(f"nothing is left to do: {run.epoch} epochs are done and --epochs is {self.epochs}")
+        self.warm = self.began
 
     def epoch(self, epoch: int, step_of: Callable[[Any], Parts]) -> None:
         """One pass over the loader, which begins at ``run.step``, the step to do next.
@@ -60,6 +62,9 @@ class Trainer:
         run.epoch, steps = epoch, first + len(self.loader)
         meter = Meter(self.loader, steps, self.images_per_step, f"epoch {epoch}", run.process.is_main, first)
         batches = iter(meter)
+        if not self.done:
+            left, images = self._left(epoch, first, steps), self.images_per_step
+            run.log.say(f"plan: {left:,} steps of {images:,} images, {left * images:,} in all")
         for step in range(first, steps):
             batch, error = self._next(batches)
             run.between_steps(error)
@@ -72,12 +77,25 @@ class Trainer:
             run.step, run.steps, self.done = step + 1, run.steps + 1, self.done + 1
             if self._was_skipped():
                 parts = {}
+            self._say_hours(self._left(epoch, step + 1, steps))
             run.averages.add(parts)
             if (step + 1) % self.print_freq == 0 or step + 1 == steps:
                 self._report(epoch, step + 1, steps, parts, rate, meter)
         _, error = self._next(batches)  # the end: samplers say what they have shown
         share_error(error, run.process)
         self._say_of_data(epoch, meter.wait_share())
+
+    def _left(self, epoch: int, done: int, steps: int) -> int:
+        """Steps of the run that are left, after ``done`` of the ``steps`` of ``epoch``."""
+        return (self.epochs - epoch) * steps - done
+
+    def _say_hours(self, left: int) -> None:
+        """Once, after the first steps, how long the run will take."""
+        if self.done == WARM:
+            self.warm = time.monotonic()
+        elif self.done == MEASURED and left:
+            pace = (time.monotonic() - self.warm) / (MEASURED - WARM)
+            self.run.log.say(f"plan: {left:,} steps are left, {duration(left * pace)} at the pace of the first ones")
 
     def _next(self, batches: Iterator[Any]) -> tuple[Any, UserError | None]:
         """The next batch, None after the last; and what speaks against going on on this rank."""
@@ -132,7 +150,7 @@ class Trainer:
         if self.monitor and parts:
             self.run.averages.add(self.monitor(parts))
         values = {**self.run.averages.take(), "lr": rate, **meter.rates()}
-        left = (self.epochs - epoch) * steps - done
+        left = self._left(epoch, done, steps)
         self.run.log.scalars(self.run.steps, epoch, values)
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.run.log.say(f"epoch {epoch + 1}/{self.epochs} step {done}/{steps}  {text}  "

@@ -39,6 +39,14 @@ def number(kind: type, least: float = -math.inf, most: float = math.inf, *, abov
     return parse
 
 
+def amount(size: float) -> str:
+    """Bytes as people say them: ``312 bytes``, ``4.1 MB``, ``2,000.0 GB``."""
+    for least, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= least:
+            return f"{size / least:,.1f} {unit}"
+    return f"{size:.0f} bytes"
+
+
 def from_environment(name: str, default: int, least: int = 0, most: int = WHOLE) -> int:
     """The whole number that the environment variable ``name`` holds, or ``default`` where it is not set or empty."""
     text = os.environ.get(name)
