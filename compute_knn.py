@@ -12,6 +12,10 @@ Each may be started by torchrun too; the processes then share the images.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import argparse
 import functools
 import json

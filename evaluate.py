@@ -17,6 +17,10 @@ table, or with --json one JSON object. Each may be started by torchrun too. COMM
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import argparse
 import contextlib
 import json

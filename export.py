@@ -11,6 +11,10 @@ compared with the source's, on random and on real images; on a difference nothin
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import argparse
 import json
 from pathlib import Path

@@ -10,6 +10,10 @@ Nothing in a file is run. Exit code 0 if the backbone of every file is whole, el
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import argparse
 import json
 import sys

@@ -13,6 +13,10 @@ fit both. A pack that was stopped goes on when the same command is given again.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import argparse
 from collections.abc import Iterable
 from pathlib import Path

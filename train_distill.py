@@ -12,6 +12,10 @@ checkpoint.pth (to go on from) and student.pth (to use).
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import argparse
 from functools import partial
 

@@ -11,6 +11,10 @@ config.json, metrics.jsonl, log.txt and TensorBoard events.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import argparse
 
 import torch

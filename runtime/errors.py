@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -79,6 +80,8 @@ def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-si
     Output never fails for its letters: those that a terminal does not have are written as \u2026. Nor does it hold
     codes that a terminal obeys, which the names of files, classes and tensors may have.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here, see runtime.start
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _prepare_streams()
     try:
         main()
@@ -95,6 +98,9 @@ def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-si
     except Exception as error:
         if is_lost_connection(error):
             _end(PeerLost())
+        if "Too many open files" in str(error):
+            _end(UserError("this process has as many files open as it may (ulimit -n); start it with more (ulimit -n "
+                           "4096), or lower --workers", every_process=False))
         if memory := memory_that_ran_out(error):
             _end(RunStopped(f"{memory}; {less_memory}, and start the same command again", every_process=False))
         if isinstance(error, OSError) and not _can_print():

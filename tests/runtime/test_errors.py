@@ -134,7 +134,7 @@ def test_output_never_fails_for_its_letters(encoding):
     """A terminal of another encoding, and a file name that no encoding has."""
     program = "from runtime.errors import run_script; run_script(lambda: print('a \u2026 \\udcff \u20ac b'))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": encoding},
-                          capture_output=True, timeout=60)
+                          capture_output=True, timeout=180)
     said = "a \u2026 \\udcff \u20ac b" if encoding == "utf-8" else "a \\u2026 \\udcff \\u20ac b"
     assert (done.returncode, done.stdout.decode("utf-8"), done.stderr) == (0, said + "\n", b"")
 
@@ -186,3 +186,44 @@ def test_a_reader_that_goes_away_after_a_line(tmp_path):
     done = subprocess.run(["bash", "-c", '"$0" prints.py out.txt | head -1; echo "${PIPESTATUS[0]}"', sys.executable],
                           cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("line 0\n1\n", "")
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"),
+                                   RuntimeError("Too many open files. Communication with the workers is no longer")])
+def test_too_many_open_files_is_one_sentence(error, capsys):
+    code, streams = run(error, capsys)
+    assert code == 2
+    assert "ulimit -n 4096" in streams.err
+    assert streams.err.count("\n") == 1
+
+
+START = """
+import sys
+sys.path.insert(0, {root!r})
+if True:
+    from runtime.start import begin
+    begin()
+import os, resource, signal
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_ctrl_c_during_imports_shows_no_traceback():
+    done = subprocess.run([sys.executable, "-c", START.format(root=str(ROOT))], capture_output=True, text=True,
+                          timeout=180)
+    assert (done.returncode, done.stderr) == (-2, "")
+
+
+def test_a_limit_of_open_files_under_which_nothing_works():
+    done = subprocess.run(["bash", "-c", f"ulimit -n 20; exec {sys.executable} inspect_checkpoint.py x.pth"], cwd=ROOT,
+                          capture_output=True, text=True, timeout=180)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this process may have 20 files open at once (ulimit -n)")
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_root_script_begins_before_its_imports():
+    for path in ROOT.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if "run_script(main" in text:
+            assert text.index("    begin()\n") < text.index("\nimport "), path.name
