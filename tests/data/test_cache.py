@@ -124,7 +124,6 @@ def test_what_is_sent_to_a_worker_has_no_names_of_its_own():
 
 
 def test_no_room(monkeypatch):
-    monkeypatch.setattr(cache.os.path, "isdir", lambda _: True)
     monkeypatch.setattr(cache, "room", lambda: (4_096_000, 64_000_000))
     with pytest.raises(UserError, match="--image-cache 1.0 GB does not fit into /dev/shm, where 4.1 MB are free"):
         CachedSource(Counted(), 1)
