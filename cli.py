@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from data.settings import Images, Reading, Views, default_workers
@@ -17,7 +17,7 @@ from runtime.hardware import Hardware
 from runtime.job import JobSettings, RunSettings
 from runtime.numbers import number
 from runtime.optimizers import Optimization
-from runtime.settings import Declared, add_settings, boolean, declared, take, values
+from runtime.settings import Declared, Used, add_settings, boolean, declared, take, values
 
 __all__ = ["Arguments", "Group", "Parser", "boolean", "default_workers", "number", "take", "values"]
 Group = argparse._ArgumentGroup
@@ -25,9 +25,9 @@ Group = argparse._ArgumentGroup
 
 class Arguments(argparse.Namespace):
     """A parsed command line. Beside the values: ``given``, the names of the flags that were typed, and ``declared``,
-    the settings behind the flags, by name."""
+    the settings behind the flags, and ``used``, (flag, runtime.settings.Used) of those that have one, by name."""
 
-    __slots__ = ("declared", "given")
+    __slots__ = ("declared", "given", "used")
 
     @property
     def resumable(self) -> set[str]:
@@ -47,6 +47,8 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args(words, namespace or Arguments())
         actions = list(self._all_actions(parsed))
         parsed.declared = {x.dest: x.declared for x in actions if isinstance(getattr(x, "declared", None), Declared)}
+        parsed.used = {name: (found.flag, found.used) for name, found in parsed.declared.items() if found.used}
+        parsed.used |= {x.dest: (_typed(x.option_strings, words), x.used) for x in actions if hasattr(x, "used")}
         parsed.given = {x.dest for x in actions if any(_is_flag(word, x.option_strings) for word in words)}
         return parsed, unknown
 
@@ -66,10 +68,27 @@ def _is_flag(word: str, spellings: Sequence[str]) -> bool:
                for flag in spellings)
 
 
+def _typed(spellings: Sequence[str], words: Sequence[str]) -> str:
+    """The spelling that was typed, or else the last."""
+    return next((flag for flag in spellings if any(_is_flag(word, [flag]) for word in words)), spellings[-1])
+
+
+def only(group: Group, flags: str, words: str, when: Callable[[Arguments], bool]) -> None:
+    """:class:`runtime.settings.Used` for ``flags`` that were added to ``group`` one by one."""
+    for flag in flags.split():
+        group._option_string_actions[flag].used = Used(words, when)
+
+
 def unused(args: Arguments) -> list[str]:
     """A sentence for each flag that was given and has no effect beside the others."""
-    return [f"{found.flag} has no effect: it is used {found.used.words}" for name, found in args.declared.items()
-            if name in args.given and found.used and not found.used.when(args)]
+    return [f"{flag} has no effect: it is used {used.words}" for name, (flag, used) in args.used.items()
+            if name in args.given and not used.when(args)]
+
+
+def say_unused(args: Arguments, process: Process) -> None:
+    """The sentences of :func:`unused` on stderr, for scripts without a log."""
+    for sentence in unused(args) if process.is_main else ():
+        print(sentence, file=sys.stderr)
 
 
 def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str | None = None, required: bool = True,

@@ -350,6 +350,7 @@ def main() -> None:
     args = parse_args()
     with start_process(args.device, UNEVEN_WORK) as process:
         cli.same_flags(args, process)
+        cli.say_unused(args, process)
         COMMANDS[args.command](args, process)
 
 

@@ -63,6 +63,7 @@ def main() -> None:
     args = parse_args()
     with start_process(args.device, UNEVEN_WORK) as process:
         cli.same_flags(args, process)
+        cli.say_unused(args, process)
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             record = COMMANDS[args.command].run(args, process)
         if args.json and process.is_main:

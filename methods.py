@@ -45,7 +45,7 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
                             "paper, and ahead of it on small sets (docs/RESULTS.md)")
     group.add_argument("--loss-weights", type=weights, default=None, metavar="W,W",
                        help="a weight for each loss of a sum, with commas; default 1 each")
-    group.add_argument("--beta", type=cli.number(float), default=1.0, metavar="W",
+    group.add_argument("--beta", type=cli.number(float, above=0), default=1.0, metavar="W",
                        help="factor of the whole loss; default 1")
     for owners in losses.settings().values():
         declared = next(iter(owners.values()))

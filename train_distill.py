@@ -109,14 +109,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--total-k", type=cli.number(int, 0), default=31, metavar="N",
                        help="nearest neighbours out of which they are drawn; default 31, the paper's; equal to "
                             "--nearest-k takes exactly the nearest")
-
+    near, clusters = ("cf", "cluster+cf"), ("cluster", "cluster+cf")
+    cli.only(group, "--fark-info --nearest-k --total-k", "with --sampler cf and cluster+cf",
+             lambda args: args.sampler in near)
+    cli.only(group, "--closek-info", "with --sampler cf and cluster+cf, and with cluster where it holds the clusters",
+             lambda args: args.sampler in near or whole_clusters(args))
+    cli.only(group, "--cluster-info", "with --sampler cluster and cluster+cf", lambda args: args.sampler in clusters)
+    cli.only(group, "--coverage", "with --sampler cluster+cf", lambda args: args.sampler == "cluster+cf")
     group.add_argument("--epoch-steps", type=cli.number(int, 1), default=None, metavar="N",
                        help="call N steps an epoch, for the schedule, the scores and the checkpoints, so that methods "
                             "with different samplers can be compared at equal places; images come in the same order. "
                             "Default: the sampler's own epochs")
 
     group = cli.add_optimization_flags(parser, source="the paper's")
-    group.add_argument("--ema", type=cli.number(float, 0, 1), default=0.0, metavar="X",
+    group.add_argument("--ema", type=cli.number(float, 0, below=1), default=0.0, metavar="X",
                        help="keep a moving average of the student with this decay (0.999, 0.9999) and write it to "
                             "student_ema.pth; default 0, none")
     group = cli.add_speed_flags(parser)
@@ -297,8 +303,7 @@ def build_sampler(args: argparse.Namespace, process: Process, source: ImageSourc
     whole = whole_clusters(args)
     if whole:
         needs = {"closek_info"}
-    notes = [f"--{name.replace('_', '-')} is not used by --sampler {args.sampler}"
-             for name in sorted(FILES - {"distill"} - needs) if vars(args)[name]]
+    notes: list[str] = []
     where = {"batch_size": args.batch_size, "rank": process.rank, "world_size": process.world_size, "seed": args.seed}
     if whole:
         labels, more = load_clusters(args.closek_info, *data, teacher_sha256, flag="--closek-info")

@@ -36,6 +36,13 @@ def add_grid_flags(group: cli.Group, when: str = "") -> None:
                        help=f"{when}share of each class's training images on which the grid's best is chosen (of "
                             "equals the one with more decay); it is then trained on all of them; default 0.1. The "
                             "test images choose nothing")
+    cached = " and --cached" if when else ""
+    cli.only(group, "--rates", f"with --solver sgd{cached}",
+             lambda args: args.solver == "sgd" and getattr(args, "cached", True))
+    cli.only(group, "--iterations", f"with --solver lbfgs{cached}",
+             lambda args: args.solver == "lbfgs" and getattr(args, "cached", True))
+    if when:
+        cli.only(group, "--solver --decays --validation", "with --cached", lambda args: args.cached)
 
 
 def choose_head(features: Tensor, labels: np.ndarray, classes: int, args: argparse.Namespace, process: Process,

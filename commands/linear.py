@@ -36,6 +36,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                             "minutes instead of days, without augmentation; of the training flags only --epochs and "
                             "--batch-size then count, for --solver sgd")
     add_grid_flags(group, "with --cached: ")
+    cli.only(group, "--lr --schedule --factor --momentum --wd --amp --data-path", "without --cached",
+             lambda args: not args.cached)
+    cli.only(group, "--epochs --batch-size", "without --cached, or with --solver sgd",
+             lambda args: not args.cached or args.solver == "sgd")
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:

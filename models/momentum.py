@@ -18,7 +18,7 @@ from runtime.settings import Setting
 ContrastedWidth = Annotated[int, Setting("width of the contrasted features; default {default}, MoCo's", "--moco-dim",
                                          least=1, metavar="D")]
 Momentum = Annotated[float, Setting("momentum of the copy that follows the network; default {default}, MoCo's",
-                                    "--moco-m", least=0, most=1, metavar="M")]
+                                    "--moco-m", least=0, below=1, metavar="M")]
 BatchNormParts = Annotated[int, Setting(
     "parts over all processes into which the shuffled batch of the momentum copy is cut for batch norm, so that its "
     "statistics do not give the positive away; default {default}, as on MoCo's 8 GPUs", "--bn-parts", least=1,

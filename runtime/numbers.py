@@ -14,14 +14,15 @@ SHOWN = 40  # letters of a wrong number
 
 
 def number(kind: type, least: float = -math.inf, most: float = math.inf, *, above: float | None = None,
-           ) -> Callable[[str], float]:
-    """A type for argparse: an ``int`` or a finite ``float`` within [least, most], and greater than ``above``.
+           below: float | None = None) -> Callable[[str], float]:
+    """A type for argparse: an ``int`` or a finite ``float`` within [least, most], greater than ``above`` and less than
+    ``below``.
 
     Where no limit is given it is that of a C int or of a float32.
     """
     widest = WHOLE if kind is int else REAL
     limits = [f"above {above:g}" if above is not None else "", f"at least {least:g}" if least > -math.inf else "",
-              f"at most {most:g}" if most < math.inf else ""]
+              f"at most {most:g}" if most < math.inf else "", f"below {below:g}" if below is not None else ""]
     wanted = " ".join(["a whole number" if kind is int else "a number", " and ".join(x for x in limits if x)]).strip()
 
     def parse(text: str) -> float:
@@ -30,7 +31,8 @@ def number(kind: type, least: float = -math.inf, most: float = math.inf, *, abov
             value = kind(text)
         except ValueError:  # not in figures, or in thousands of them
             value = math.nan
-        if not max(least, -widest) <= value <= min(most, widest) or (above is not None and value <= above):
+        if (not max(least, -widest) <= value <= min(most, widest) or (above is not None and value <= above)
+                or (below is not None and value >= below)):
             unsaid = (value > widest and most > widest) or (value < -widest and least < -widest)
             size = f", and its size at most {widest:g}" if unsaid else ""
             raise argparse.ArgumentTypeError(f"{shown!r} is not {wanted}{size}")

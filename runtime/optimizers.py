@@ -34,7 +34,7 @@ class Optimization:
         "coefficient 0.001; biases and norms by plain sgd), for batches of thousands and rates above 0.1; adamw, for "
         "transformers, with rates of about 0.001 or less", choices=OPTIMIZERS)] = "sgd"
     momentum: Annotated[float, Setting("momentum of sgd and lars, first beta of adamw; default {default}, {source}",
-                                       least=0, most=1)] = 0.9
+                                       least=0, below=1)] = 0.9
     weight_decay: Annotated[float, Setting("weight decay; default {default}, {source}", "--wd --weight-decay", least=0,
                                            metavar="W")] = 1e-4
     decayed: Annotated[str, Setting(
@@ -51,10 +51,14 @@ class Optimization:
                                  metavar="BOOL")] = True
     schedule: Annotated[Sequence[int], Setting(
         "with --cos false: epochs at which the rate falls to a tenth; default {default}, the original's", nargs="*",
-        least=0, metavar="EPOCH", item=int), Used("with --cos false", lambda args: not args.cos)] = (120, 160)
+        least=0, metavar="EPOCH", item=int),
+        Used("with --cos false", lambda args: not getattr(args, "cos", False))] = (120, 160)
 
     def check(self) -> None:
-        """Raise :class:`UserError` if --start-epoch leaves nothing to do."""
+        """Raise :class:`UserError` if --start-epoch leaves nothing to do, or the warm-up does not end in time."""
+        if self.warmup_epochs and self.warmup_epochs > self.epochs:
+            raise UserError(f"--warmup-epochs {self.warmup_epochs} is more than --epochs {self.epochs}, so that the "
+                            "rate would never reach --lr; give fewer")
         if self.start_epoch is not None and self.start_epoch >= self.epochs:
             raise UserError(f"--start-epoch {self.start_epoch} leaves nothing of --epochs {self.epochs}; epochs count "
                             "from 0")

@@ -30,7 +30,7 @@ class Setting:
 
     ``help``: what it does, with the source of its default; ``{default}`` stands for the default, and ``{source}`` for
     whose it is, which the script says. ``flags``: its spellings, separated by spaces, where ``--name-of-the-argument``
-    is not the only one; messages use the first long one. ``least``, ``most``, ``above``: limits of a number.
+    is not the only one; messages use the first long one. ``least``, ``most``, ``above``, ``below``: limits of a number.
     ``choices``: the words allowed. ``parse``: text to value, where the type does not say how; it raises
     argparse.ArgumentTypeError. ``item``: the type of each, where there are several. ``nargs``, ``const``: argparse's.
     ``resumable``: a run may be resumed with another value and is still the same run, since it only says where things
@@ -45,6 +45,7 @@ class Setting:
     least: float = -math.inf
     most: float = math.inf
     above: float | None = None
+    below: float | None = None
     choices: Sequence[str] = ()
     metavar: str | None = None
     parse: Callable[[str], Any] | None = None
@@ -110,7 +111,7 @@ class Declared:
         kind = setting.item or self.type
         if setting.parse or kind not in (int, float):
             return setting.parse or str
-        return number(kind, setting.least, setting.most, above=setting.above)
+        return number(kind, setting.least, setting.most, above=setting.above, below=setting.below)
 
 
 def declared(owner: Callable[..., Any]) -> dict[str, Declared]:

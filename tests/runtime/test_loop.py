@@ -19,7 +19,8 @@ class Loader(list):
 def said(loader, waited):
     lines = []
     log, process = SimpleNamespace(say=lines.append), SimpleNamespace(rank=1)
-    run = SimpleNamespace(log=log, output=Path(), process=process, modules={}, on_nonfinite="stop", nonfinite_limit=1)
+    run = SimpleNamespace(log=log, output=Path(), process=process, modules={}, epoch=0, on_nonfinite="stop",
+                          nonfinite_limit=1)
     Trainer(run, None, loader, 1, 1, None, 1, None)._say_of_data(4, waited)
     return lines
 
