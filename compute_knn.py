@@ -26,9 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import cli
-import cli_original
-import networks
+from common import cli, cli_original, networks
 from data.augment import eval_transform_name
 from data.checks import (
     check_apart,
@@ -48,13 +46,13 @@ from evals.knn import PAPER_ROWS, knn_accuracy
 from evals.metrics import of_one_class
 from runtime.device import UNEVEN_WORK, Process, agree, gather_objects, start_process
 from runtime.errors import UserError, run_script
-from runtime.faiss_search import search_faiss
-from runtime.kmeans import INITS, kmeans
-from runtime.kmeans import METRICS as KMEANS_METRICS
 from runtime.outputs import check_output_file
-from runtime.products import METRICS, PRODUCTS
-from runtime.rowfile import RowFile, one_writer
-from runtime.search import Block, search
+from search.exact import Block, search
+from search.faiss_search import search_faiss
+from search.kmeans import INITS, kmeans
+from search.kmeans import METRICS as KMEANS_METRICS
+from search.products import METRICS, PRODUCTS
+from search.rowfile import RowFile, one_writer
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -26,9 +26,16 @@ import contextlib
 import json
 import sys
 
-import cli
-from commands import all as everything
-from commands import finetune, knn, linear, overlap, retrieval, robustness, transfer, video
+from common import cli
+from common import evaluate_all as everything
+from common import evaluate_finetune as finetune
+from common import evaluate_knn as knn
+from common import evaluate_linear as linear
+from common import evaluate_overlap as overlap
+from common import evaluate_retrieval as retrieval
+from common import evaluate_robustness as robustness
+from common import evaluate_transfer as transfer
+from common import evaluate_video as video
 from evals.results import plain
 from runtime.device import UNEVEN_WORK, start_process
 from runtime.errors import EXIT_BAD_INPUT, run_script

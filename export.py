@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-import cli
+from checkpoints.conversion import TARGETS, Exported, check_output, check_target, export
+from checkpoints.frozen import load_frozen
+from checkpoints.targets import Network
+from common import cli
 from data.augment import eval_transform
 from data.datasets import open_source
 from data.demo import CLASSES, render
 from data.images import BadImage
-from models.export import TARGETS, Exported, check_output, check_target, export
-from models.targets import Network
-from models.teachers import FrozenEncoder, load_frozen
+from models.teachers import FrozenEncoder
 from runtime.errors import UserError, run_script
 
 TARGET_HELP = (

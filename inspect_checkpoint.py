@@ -23,23 +23,23 @@ from typing import Any
 import numpy as np
 import torch
 
-import cli
+from checkpoints.layouts import LAYOUTS, read_checkpoint
+from checkpoints.match import Checkpoint
+from checkpoints.report import Report, colours, few
+from checkpoints.safe_load import file_sha256, published_as
+from checkpoints.values import Unsound
+from common import cli
 from data.augment import Augmentation, augmentation
 from data.datasets import open_source
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
 from evals.sanity import effective_rank, leave_one_out, same_image, verdict
 from models.backbones import build_backbone
-from models.checkpoints import LAYOUTS, read_checkpoint
 from models.heads import describe
-from models.match import Checkpoint
-from models.report import Report, colours, few
-from models.safe_load import file_sha256, published_as
 from models.teachers import FrozenEncoder
-from models.values import Unsound
 from runtime.device import Process, seed_everything, start_process
 from runtime.errors import EXIT_BAD_INPUT, UserError, printable, run_script
-from runtime.features import extract
+from search.features import extract
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import cli
+from common import cli
 from data.datasets import SPEC_HELP, open_source
 from data.packed import PackedSource
 from data.packing import pack

@@ -21,10 +21,10 @@ from functools import partial
 
 import torch
 
-import cli
-import cli_original
 import losses
-import methods
+from checkpoints.frozen import load_frozen
+from checkpoints.report import Report
+from common import cli, cli_original, methods
 from data.augment import PRESETS, augmentation
 from data.cache import pooled
 from data.checks import check_apart
@@ -44,8 +44,7 @@ from models.backbones import build_backbone, check_arch, check_batch
 from models.distiller import Distiller, agreement
 from models.heads import build_heads
 from models.momentum import MomentumStudent
-from models.report import Report
-from models.teachers import Encoder, FrozenEncoder, load_frozen
+from models.teachers import Encoder, FrozenEncoder
 from runtime.device import Process, need_memory, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
 from runtime.hardware import Hardware

@@ -19,7 +19,7 @@ import argparse
 
 import torch
 
-import cli
+from common import cli
 from data.augment import PRESETS, augmentation
 from data.cache import pooled
 from data.checks import check_apart
@@ -28,7 +28,7 @@ from data.loader import BadImageLog, Batch, build_loader
 from data.samplers import RandomSampler
 from evals.monitor import KnnMonitor
 from models.backbones import build_backbone, check_batch
-from models.moco import MoCo
+from models.moco_pretraining import MoCo
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
 from runtime.hardware import Hardware

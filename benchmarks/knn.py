@@ -29,9 +29,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from runtime.errors import UserError  # noqa: E402
-from runtime.faiss_search import search_faiss  # noqa: E402
-from runtime.products import PRODUCTS  # noqa: E402
-from runtime.search import search  # noqa: E402
+from search.exact import search  # noqa: E402
+from search.faiss_search import search_faiss  # noqa: E402
+from search.products import PRODUCTS  # noqa: E402
 
 IMAGENET = (1_281_167, 2_048, 384)
 REFERENCE_ROWS = 256

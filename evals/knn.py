@@ -9,7 +9,7 @@ from torch import Tensor
 
 from runtime.device import Process, gather_objects
 from runtime.errors import UserError
-from runtime.search import Block, search
+from search.exact import Block, search
 
 PAPER_ROWS = ((10, 0.07), (10, 1.0), (20, 0.07), (50, 0.07))  # (k, T) that the original code prints
 CHUNK = 4096
@@ -22,7 +22,7 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     """Top-1 and top-5 in percent of the weighted vote exp(cosine / T) of the k nearest, for each (k, T).
 
     ``train`` [n, d] and ``test`` [m, d] are features of any scale and float type, in memory or memory-mapped, labels
-    int64 in [0, num_classes). One search by cosine serves all rows; ``backend`` is :func:`runtime.search.search` or one
+    int64 in [0, num_classes). One search by cosine serves all rows; ``backend`` is :func:`search.exact.search` or one
     like it, ``options`` are its own. With a ``process`` each rank takes its share of the test images and all return the
     score of all (a collective). Raises :class:`UserError` if some k exceeds n.
     """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evals.heads import Heads, Scale
+from evals.head_grid import Heads, Scale
 from runtime.device import free_memory
 
 MEMORY, HALVINGS, ARMIJO, NOISE = 10, 20, 1e-4, 1e-7

@@ -16,8 +16,8 @@ from data.splits import open_labelled
 from evals.knn import knn_accuracy
 from runtime.device import Process, broadcast
 from runtime.errors import UserError
-from runtime.features import extract, left_out
 from runtime.settings import Setting, Used
+from search.features import extract, left_out
 
 BANK, QUERIES, BATCH = 10_000, 2_000, 256
 K, TEMPERATURE = 10, 0.07

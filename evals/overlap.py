@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import trange
 
 from evals.sanity import entropy_rank
-from runtime.candidates import EMPTY, encode
 from runtime.device import Process, all_reduce_sum, gather_objects
-from runtime.products import Bank
-from runtime.search import top_k
+from search.candidates import EMPTY, encode
+from search.exact import top_k
+from search.products import Bank
 
 KS = (1, 5, 11, 21, 31, 51, 101)  # of neighbours, as many as fit
 ROWS = 4096                       # at a time where each takes little
@@ -31,7 +31,7 @@ def usable_ks(images: int, ks: Sequence[int] = KS) -> list[int]:
 def shared_neighbours(teacher: Tensor, student: Tensor, ks: Sequence[int] = KS, **options: object) -> dict[int, float]:
     """Percent of the ``k`` nearest other images, by cosine, that an image has in both spaces, averaged over images.
 
-    Features [n, d_t] and [n, d_s] of the same images; ``options`` are those of runtime.search.search. By chance it is
+    Features [n, d_t] and [n, d_s] of the same images; ``options`` are those of search.exact.search. By chance it is
     100 k / (n - 1). Raises ValueError if some k exceeds n - 1.
     """
     near = [nearest(space, range(len(space)), max(ks), **options) for space in (teacher, student)]
@@ -89,7 +89,7 @@ def _shared(first: Tensor, second: Tensor, ks: Sequence[int]) -> dict[int, int]:
 def ranks_of(ids: Tensor, space: Tensor, rows: range, device: torch.device, progress: bool = False) -> Tensor:
     """Rank, from 1, of images ``ids`` int64 [len(rows), k] among all the others by cosine to each of ``rows``.
 
-    ``space`` [n, d]; ids are no row's own. Equal cosines rank in the order of the images, as in runtime.search.
+    ``space`` [n, d]; ids are no row's own. Equal cosines rank in the order of the images, as in search.exact.
     Returns int64 [len(rows), k]. No more than a few million scores are held at a time.
     """
     bank = Bank(space, "cosine", "float32", device, room=space.numel() * 4)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from runtime.device import Process, gather_objects
-from runtime.products import Bank
+from search.products import Bank
 
 PROTOCOLS = {"easy": (("easy",), ("junk", "hard")), "medium": (("easy", "hard"), ("junk",)),
              "hard": (("hard",), ("junk", "easy"))}  # what must be found, and what is as if it were not there

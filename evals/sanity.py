@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.search import top_k
+from search.exact import top_k
 
 K, TEMPERATURE = 10, 0.07
 

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.match import IMAGENET_MEAN, IMAGENET_STD
-from models.teachers import Normalise
+from models.teachers import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 
 class Distiller(nn.Module):

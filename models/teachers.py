@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from models.backbones import STEMS, build_backbone
-from models.checkpoints import read_checkpoint
 from models.fold import fold_batch_norm
-from models.heads import describe, width_of
-from models.match import IMAGENET_MEAN, IMAGENET_STD
-from models.report import Report
-from runtime.errors import UserError
-from runtime.settings import Setting
+from models.heads import width_of
 
-Stem = Annotated[str | None, Setting(
-    "stem of {source}: imagenet (stride 2 and max-pool, as torchvision builds it), cifar (3x3, stride 1, no max-pool, "
-    "for images of about 32 pixels) or cifar_pad2 (the same padded by 2, solo-learn's); default: {default}",
-    choices=STEMS, unset="what the checkpoint records or its first convolution shows")]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalise(nn.Module):
@@ -107,47 +96,3 @@ class FrozenEncoder(Encoder):
         """Of each kind of :meth:`answers`."""
         width = self.backbone.spec.feature_dim
         return {"features": width, **({"head": width_of(self.head, width)} if self.head else {})}
-
-
-def load_frozen(
-    weights: str | Path, arch: str | None = None, stem: Stem = None, image_size: int | None = None, *,
-    branch: Annotated[str | None, Setting(
-        "which network of a file with several (encoder_k, momentum_encoder, student.backbone, ...; "
-        "inspect_checkpoint.py lists them); default: the one that the method's own evaluation uses",
-        metavar="NAME")] = None,
-    mean: Annotated[Sequence[float] | None, Setting(
-        "mean of red, green and blue that the network was trained with, of images in [0, 1]; default: its layout's, "
-        "which the report shows (ImageNet's for most)", nargs=3, item=float, metavar="X")] = None,
-    std: Annotated[Sequence[float] | None, Setting("the same for the standard deviation", nargs=3, item=float, above=0,
-                                                   metavar="X")] = None,
-    checkpoint_key: Annotated[str | None, Setting(
-        "entry of the file that holds the weights; default: found (state_dict, model, or bare)",
-        "--checkpoint-key --checkpoint_key", metavar="KEY")] = None,
-    trust_checkpoint: Annotated[bool, Setting(
-        "unpickle whatever the file holds, which runs the code that it names; without it files are read without "
-        "running anything, and those that need it are refused")] = False,
-    with_head: bool = False, flag: str = "--weights", prefix: str = "--",
-) -> tuple[FrozenEncoder, Report]:
-    """A checkpoint of any known layout as a frozen encoder, and the report of the match.
-
-    What is None is taken from the file: its record, its tensors' shapes, its layout. ``with_head`` reads the
-    pre-trained network's own head too. ``flag`` and ``prefix`` (of --arch, --stem, --branch) are for messages.
-    Raises :class:`UserError` on any mismatch.
-    """
-    checkpoint = read_checkpoint(weights, checkpoint_key, flag, branch=branch, branch_flag=f"{prefix}branch",
-                                 trust=trust_checkpoint)
-    found = checkpoint.identify(arch, stem, image_size, arch_flag=f"{prefix}arch", stem_flag=f"{prefix}stem")
-    backbone = build_backbone(found.arch, found.stem, found.image_size, f"{prefix}arch")
-    report = checkpoint.load_into(backbone)
-    head = checkpoint.head() if with_head else None
-    report.head = describe(head) if head else None
-    report.mean, report.std = list(mean or report.mean), list(std or report.std)
-    if not all(x > 0 for x in report.std):
-        raise UserError(f"{prefix}std {' '.join(map(str, report.std))} must be above 0; give the three values of the "
-                        "pre-training")
-    return FrozenEncoder(backbone, report.mean, report.std, head), report
-
-
-def untrained(arch: str, image_size: int, stem: str = "imagenet", flag: str = "--arch") -> FrozenEncoder:
-    """A freshly initialised trunk as a frozen encoder: the yardstick below which nothing was learnt."""
-    return FrozenEncoder(build_backbone(arch, stem, image_size, flag))

@@ -25,15 +25,17 @@ from torchvision.models.detection import FasterRCNN
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cli  # noqa: E402
-import networks  # noqa: E402
-from data.detection import BoxSource, open_pair, read_coco, same_classes  # noqa: E402
-from data.detection_batches import BoxBatch, check_boxes, evaluation_batches, training_batches  # noqa: E402
+from checkpoints.frozen import load_frozen, untrained  # noqa: E402
+from common import (
+    cli,  # noqa: E402
+    networks,  # noqa: E402
+)
 from data.samplers import RandomSampler  # noqa: E402
-from evals.detection import NAMES, average_precision, detect, need_pycocotools  # noqa: E402
+from evals.average_precision import NAMES, average_precision, detect, need_pycocotools  # noqa: E402
 from evals.results import add_result, save_table, table, versions  # noqa: E402
-from models.detection import NORMS, faster_rcnn, parameter_groups  # noqa: E402
-from models.teachers import load_frozen, untrained  # noqa: E402
+from evals.sets.box_batches import BoxBatch, check_boxes, evaluation_batches, training_batches  # noqa: E402
+from evals.sets.boxes import BoxSource, open_pair, read_coco, same_classes  # noqa: E402
+from models.faster_rcnn import NORMS, faster_rcnn, parameter_groups  # noqa: E402
 from runtime.device import Process, broadcast, on_first_rank, seed_everything, start_process, wrap  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 from runtime.loop import Trainer  # noqa: E402

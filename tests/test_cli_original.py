@@ -4,7 +4,7 @@ import pytest
 
 import compute_knn
 import train_distill
-from cli_original import ARCHS, OTHERS, SAME, Idle, Refused, Renamed, translate
+from common.cli_original import ARCHS, OTHERS, SAME, Idle, Refused, Renamed, translate
 from runtime.errors import UserError
 
 # What argparse of the original's scripts lists, in their order, each with a value that it takes.

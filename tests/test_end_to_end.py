@@ -20,10 +20,10 @@ from PIL import Image
 from torch import nn
 
 import compute_knn
-import networks
+from common import networks
 from data.datasets import open_source
 from runtime.errors import UserError
-from runtime.rowfile import RowFile
+from search.rowfile import RowFile
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER, STUDENT = "shufflenet_v2_x0_5", "squeezenet1_1"  # 1,024 and 512 wide, the second without batch norm

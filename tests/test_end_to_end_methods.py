@@ -10,7 +10,7 @@ from test_end_to_end_resume import at, differences
 
 from losses import LOSSES, needs_of
 from models.backbones import build_backbone
-from models.moco import MoCo
+from models.moco_pretraining import MoCo
 
 WITH_QUEUE = {"seed": ["queue"], "compress": ["ours", "theirs"], "bingo": ["queue"], "disco": ["queue"],
               "moco": ["queue"]}

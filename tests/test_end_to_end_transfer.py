@@ -81,7 +81,7 @@ def test_transfer_again_goes_on_from_what_is_there(transferred, root, monkeypatc
 
     kept, = (root / "out" / "transfer").iterdir()
     result = json.loads(kept.read_text())
-    monkeypatch.setattr("commands.transfer.transfer", fail)
+    monkeypatch.setattr("common.evaluate_transfer.transfer", fail)
     done = well(in_this_process("evaluate.py", "transfer", *flags, "--json"))
     assert json.loads(done.out)["metrics"]["datasets"]["stripes"]["path"] == result["path"]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torchvision import models
 
+from checkpoints.report import Report
+from checkpoints.safe_load import file_sha256
 from data.demo import write_demo
 from inspect_checkpoint import as_text, layout_table
-from models.report import Report
-from models.safe_load import file_sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {"file", "ok", "layout", "arch", "branch", "matched", "missing", "unexpected", "dropped", "sha256", "mean",

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import train_distill
+from common.methods import options
 from losses import LOSSES, build_objective, tables
-from methods import options
 
 ROOT = Path(__file__).resolve().parent.parent
 # The script itself, with the launcher replaced by one that prints the command line.

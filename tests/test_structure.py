@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-import cli
-import methods
+from common import cli, methods
 from losses import build_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = {".venv", ".git", "tests", "runs", "datasets", "shared"}
-PACKAGES = ("data", "evals", "losses", "models", "runtime")
-SHARED = {"cli", "cli_original", "methods", "networks"}  # by the root scripts
-BESIDE = "commands"  # evaluate.py's sub-commands: a package on the root scripts' side
-ROOT_SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in SHARED)
+PACKAGES = ("checkpoints", "data", "evals", "losses", "models", "runtime", "search")
+SHARED = "common"  # by the root scripts: the package on their side
+ROOT_SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MAY_IMPORT = {
     "runtime": {"runtime"},
     "models": {"models", "runtime"},
+    "checkpoints": {"checkpoints", "models", "runtime"},
+    "search": {"search", "data", "runtime"},
     "losses": {"losses", "runtime"},
     "data": {"data", "runtime"},
-    "evals": {"evals", "data", "runtime"},
+    "evals": {"evals", "data", "search", "runtime"},
 }
 
 
@@ -47,7 +47,7 @@ def modules():
     names = []
     for path in python_files():
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if len(parts) == 1 or parts[0] in (*PACKAGES, BESIDE):
+        if len(parts) == 1 or parts[0] in (*PACKAGES, SHARED):
             names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     return names
 
@@ -55,12 +55,12 @@ def modules():
 def test_the_tree_is_found():
     assert set(PACKAGES) <= {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert {"train_distill", "train_teacher", "compute_knn"} <= set(ROOT_SCRIPTS)
-    assert {"cli", "losses.coss", "runtime.search", "train_distill"} <= set(modules())
+    assert {"common.cli", "losses.coss", "search.exact", "train_distill"} <= set(modules())
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_who_may_import_whom(package):
-    ours = {*PACKAGES, *SHARED, *ROOT_SCRIPTS, BESIDE}
+    ours = {*PACKAGES, SHARED, *ROOT_SCRIPTS}
     wrong = [f"{path.relative_to(ROOT)}:{line} imports {name}" for path in sorted((ROOT / package).rglob("*.py"))
              for name, line in imported(path) if name in ours - MAY_IMPORT[package]]
     assert not wrong
@@ -69,8 +69,8 @@ def test_who_may_import_whom(package):
 def test_nothing_imports_a_root_script_and_only_they_import_what_they_share():
     wrong = []
     for path in python_files():
-        is_script = path.parent in (ROOT, ROOT / BESIDE) or path == ROOT / "scripts/detection_torchvision.py"
-        forbidden = {*ROOT_SCRIPTS} | (set() if is_script else {*SHARED, BESIDE})
+        is_script = path.parent in (ROOT, ROOT / SHARED) or path == ROOT / "scripts/detection_torchvision.py"
+        forbidden = {*ROOT_SCRIPTS} | (set() if is_script else {SHARED})
         wrong += [f"{path.relative_to(ROOT)}:{line} imports {name}" for name, line in imported(path)
                   if name in forbidden]
     assert not wrong
@@ -190,11 +190,13 @@ def test_every_script_has_a_minimal_command_line():
 
 @pytest.mark.parametrize("case", MINIMAL, ids=" ".join)
 def test_no_flag_is_read_by_nothing(case):
-    names = [case[0], *SHARED]
+    names = [case[0], *(f"{SHARED}/{path.stem}" for path in (ROOT / SHARED).glob("*.py")
+                        if not path.stem.startswith("evaluate_"))]
     if case[0] == "evaluate":
         others = set(importlib.import_module("evaluate").COMMANDS) - {case[1]}
         commands = others if case[1] != "all" else set()  # it runs them all
-        names += [f"{BESIDE}/{path.stem}" for path in (ROOT / BESIDE).glob("*.py") if path.stem not in commands]
+        names += [f"{SHARED}/{path.stem}" for path in (ROOT / SHARED).glob("evaluate_*.py")
+                  if path.stem.removeprefix("evaluate_") not in commands]
     read = set().union(*(read_names(ROOT / f"{name}.py") for name in names))
     read |= parse(case).declared.keys()  # arguments of what they are declared for, read by name
     unread = set(vars(parse(case))) - read
@@ -291,7 +293,7 @@ def test_only_where_things_lie_and_how_the_work_is_done_may_differ_on_resume(scr
 
 
 def test_a_resumable_setting_that_shows_in_the_result_belongs_to_an_evaluations_settings():
-    from commands.common import settings
+    from common.evaluation import settings
 
     found = settings(parse(("evaluate", "linear")))
     assert {"amp", "on_bad_image", "data_path", "dtype", "seed", "subset", "epochs", "cached"} <= set(found)

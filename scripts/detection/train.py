@@ -27,8 +27,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from checkpoints.safe_load import file_sha256, read_file  # noqa: E402
 from evals.results import add_result, versions  # noqa: E402
-from models.safe_load import file_sha256, read_file  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 from runtime.numbers import number  # noqa: E402
 

@@ -29,15 +29,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from checkpoints.layouts import read_checkpoint
 from data.clusters import load_clusters, save_clusters
 from data.neighbours import load_neighbours, place_neighbours
 from evals.results import add_result, read_results
 from models.backbones import build_backbone
-from models.checkpoints import read_checkpoint
 from runtime.device import Process
 from runtime.errors import UserError
-from runtime.features import Keep, extract
 from runtime.store import digest, load_checkpoint, save_checkpoint
+from search.features import Keep, extract
 
 SECONDS = 20
 INFO = {"fingerprint": "f" * 64, "source": "x", "teacher_sha256": "a" * 64, "teacher_arch": "resnet18"}

@@ -8,7 +8,7 @@ from ranks import on_ranks
 from torch import nn
 
 from data.batches import Batch
-from evals.detection import NAMES, as_results, average_precision, detect, need_pycocotools
+from evals.average_precision import NAMES, as_results, average_precision, detect, need_pycocotools
 from runtime.device import Process
 from runtime.errors import UserError
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evals.heads import Scale, sgd_heads, split_validation
+from evals.head_grid import Scale, sgd_heads, split_validation
 
 
 def data(n=60, d=5, classes=3):

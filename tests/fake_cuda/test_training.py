@@ -18,7 +18,7 @@ import train_distill
 import train_teacher
 from losses.coss import CoSS
 from models.backbones import build_backbone
-from models.moco import MoCo
+from models.moco_pretraining import MoCo
 from runtime.device import start_process
 from runtime.run import Run
 

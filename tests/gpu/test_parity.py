@@ -16,9 +16,9 @@ from losses import LOSSES
 from models.backbones import build_backbone
 from models.teachers import FrozenEncoder
 from runtime.device import Process
-from runtime.kmeans import kmeans
 from runtime.optim import Updater
-from runtime.search import search
+from search.exact import search
+from search.kmeans import kmeans
 
 IMAGES = torch.randint(0, 256, (24, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -8,7 +8,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from models.backbones import build_backbone
-from models.detection import faster_rcnn, freeze_norm, parameter_groups
+from models.faster_rcnn import faster_rcnn, freeze_norm, parameter_groups
 from runtime.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

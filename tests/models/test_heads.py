@@ -7,9 +7,9 @@ import torch
 from sources import randomise, state, training, under
 from torch import nn
 
-from models.checkpoints import read_checkpoint
+from checkpoints.frozen import load_frozen
+from checkpoints.layouts import read_checkpoint
 from models.heads import describe
-from models.teachers import load_frozen
 from runtime.errors import UserError
 
 D = 512  # of a ResNet-18

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from checkpoints.layouts import read_checkpoint
 from models.backbones import Spec, build_backbone
-from models.checkpoints import read_checkpoint
-from models.moco import MoCo
+from models.moco_pretraining import MoCo
 from models.teachers import Normalise
 
 DIM = 6

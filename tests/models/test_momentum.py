@@ -10,7 +10,7 @@ from losses import build_objective
 from models.backbones import build_backbone
 from models.distiller import Distiller
 from models.heads import build_head, build_heads
-from models.moco import MoCo
+from models.moco_pretraining import MoCo
 from models.momentum import MomentumStudent, follow
 
 

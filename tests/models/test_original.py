@@ -7,13 +7,13 @@ import torchvision
 from sources import randomise
 from torch import nn
 
+from checkpoints.conversion import export
+from checkpoints.frozen import load_frozen
+from checkpoints.targets import Network
 from models.backbones import build_backbone
 from models.distiller import Distiller
-from models.export import export
 from models.heads import build_head
 from models.original import ORIGINALS, build_original, name_there
-from models.targets import Network
-from models.teachers import load_frozen
 from runtime.errors import UserError
 
 SIZE = 96

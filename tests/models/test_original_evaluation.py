@@ -4,11 +4,11 @@ import pytest
 import torch
 import torchvision
 
+from checkpoints.frozen import load_frozen
 from models.backbones import build_backbone
 from models.distiller import Distiller
 from models.heads import build_head
-from models.moco import MoCo
-from models.teachers import load_frozen
+from models.moco_pretraining import MoCo
 from runtime.store import CHECKPOINT
 
 CLASSIFIER = {"fc.weight", "fc.bias"}

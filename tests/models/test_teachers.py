@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torchvision import transforms
 
+from checkpoints.frozen import load_frozen, untrained
 from models.backbones import build_backbone
 from models.distiller import Distiller
 from models.heads import build_head
-from models.teachers import Encoder, FrozenEncoder, Normalise, load_frozen, untrained
+from models.teachers import Encoder, FrozenEncoder, Normalise
 from runtime.errors import UserError
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import detection_torchvision as script  # noqa: E402
 
-import models.detection  # noqa: E402
+import models.faster_rcnn  # noqa: E402
 from runtime.errors import RunPaused, UserError  # noqa: E402
 
 pytest.importorskip("pycocotools", reason="scores boxes; pip install pycocotools")
@@ -73,7 +73,7 @@ def student(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """A pyramid of 8 channels in place of 256, as everything behind it costs as much as the trunk."""
-    monkeypatch.setattr(models.detection, "PYRAMID", 8)
+    monkeypatch.setattr(models.faster_rcnn, "PYRAMID", 8)
 
 
 def run(monkeypatch, *words):
@@ -167,7 +167,7 @@ def test_untrained_weights_need_an_architecture():
 
 
 def test_every_flag_is_explained_and_read(monkeypatch):
-    files = "scripts/detection_torchvision.py", "cli.py", "networks.py"
+    files = "scripts/detection_torchvision.py", "common/cli.py", "common/networks.py"
     source = "".join((ROOT / name).read_text() for name in files)
     unread = [name for name in vars(script.parse_args(["--weights", "w", "--output", "o"]))
               if f"args.{name}" not in source and f'"{name}"' not in source]

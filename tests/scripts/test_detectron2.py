@@ -15,9 +15,9 @@ import pytest
 import torch
 import torchvision
 
-from models.export import export
-from models.targets import Network
-from models.teachers import load_frozen
+from checkpoints.conversion import export
+from checkpoints.frozen import load_frozen
+from checkpoints.targets import Network
 from runtime.errors import UserError
 
 yaml = pytest.importorskip("yaml", reason="reads the configurations; pip install pyyaml")

@@ -1,0 +1,166 @@
+"""A network out, in a format that other programs read; written only once it was read back and gives the same features.
+
+The file is made in a folder of its own beside its place, opened in the target's own way, its features are compared
+with the source's on the images given, and only then is it moved. After a difference nothing is left.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from checkpoints.safe_load import file_sha256
+from checkpoints.targets import Moco, Network, Safetensors, Target, Torchvision
+from checkpoints.targets_elsewhere import Detectron2, Onnx, Timm
+from runtime.errors import UserError
+from runtime.outputs import check_output_file, reserve
+
+TARGETS: dict[str, Target] = {"torchvision": Torchvision(), "timm": Timm(), "safetensors": Safetensors(),
+                              "onnx": Onnx(), "detectron2": Detectron2(), "moco": Moco()}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written and how it was checked. ``difference`` is the largest, over the largest feature."""
+
+    target: str
+    path: str
+    bytes: int
+    sha256: str
+    difference: float
+    tolerance: float
+    images: dict[str, int]  # which, and how many of each, were compared
+    code: str  # loads it
+    projector: str | None = None
+    projector_code: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As a plain dict, for JSON."""
+        return asdict(self)
+
+
+def check_target(name: str, with_projector: bool = False) -> None:
+    """Refuse, before any work, a target whose packages are missing or that has no place for a projector."""
+    target = TARGETS[name]
+    if with_projector and not target.projector:
+        able = ", ".join(key for key, other in TARGETS.items() if other.projector)
+        raise UserError(f"--with-projector: {name} has no place for a projector; leave the flag out, or choose --to "
+                        f"among {able}")
+    for package in target.packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise UserError(f"--to {name} needs the package {package}, which is missing; pip install "
+                            f"{' '.join(target.packages)}") from None
+
+
+def check_output(name: str, path: Path, force: bool, with_projector: bool = False, source: Path | None = None) -> None:
+    """Refuse, before any work, a path that the result cannot have."""
+    suffix, target = TARGETS[name].suffix, TARGETS[name]
+    others = {other.suffix for other in TARGETS.values()} - {suffix, ".pth"}
+    if path.suffix != suffix and (suffix != ".pth" or path.suffix in others):
+        raise UserError(f"--output {path} is a name for another format, and programs go by it; let it end in {suffix}")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: the folder {path.parent} does not exist; make it or choose another")
+    beside = [projector_path(path)] if with_projector and target.projector == "beside" else []
+    for place in (path, *beside):
+        check_output_file(place, "--output", inputs=[source] if source else [])
+        if place.exists() and not force:
+            raise UserError(f"--output {place} exists; choose another name, or add --force to replace it")
+
+
+def export(network: Network, name: str, path: Path, images: Mapping[str, Tensor]) -> Exported:
+    """Write ``network`` to ``path`` in the format ``name``, and its head if it has one.
+
+    ``images`` are float32 [b, 3, S, S], normalised, under words for what they are. Raises :class:`UserError`, and
+    leaves nothing, where the network does not fit the format or the file read back gives other features.
+    """
+    target, arch = TARGETS[name], network.trunk.spec.arch
+    if reason := target.refuse(network):
+        raise UserError(f"--to {name} cannot take {arch}: {reason}")
+    beside = projector_path(path) if network.head is not None and target.projector == "beside" else None
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", suffix=".tmp", dir=path.parent))
+        parts = {place: folder / place.name for place in (path, beside) if place}  # programs go by the suffix
+        _write(network, target, parts[path], parts.get(beside))
+        opened = target.open(network, parts[path], parts[beside or path])
+        difference = max(_difference(network(batch), opened(batch)) for batch in images.values())
+        if difference > target.tolerance:
+            raise UserError(f"read back, its features differ from the source's by {difference:.2g} of the largest, "
+                            f"at most {target.tolerance:g} is allowed")
+        digest, size = file_sha256(parts[path]), parts[path].stat().st_size
+        for final, temporary in parts.items():
+            _sync(temporary)
+            temporary.replace(final)
+    except OSError as error:
+        raise UserError(f"--output {path} could not be written ({error.strerror or error}); make room or choose "
+                        "another folder") from None
+    except Exception as error:  # whatever a library says of a file that it cannot take
+        raise UserError(f"--output {path} was not written: {arch} in the format {name} did not pass its check "
+                        f"({_sentence(error)}); choose another --to") from error
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+    return Exported(name, str(path), size, digest, difference, target.tolerance,
+                    {what: len(batch) for what, batch in images.items()}, target.code(network, path),
+                    str(beside or path) if network.head is not None else None, _projector_code(target, network, path))
+
+
+def projector_path(path: Path) -> Path:
+    """``OUT.projector.pth`` beside ``OUT.pth``."""
+    return path.with_name(f"{path.stem}.projector{path.suffix}")
+
+
+def _projector_code(target: Target, network: Network, path: Path) -> str | None:
+    if network.head is None:
+        return None
+    return target.projector_code(network, projector_path(path) if target.projector == "beside" else path)
+
+
+def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest difference over the largest magnitude, of any output."""
+    largest = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:
+            raise UserError(f"read back, it gives features {list(b.shape)}, the source {list(a.shape)}")
+        for whose, x in (("the source's", a), ("read back, its", b)):
+            if not torch.isfinite(x).all():
+                raise UserError(f"{whose} features are not finite")
+        scale = float(a.abs().max()) or 1.0
+        largest = max(largest, float((a.double() - b.double()).abs().max()) / scale)
+    return largest
+
+
+def _write(network: Network, target: Target, path: Path, projector: Path | None) -> None:
+    """Write the file, and the projector's if it has one. Raises OSError where the disk was the trouble, whose own words
+    libraries do not always give: then it takes no more."""
+    try:
+        target.write(network, path)
+        if projector:
+            target.write_projector(network, projector)
+    except Exception:
+        size = sum(x.numel() * x.element_size() for x in network.trunk.state_dict().values())
+        with path.with_name("probe").open("wb") as file:
+            reserve(file, size)
+        raise
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of what an exception says."""
+    text = str(error).strip().partition("\n")[0][:200]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

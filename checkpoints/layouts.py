@@ -1,0 +1,206 @@
+"""Checkpoint files in, strictly: which layout a file has, what of it fills a trunk, and what is left over.
+
+One table of layouts; nothing else in the project knows the name of a key. Matching is strict both ways: every
+tensor of the trunk is filled and no tensor that looks like a trunk's is left over. (ResNet-34 weights fill a
+ResNet-18 completely, so filling alone proves nothing.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from checkpoints.match import Checkpoint, Layout, has_convolution
+from checkpoints.report import few
+from checkpoints.safe_load import read_file
+from models.backbones import STEMS
+from runtime.errors import Damaged, UserError
+from runtime.inert import Inert
+from runtime.store import check_content
+
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these in front
+CONTAINERS = ("state_dict", "model_state_dict", "classy_state_dict.base_model.model", "model")
+TRAINING_STATE = ("optimizer", "scaler", "lr_scheduler", "scheduler", "loss", "fp16_scaler", "amp", "updater", "args")
+UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+MOCO_V3_ARCHS = {"vit_small": "vit_s_16_12h", "vit_base": "vit_b_16"}
+
+LAYOUTS = (
+    Layout("DisCo", "encoder_q.", "DisCo students", ("*fc.", "*classifier."),
+           ("encoder_k.", "teacher_encoder_q.", "teacher_encoder_k."), ("queue", "teacher_queue"),
+           signs=("teacher_encoder_q.",)),
+    Layout("OpenSelfSup", "encoder_q.0.", "OpenSelfSup and early mmselfsup MoCo", ("encoder_q.1.",),
+           ("encoder_k.0.", "backbone."), ("encoder_k.", "queue", "neck.", "head."), signs=("encoder_q.0.",)),
+    Layout("MoCo", "encoder_q.", "MoCo v1 and v2, AdCo, CLSA, SEED's released students, BINGO students (their "
+           "encoder_k is the teacher), train_teacher.py", ("*fc.", "*classifier."), ("encoder_k.",),
+           ("queue", "memory_bank")),
+    Layout("MoCo v3", "base_encoder.", "MoCo v3, ResNet-50 and ViT", ("*fc.", "*head."), ("momentum_encoder.",),
+           ("predictor.",), archs=MOCO_V3_ARCHS),
+    Layout("DINO", "teacher.backbone.", "DINO's full checkpoints, ResNet-50 and ViT", ("teacher.head.",),
+           ("student.backbone.",), ("student.", "dino_loss.")),
+    Layout("SEED", "student.", "SEED students from its own training", ("*fc.", "*classifier."), ("teacher.",),
+           ("queue",)),
+    Layout("mmselfsup", "backbone.", "mmselfsup 0.x, 1.x and mmpretrain", ("neck.",),
+           ("encoder_k.module.0.", "encoder_k.0.", "target_net.module.0.", "target_net.0.",
+            "momentum_encoder.module.0.", "momentum_encoder.0.", "momentum_encoder.", "teacher.module.0."),
+           ("encoder_k.", "encoder_q.", "target_net.", "online_net.", "momentum_encoder.", "teacher.", "head.", "queue",
+            "data_preprocessor."), signs=("neck.", "backbone.")),
+    Layout("SimCLR (PyTorch)", "backbone.", "sthalles' SimCLR", ("*fc.",), signs=("backbone.fc.0.", "backbone.fc.2."),
+           **UNIT),
+    Layout("solo-learn", "backbone.", "solo-learn", ("projector.",), ("momentum_backbone.",),
+           ("classifier.", "momentum_classifier.", "momentum_projector.", "predictor.", "prototypes.", "head.",
+            "momentum_head.", "queue", "_"), signs=("backbone.", "classifier. | momentum_backbone."),
+           cifar_stem="cifar_pad2"),
+    Layout("solo-learn (old)", "encoder.", "solo-learn before 1.0.3", ("projector.",), ("momentum_encoder.",),
+           ("classifier.", "momentum_classifier.", "momentum_projector.", "predictor.", "prototypes.", "head.",
+            "momentum_head.", "queue", "_"), signs=("encoder.", "classifier. | momentum_encoder. | projector."),
+           cifar_stem="cifar_pad2"),
+    Layout("Barlow Twins, VICReg", "backbone.", "Barlow Twins checkpoint.pth, VICReg model.pth", ("projector.",),
+           dropped=("bn.",), signs=("backbone.", "projector.")),
+    Layout("lightly", "backbone.", "lightly, its backbone named or positional", ("projection_head.",),
+           ("backbone_momentum.", "student_backbone.", "teacher_backbone."),
+           ("projection_head_momentum.", "prediction_head.", "student_projection_head.", "student_prediction_head.",
+            "prototypes.", "criterion.", "memory_bank.", "online_classifier.", "queue"),
+           signs=("backbone.", "projection_head.")),
+    Layout("lightly (positional)", "backbone.", "lightly's backbone alone, as nn.Sequential", signs=(
+        "backbone.0.weight", "backbone.4.")),
+    Layout("lightly (student and teacher)", "teacher_backbone.", "lightly's DINO", ("teacher_head.",),
+           ("student_backbone.",), ("student_head.", "criterion.")),
+    Layout("CoSS", "backbone.", "CoSS students, the original's and those of train_distill.py; any backbone.*",
+           ("proj_head.", "*fc."), dropped=("loss.", "head.", "queue")),
+    Layout("SimSiam", "encoder.", "SimSiam", ("*fc.",), dropped=("predictor.",), signs=("predictor.",)),
+    Layout("VISSL", "trunk._feature_blocks.", "VISSL training files", branches=("trunk.base_model._feature_blocks.",),
+           dropped=("heads.",)),
+    Layout("VISSL (wrapped)", "trunk.base_model._feature_blocks.", "VISSL evaluation files", dropped=("heads.",)),
+    Layout("VISSL (converted, wrapped)", "base_model._feature_blocks.", "VISSL after its conversion script"),
+    Layout("VISSL (converted)", "_feature_blocks.", "VISSL after its conversion script", dropped=("heads.",)),
+    Layout("SMD", "encoder.", "SMD students; any encoder.*", ("*fc.",)),
+    Layout("SwAV, DeepCluster-v2", "", "SwAV and DeepCluster-v2, released and training files", ("projection_head.",),
+           dropped=("prototypes.",), signs=("projection_head.", "prototypes."), std=(0.228, 0.224, 0.225)),
+    Layout("detectron2", "", "detectron2 pickles", ("stem.fc.",), signs=("stem.conv1.",)),
+    Layout("model.*", "model.", "Lightning modules that call their network model", signs=("model.",)),
+    Layout("SimCLR (converted)", "", "Google's SimCLR by simclr-converter", ("fc.",),
+           signs=("layer2.0.downsample. < layer2.0.conv1.",), **UNIT),
+    Layout("torchvision", "", "torchvision, timm, DINO *_pretrain, Barlow Twins and VICReg resnet50.pth, BYOL "
+           "(converted), SEED's SimCLR teacher, efficientnet_pytorch, linear-probe files, export.py", ("fc.", "_fc.",
+           "head."), archs=MOCO_V3_ARCHS,
+           own={"googlenet": HALF, "inception_v3": HALF, "efficientnet_v2_l": HALF}),
+)
+
+
+def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--weights", *, branch: str | None = None,
+                    branch_flag: str = "--branch", trust: bool = False) -> Checkpoint:
+    """Read ``path`` without running code from it, and find its layout.
+
+    ``key`` names the container inside (dots lead deeper), ``branch`` the trunk where there are several, ``trust``
+    unpickles whatever is there.
+    """
+    path = Path(path)
+    raw = read_file(path, flag, trust)
+    if not isinstance(raw, dict):
+        raise UserError(f"{flag} {path} holds a {type(raw).__name__}, expected a dictionary of tensors")
+    try:
+        check_content(raw)
+    except Damaged as error:
+        raise UserError(f"{flag} {path} is damaged ({error}); copy it again, or, if its tensors were changed on "
+                        "purpose, save it without its entry checksum") from None
+    everything, raw = _flatten(raw), dict(dict.items(raw))
+    if not everything:
+        if whole := [f"{k} ({type(v).__module__}.{type(v).__name__})" for k, v in raw.items() if isinstance(v, Inert)]:
+            raise UserError(f"{flag} {path} holds no tensors but pickled objects ({few(whole)}), expected a state "
+                            "dict; save its state_dict() and give that, or, if you trust where it comes from, add "
+                            "--trust-checkpoint")
+        raise UserError(f"{flag} {path} holds no tensors, only {few(list(map(str, raw)))}; "
+                        "give a checkpoint with a state_dict")
+    container, tensors = _open_container(everything, raw, path, key)
+    outside: dict[str, int] = {}
+    for name in everything.keys() - {container + k for k in tensors}:
+        outside[name.partition(".")[0]] = outside.get(name.partition(".")[0], 0) + 1
+    layout = next((x for x in LAYOUTS if _matches(x, tensors)), None)
+    if layout is None:
+        raise UserError(f"{flag} {path} holds no image backbone: its tensors are {few(list(tensors))}; "
+                        "give the file of the pre-trained network itself")
+    checkpoint = Checkpoint(path, flag, layout, container.rstrip("."), layout.prefix, tensors, outside, _meta(raw))
+    if branch is None:
+        return checkpoint
+    prefix = branch.rstrip(".") + "."
+    if prefix not in checkpoint.branches():
+        there = [p.rstrip(".") for p in checkpoint.branches() if p]
+        raise UserError(f"{branch_flag} {branch} is not in {path}; it holds "
+                        + (f"{', '.join(there)}" if there else "one trunk without a prefix, so leave the flag out"))
+    return Checkpoint(path, flag, layout, checkpoint.container, prefix, tensors, outside, _meta(raw))
+
+
+def _flatten(raw: dict[Any, Any], above: tuple[int, ...] = ()) -> dict[str, Tensor]:
+    """Every tensor and numeric array of nested dictionaries under its dotted path, without wrappers at any level."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in dict.items(raw):  # dict's own method: a file can give its dictionaries attributes
+        name = _strip_wrappers(str(name))
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.dtype.itemsize <= 8:
+            value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
+        if isinstance(value, nn.Module):  # of a file that is trusted
+            value = value.state_dict()
+        if isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu":
+            tensors[name] = Tensor.detach(value)  # without attributes and without gradients
+        elif isinstance(value, dict) and id(value) not in above:  # a pickle can hold a dictionary that holds itself
+            tensors.update((f"{name}.{inner}", x) for inner, x in _flatten(value, (*above, id(value))).items())
+    return tensors
+
+
+def _open_container(everything: dict[str, Tensor], raw: dict[str, Any], path: Path,
+                    key: str | None) -> tuple[str, dict[str, Tensor]]:
+    """The container's path with a dot behind it, or nothing for a bare file, and its tensors."""
+    def inside(name: str) -> dict[str, Tensor]:
+        return {k[len(name) + 1:]: v for k, v in everything.items() if k.startswith(name + ".")}
+
+    if key is not None:
+        if tensors := inside(key):
+            return key + ".", tensors
+        if not any(isinstance(v, Tensor) for v in raw.values()):  # the original takes a file without it for a bare one
+            entries = [str(k) for k, v in raw.items() if isinstance(v, dict)] or [str(k) for k in raw]
+            raise UserError(f"--checkpoint-key {key} is not in {path}; it holds {few(entries, 8)}")
+    else:
+        for name in CONTAINERS:
+            holds = raw.get(name.partition(".")[0])
+            if isinstance(holds, Mapping) and (tensors := inside(name)):
+                return name + ".", tensors
+    return "", {k: v for k, v in everything.items() if k.partition(".")[0] not in TRAINING_STATE}
+
+
+def _matches(layout: Layout, tensors: dict[str, Tensor]) -> bool:
+    for sign in layout.signs:
+        if " | " in sign:
+            if not any(k.startswith(tuple(sign.split(" | "))) for k in tensors):
+                return False
+            continue
+        first, _, then = sign.partition(" < ")
+        places = [next((i for i, k in enumerate(tensors) if k.startswith(p)), None) for p in (first, then or first)]
+        if None in places or places[0] > places[1]:
+            return False
+    return has_convolution(tensors, layout.prefix)
+
+
+def _meta(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file records of its network, where it is of use here."""
+    inner = raw.get("meta")  # mmengine
+    epoch = raw.get("epoch", inner.get("epoch") if isinstance(inner, Mapping) else None)
+    colours = {name: raw[name] for name in ("mean", "std")
+               if isinstance(raw.get(name), list | tuple) and len(raw[name]) == 3}
+    arch = raw.get("arch", getattr(raw.get("args"), "arch", None))  # DINO's lies in its arguments
+    meta = {"arch": arch, "stem": raw.get("stem"), "image_size": raw.get("image_size"), "epoch": epoch}
+    kinds = {"arch": str, "stem": str, "image_size": int, "epoch": int}
+    meta = {name: value for name, value in meta.items() if isinstance(value, kinds[name])}
+    if meta.get("stem") not in (None, *STEMS):
+        del meta["stem"]
+    return {**meta, **colours}
+
+
+def _strip_wrappers(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    return name.replace("._orig_mod.", ".")  # a part alone was compiled

@@ -1,0 +1,180 @@
+"""Formats that a trunk is written in, and how each is read back: those that torchvision's networks load.
+
+A target writes one file, says the line of Python that loads it, and opens it again in the way of the program that it
+is for. :func:`checkpoints.conversion.export` compares what comes out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from checkpoints.frozen import load_frozen
+from checkpoints.report import Report
+from checkpoints.snippets import head_code, run_code, trunk_code
+from models.backbones import TIMM
+from models.original import ORIGINALS
+from models.teachers import FrozenEncoder
+from runtime.errors import UserError
+
+Opened = Callable[[Tensor], list[Tensor]]  # normalised images [b, 3, S, S] -> features [b, d] (and projected [b, d'])
+MOCO = "module.encoder_q."
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is exported: a trunk in evaluation mode, its own head where that was asked for, and where they are from."""
+
+    trunk: nn.Module
+    head: nn.Sequential | None
+    report: Report
+
+    @classmethod
+    def of(cls, encoder: FrozenEncoder, report: Report) -> Network:
+        """From :func:`checkpoints.frozen.load_frozen`."""
+        return cls(encoder.backbone, encoder.head, report)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        features = self.trunk(images)
+        return [features] if self.head is None else [features, self.head(features)]
+
+    def about(self) -> dict[str, str]:
+        """What a format's text metadata holds, in words that our own reader knows."""
+        return {**{k: str(v) for k, v in self.trunk.spec.record().items()}, "mean": json.dumps(self.report.mean),
+                "std": json.dumps(self.report.std), "source_sha256": self.report.sha256}
+
+
+class Target:
+    """One format. ``tolerance`` bounds the largest difference of features over their largest magnitude."""
+
+    what = ""  # is written
+    suffix = ".pth"
+    tolerance = 0.0
+    packages: tuple[str, ...] = ()
+    imports = ""  # in front of the line that loads the file
+    projector = "beside"  # in a file of its own; "inside" the file; "" where the format has no place for it
+
+    def refuse(self, network: Network) -> str | None:
+        """Why this network cannot be written so, and what to do; None if it can."""
+        if network.trunk.spec.arch in ORIGINALS:
+            return ("torchvision's network of that name is another one; choose --to timm (EfficientNets), safetensors "
+                    "or onnx (the original's scripts read student.pth as it is)")
+        if network.trunk.spec.arch.startswith(TIMM):
+            return "torchvision has no builder for it; choose --to timm, safetensors or onnx"
+        return None
+
+    def write(self, network: Network, path: Path) -> None:
+        """The file itself."""
+        torch.save(network.trunk.state_dict(), path)
+
+    def write_projector(self, network: Network, path: Path) -> None:
+        """The projector's file, for targets that have it ``beside``."""
+        torch.save(network.head.state_dict(), path)
+
+    def read_code(self, path: Path) -> str:
+        """An expression for the state dict in ``path``."""
+        return f"torch.load({str(path)!r})"
+
+    def code(self, network: Network, path: Path) -> str:
+        """The line that loads the file and leaves ``model``."""
+        return f"{self.imports}{trunk_code(network.trunk)}; model.load_state_dict({self.read_code(path)}); model.eval()"
+
+    def projector_code(self, network: Network, path: Path) -> str:
+        """The line that loads the projector and leaves ``projector``."""
+        return (f"{self.imports}import torch; {head_code(network.head)}; "
+                f"projector.load_state_dict({self.read_code(path)}); projector.eval()")
+
+    def open(self, network: Network, path: Path, projector: Path) -> Opened:
+        """The file read in the target's own way, that is by the lines above; ``projector`` is the file that has it."""
+        parts = [run_code(self.code(network, path), "model")]
+        if network.head is not None:
+            parts.append(run_code(self.projector_code(network, projector), "projector"))
+        for part in parts:
+            part.requires_grad_(False)  # as the source: attention takes another kernel where weights could train
+
+        @torch.no_grad()
+        def features(images: Tensor) -> list[Tensor]:
+            outputs = [parts[0](images)]
+            return outputs + [projector(outputs[0]) for projector in parts[1:]]
+        return features
+
+
+class Torchvision(Target):
+    """A bare state dict under torchvision's names, without the classifier's."""
+
+    what = "a state dict under torchvision's names"
+
+
+class Moco(Target):
+    """MoCo's layout, whose linear evaluation keeps ``module.encoder_q.*`` without ``fc`` and drops the rest."""
+
+    what = "MoCo's layout"
+    projector = "inside"
+
+    def write(self, network: Network, path: Path) -> None:
+        """epoch, arch, state_dict, and what our own reader would else have to find or to be told."""
+        state = {MOCO + name: value for name, value in network.trunk.state_dict().items()}
+        if network.head is not None:
+            state.update((f"{MOCO}fc.{name}", value) for name, value in network.head.state_dict().items())
+        torch.save({"epoch": network.report.epoch or 0, **network.trunk.spec.record(), "mean": network.report.mean,
+                    "std": network.report.std, "state_dict": state}, path)
+
+    def read_code(self, path: Path) -> str:
+        """The trunk's tensors as MoCo's main_lincls.py picks them."""
+        return (f"{{k.removeprefix({MOCO!r}): v for k, v in torch.load({str(path)!r})['state_dict'].items() "
+                f"if k.startswith({MOCO!r}) and not k.startswith({MOCO + 'fc.'!r})}}")
+
+    def projector_code(self, network: Network, path: Path) -> str:
+        """MoCo's ``fc``."""
+        return (f"import torch; {head_code(network.head)}; projector.load_state_dict({{k.removeprefix({MOCO + 'fc.'!r})"
+                f": v for k, v in torch.load({str(path)!r})['state_dict'].items() if k.startswith({MOCO + 'fc.'!r})}}"
+                "); projector.eval()")
+
+
+class Safetensors(Target):
+    """A safetensors file under torchvision's names (timm's for a network of timm's), with text metadata."""
+
+    what = "safetensors under the library's names"
+    suffix = ".safetensors"
+    packages = ("safetensors",)
+    imports = "import safetensors.torch; "
+
+    def refuse(self, network: Network) -> str | None:
+        """Every network has names."""
+        return None
+
+    def write(self, network: Network, path: Path) -> None:
+        """The trunk, and what it is."""
+        _save_safetensors(network.trunk, path, network.about())
+
+    def write_projector(self, network: Network, path: Path) -> None:
+        """The projector, and whose it is."""
+        _save_safetensors(network.head, path, {"source_sha256": network.report.sha256})
+
+    def read_code(self, path: Path) -> str:
+        """By the safetensors package."""
+        return f"safetensors.torch.load_file({str(path)!r})"
+
+    def open(self, network: Network, path: Path, projector: Path) -> Opened:
+        """By that package, and by our own reader, which must find the same network."""
+        encoder, report = load_frozen(path, flag="--output")
+        if (encoder.backbone.spec, report.mean, report.std) != (
+                network.trunk.spec, network.report.mean, network.report.std):
+            raise UserError(f"the metadata read back say {encoder.backbone.spec.record()}, which is another network")
+        ours, theirs = encoder.backbone.state_dict(), network.trunk.state_dict()
+        if ours.keys() != theirs.keys() or not all(torch.equal(ours[k], theirs[k]) for k in ours):
+            raise UserError("tensors read back differ")
+        return super().open(network, path, projector)
+
+
+def _save_safetensors(module: nn.Module, path: Path, about: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
+    path.write_bytes(save(tensors, metadata={"format": "pt", **about}))  # save_file would make it private

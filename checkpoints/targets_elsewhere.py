@@ -1,0 +1,222 @@
+"""Formats that a trunk is written in, and how each is read back: those of other libraries' networks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet, VisionTransformer
+
+from checkpoints.naming import rename
+from checkpoints.snippets import run_code, timm_arguments, timm_call, trunk_code
+from checkpoints.targets import Network, Opened, Target
+from models.backbones import TIMM
+from models.original import EFFICIENTNETS, ORIGINALS, name_there
+from runtime.errors import UserError
+
+VIT_WIDTHS = {192: ("tiny", 3), 384: ("small", 6), 768: ("base", 12), 1024: ("large", 16), 1280: ("huge", 16)}
+
+
+class Timm(Target):
+    """A bare state dict under timm's names, for timm's network of the same shape."""
+
+    what = "a state dict under timm's names"
+    tolerance = 1e-5  # another implementation of attention
+    packages = ("timm",)
+    projector = ""
+
+    def refuse(self, network: Network) -> str | None:
+        """A network whose tensors no network of timm's has."""
+        import timm
+
+        spec = network.trunk.spec
+        advice = f"choose --to {'torchvision, ' * (spec.arch not in ORIGINALS)}safetensors or onnx"
+        if spec.stem != "imagenet":
+            return f"its stem is {spec.stem} and timm's networks have the imagenet stem; {advice}"
+        name, options = self.model(network)
+        if not timm.is_model(name):
+            return f"timm has no network {name}; {advice}"
+        theirs = timm.create_model(name, num_classes=0, **options).state_dict()
+        ours = self._state(network)
+        if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
+            other = sorted(theirs.keys() ^ ours.keys()) or [k for k in ours if ours[k].shape != theirs[k].shape]
+            return f"timm's {name} has other tensors ({other[0]} and {len(other) - 1} more differ); {advice}"
+        return None
+
+    def model(self, network: Network) -> tuple[str, dict[str, Any]]:
+        """timm's name, and what else its builder must be told."""
+        import timm
+
+        spec, trunk = network.trunk.spec, network.trunk
+        if spec.arch.startswith(TIMM):
+            return timm_arguments(spec.arch.removeprefix(TIMM), {"img_size": spec.image_size})
+        if spec.arch in EFFICIENTNETS:
+            return f"tf_{name_there(spec.arch)}", {}
+        if not isinstance(trunk, VisionTransformer) or trunk.hidden_dim not in VIT_WIDTHS:
+            return spec.arch, {}
+        word, heads = VIT_WIDTHS[trunk.hidden_dim]
+        name = f"vit_{word}_patch{trunk.patch_size}_224"
+        usual = timm.is_model(name)
+        name = name if usual else f"vit_{word}_patch16_224"
+        found = trunk.encoder.layers[0].num_heads
+        return name, {**({} if spec.image_size == 224 else {"img_size": spec.image_size}),
+                      **({} if usual else {"patch_size": trunk.patch_size}),
+                      **({} if found == heads else {"num_heads": found})}
+
+    def write(self, network: Network, path: Path) -> None:
+        """The state dict, its names timm's."""
+        torch.save(self._state(network), path)
+
+    def code(self, network: Network, path: Path) -> str:
+        """timm's own loading."""
+        name, options = self.model(network)
+        return f"import timm; model = {timm_call(name, options, checkpoint_path=str(path))}; model.eval()"
+
+    def _state(self, network: Network) -> dict[str, Tensor]:
+        if network.trunk.spec.arch in EFFICIENTNETS:  # the same tensors in the same order
+            import timm
+
+            theirs = timm.create_model(self.model(network)[0], num_classes=0).state_dict()
+            return dict(zip(theirs, network.trunk.state_dict().values(), strict=True))
+        is_vit = isinstance(network.trunk, VisionTransformer)
+        return {rename(name, "timm ViT" if is_vit else None, inverse=True): value
+                for name, value in network.trunk.state_dict().items()}
+
+
+class Onnx(Target):
+    """The trunk's graph: ``images`` float32 [batch, 3, S, S], normalised, to ``features`` [batch, d]."""
+
+    what = "an ONNX graph"
+    suffix = ".onnx"
+    tolerance = 1e-4  # another order of summation
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    projector = "inside"
+
+    def refuse(self, network: Network) -> str | None:
+        """Whether it can be traced shows when it is."""
+        return None
+
+    def write(self, network: Network, path: Path) -> None:
+        """Traced with two images; the batch is free, the image size is not."""
+        size = network.trunk.spec.image_size
+        outputs = ["features"] if network.head is None else ["features", "projected"]
+        with _silence(), torch.no_grad():
+            program = torch.onnx.export(
+                _Graph(network.trunk, network.head).eval(), (torch.zeros(2, 3, size, size),), dynamo=True,
+                input_names=["images"], output_names=outputs, verbose=False,
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+            program.model.metadata_props.update(network.about())
+            program.save(path, external_data=False)
+
+    def code(self, network: Network, path: Path) -> str:
+        """A session of onnxruntime's; a comment says how it is called."""
+        outputs = "features" if network.head is None else "features, projected"
+        return (f"import onnxruntime; model = onnxruntime.InferenceSession({str(path)!r}, "
+                f"providers=['CPUExecutionProvider'])  # {outputs}{',' * (network.head is None)} = "
+                "model.run(None, {'images': normalised})")
+
+    def open(self, network: Network, path: Path, projector: Path) -> Opened:
+        """By onnxruntime, one image alone too, so that the free batch axis is seen to be free."""
+        session = run_code(self.code(network, path), "model")
+        stored = session.get_modelmeta().custom_metadata_map
+        if any(stored.get(k) != v for k, v in network.about().items()):
+            raise UserError("the metadata read back differ")
+
+        def features(images: Tensor) -> list[Tensor]:
+            pieces = [session.run(None, {"images": x.contiguous().numpy()}) for x in (images[:1], images[1:]) if len(x)]
+            return [torch.cat([torch.from_numpy(x) for x in column]) for column in zip(*pieces, strict=True)]
+        return features
+
+
+class Detectron2(Target):
+    """The pickle of numpy arrays that detectron2 reads as ``MODEL.WEIGHTS``, as MoCo's conversion script writes it."""
+
+    what = "detectron2's pickle"
+    suffix = ".pkl"
+    projector = ""
+
+    def refuse(self, network: Network) -> str | None:
+        """Anything but a ResNet with the usual stem."""
+        if not isinstance(network.trunk, ResNet):
+            return "detectron2's backbones are ResNets; choose --to torchvision, safetensors or onnx"
+        if network.trunk.spec.stem != "imagenet":
+            return (f"its stem is {network.trunk.spec.stem} and detectron2's ResNets have the imagenet stem; choose "
+                    "--to torchvision, safetensors or onnx")
+        return None
+
+    def write(self, network: Network, path: Path) -> None:
+        """Frozen batch norm counts no batches, so num_batches_tracked stays out."""
+        model = {rename(name, "detectron2", inverse=True): value.numpy()
+                 for name, value in network.trunk.state_dict().items() if not name.endswith(".num_batches_tracked")}
+        with path.open("wb") as file:
+            pickle.dump({"model": model, "__author__": "CoSS export.py", "matching_heuristics": True,
+                         "settings": self.settings(network)}, file)  # the last is for scripts/detection alone
+
+    def settings(self, network: Network) -> dict[str, Any]:
+        """The settings of detectron2 under which the weights mean what they meant, by their full names."""
+        resnet = network.trunk
+        depth = {"BasicBlock": 2, "Bottleneck": 3}[type(resnet.layer1[0]).__name__] * sum(
+            len(getattr(resnet, f"layer{n}")) for n in (1, 2, 3, 4)) + 2
+        basic = {"RES2_OUT_CHANNELS": 64} if depth in (18, 34) else {}
+        settings = {"DEPTH": depth, "NUM_GROUPS": resnet.groups, "WIDTH_PER_GROUP": resnet.base_width,
+                    "STRIDE_IN_1X1": False, **basic}
+        scaled = {f"MODEL.PIXEL_{k.upper()}": [round(255 * x, 3) for x in getattr(network.report, k)]
+                  for k in ("mean", "std")}
+        return {**{f"MODEL.RESNETS.{k}": v for k, v in settings.items()}, **scaled, "INPUT.FORMAT": "RGB"}
+
+    def code(self, network: Network, path: Path) -> str:
+        """A line that gives detectron2 the file and those settings."""
+        pairs = {"MODEL.WEIGHTS": str(path), **self.settings(network)}
+        return f"cfg.merge_from_list({[x for pair in pairs.items() for x in pair]!r})"
+
+    def open(self, network: Network, path: Path, projector: Path) -> Opened:
+        """Unpickled as detectron2 does, its names turned back one by one, into torchvision's network."""
+        with path.open("rb") as file:
+            arrays = pickle.load(file, encoding="latin1")["model"]  # our own, written a moment ago
+        model = run_code(trunk_code(network.trunk), "model").eval()
+        model.load_state_dict({_from_detectron2(name): torch.from_numpy(array) for name, array in arrays.items()})
+        return lambda images: [torch.no_grad()(model)(images)]
+
+
+class _Graph(nn.Module):
+    """Trunk and head as one graph with one or two outputs."""
+
+    def __init__(self, trunk: nn.Module, head: nn.Module | None) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, head
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = self.trunk(images)
+        return features if self.head is None else (features, self.head(features))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter prints, warns and logs its progress; what fails in it is raised all the same."""
+    threshold, fast_path = logging.root.manager.disable, torch.backends.mha.get_fastpath_enabled()
+    logging.disable(logging.ERROR)
+    torch.backends.mha.set_fastpath_enabled(False)  # attention in one operator, which ONNX does not have
+    try:
+        with (warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()),
+              contextlib.redirect_stderr(io.StringIO())):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        logging.disable(threshold)
+
+
+def _from_detectron2(name: str) -> str:
+    """Told apart from :mod:`checkpoints.naming`, which wrote the name, so that an error there does not cancel out."""
+    name = name.removeprefix("stem.").replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0.")
+    for n in (1, 2, 3):
+        name = name.replace(f"conv{n}.norm.", f"bn{n}.")
+    return f"layer{int(name[3]) - 1}{name[4:]}" if name.startswith("res") else name

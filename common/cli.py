@@ -1,0 +1,189 @@
+"""What the root scripts share of their command lines: the parser, and groups of flags made from declared settings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from checkpoints.frozen import load_frozen
+from data.reading import Images, Reading, Views, default_workers
+from evals.monitor import Monitoring
+from runtime.device import Process, same_on_every_rank
+from runtime.hardware import Hardware
+from runtime.job import JobSettings, RunSettings
+from runtime.numbers import number
+from runtime.optimizers import Optimization
+from runtime.settings import Declared, Used, add_settings, boolean, declared, take, values
+
+__all__ = ["Arguments", "Group", "Parser", "boolean", "default_workers", "number", "take", "values"]
+Group = argparse._ArgumentGroup
+
+
+class Arguments(argparse.Namespace):
+    """A parsed command line. Beside the values: ``given``, the names of the flags that were typed, and ``declared``,
+    the settings behind the flags, and ``used``, (flag, runtime.settings.Used) of those that have one, by name."""
+
+    __slots__ = ("declared", "given", "used")
+
+    @property
+    def resumable(self) -> set[str]:
+        """The settings that may differ when a run is resumed."""
+        return {name for name, found in self.declared.items() if found.setting.resumable}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without guesses at abbreviated flags, and with one sentence for a wrong command line."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None,  # noqa: ANN401 - argparse's
+                         ) -> tuple[Arguments, list[str]]:
+        words = sys.argv[1:] if args is None else list(args)
+        parsed, unknown = super().parse_known_args(words, namespace or Arguments())
+        actions = list(self._all_actions(parsed))
+        parsed.declared = {x.dest: x.declared for x in actions if isinstance(getattr(x, "declared", None), Declared)}
+        parsed.used = {name: (found.flag, found.used) for name, found in parsed.declared.items() if found.used}
+        parsed.used |= {x.dest: (_typed(x.option_strings, words), x.used) for x in actions if hasattr(x, "used")}
+        parsed.given = {x.dest for x in actions if any(_is_flag(word, x.option_strings) for word in words)}
+        return parsed, unknown
+
+    def _all_actions(self, parsed: argparse.Namespace) -> Iterator[argparse.Action]:
+        for action in self._actions:
+            yield action
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices[getattr(parsed, action.dest)]._all_actions(parsed)
+
+    def error(self, message: str) -> NoReturn:
+        first = os.environ.get("LOCAL_RANK", "0") == "0"  # one sentence a machine, not one a process
+        self.exit(2, f"error: {message}; {self.prog} --help lists every flag\n" if first else "")
+
+
+def _is_flag(word: str, spellings: Sequence[str]) -> bool:
+    return any(word == flag or word.startswith(f"{flag}=") or (len(flag) == 2 and word.startswith(flag))
+               for flag in spellings)
+
+
+def _typed(spellings: Sequence[str], words: Sequence[str]) -> str:
+    """The spelling that was typed, or else the last."""
+    return next((flag for flag in spellings if any(_is_flag(word, [flag]) for word in words)), spellings[-1])
+
+
+def only(group: Group, flags: str, words: str, when: Callable[[Arguments], bool]) -> None:
+    """:class:`runtime.settings.Used` for ``flags`` that were added to ``group`` one by one."""
+    for flag in flags.split():
+        group._option_string_actions[flag].used = Used(words, when)
+
+
+def unused(args: Arguments) -> list[str]:
+    """A sentence for each flag that was given and has no effect beside the others."""
+    return [f"{flag} has no effect: it is used {used.words}" for name, (flag, used) in args.used.items()
+            if name in args.given and not used.when(args)]
+
+
+def say_unused(args: Arguments, process: Process) -> None:
+    """The sentences of :func:`unused` on stderr, for scripts without a log."""
+    for sentence in unused(args) if process.is_main else ():
+        print(sentence, file=sys.stderr)
+
+
+def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str | None = None, required: bool = True,
+                   opens_images: bool = True, share_of: str | None = None) -> Group:
+    """--data and how its images are read. ``names`` are other spellings of --data, ``what`` is its help, ``share_of``
+    ends --subset's."""
+    group = parser.add_argument_group("data")
+    images = declared(Images)
+    images["data"].add_to(group, **({} if required else {"default": None}), help=what,
+                          flags=" ".join(["--data", *names]))
+    images["subset"].add_to(group, help=share_of and f"take the first X (0-1] of {share_of}")
+    if opens_images:
+        add_settings(group, Reading, workers=default_workers())
+    return group
+
+
+def add_view_flags(group: Group) -> None:
+    """How training's augmented views are made."""
+    add_settings(group, Views)
+
+
+def add_workers_flag(group: Group) -> None:
+    """--workers alone, for scripts that open images in their own way."""
+    declared(Reading)["workers"].add_to(group, default_workers())
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> Group:
+    """--device, --seed, and the flags of the original's launcher."""
+    group = parser.add_argument_group("device and seed")
+    add_settings(group, JobSettings)
+    return group
+
+
+def add_run_flags(parser: argparse.ArgumentParser, what: str | None = None) -> Group:
+    """The run's folder (``what`` is the help of --output), and what is written there how often."""
+    group = parser.add_argument_group("the run")
+    add_settings(group, RunSettings, help={"output": what} if what else {})
+    return group
+
+
+def add_optimization_flags(parser: argparse.ArgumentParser, source: str, **defaults: object) -> Group:
+    """Optimizer and schedule; ``source`` says whose the defaults are. Returns the group."""
+    group = parser.add_argument_group("optimisation")
+    add_settings(group, Optimization, source=source, **defaults)
+    return group
+
+
+def add_speed_flags(parser: argparse.ArgumentParser) -> Group:
+    """Precision, and how a GPU is used."""
+    group = parser.add_argument_group("precision and speed")
+    add_settings(group, Hardware)
+    return group
+
+
+def run_options(args: argparse.Namespace) -> dict[str, object]:
+    """The flags of :func:`add_run_flags` and --start-epoch, as keywords of runtime.run.Run.open."""
+    options = {**values(RunSettings, args), "start_epoch": getattr(args, "start_epoch", None)}
+    return {name: value for name, value in options.items() if name != "print_freq"}
+
+
+def add_knn_flags(group: Group) -> None:
+    """The k-NN score during training."""
+    add_settings(group, Monitoring)
+
+
+def add_network_flags(group: Group, prefix: str = "--") -> None:
+    """How a checkpoint is read, beside its path and architecture; ``prefix`` is ``--teacher-`` beside --distill."""
+    stem_flag(group, f"{prefix}stem", whose="the network")
+    flags = {name: f"{prefix}{name}" for name in ("branch", "mean", "std")}
+    add_settings(group, load_frozen, without=["stem"], flags=flags)
+
+
+def checkpoint_options(args: argparse.Namespace) -> dict[str, object]:
+    """The flags of :func:`add_network_flags` but the stem, as keywords of checkpoints.frozen.load_frozen."""
+    return {name: value for name, value in values(load_frozen, args).items() if name != "stem"}
+
+
+def stem_flag(group: Group, name: str, whose: str, unset: str | None = None) -> None:
+    """--stem under the ``name`` of a flag, ``whose`` network's; ``unset`` says what leaving it out means."""
+    stem = declared(load_frozen)["stem"]
+    setting = dataclasses.replace(stem.setting, unset=unset or stem.setting.unset)
+    dataclasses.replace(stem, name=name.lstrip("-").replace("-", "_"), setting=setting).add_to(
+        group, source=whose, flags=name)
+
+
+# What each machine of a job may have its own of: where things lie (what they are is compared where they are opened)
+OWN = {"data", "knn_data", "weights", "distill", "closek_info", "fark_info", "cluster_info", "workers", "local_rank"}
+
+
+def same_flags(args: argparse.Namespace, process: Process) -> None:
+    """Refuse, on every rank, a job whose processes were given different flags."""
+    same_on_every_rank({f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in OWN},
+                       process)
+
+
+def ignored_flags_note(args: argparse.Namespace) -> str | None:
+    """A sentence for those who still pass the original launcher's flags."""
+    return take(JobSettings, args).ignored()

@@ -1,0 +1,102 @@
+"""The whole network trained on few labels."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common import classifier_training, cli, evaluation
+from data.augment import linear_transform
+from data.loader import BadImageLog, evaluation_loader
+from data.sources import ImageSource
+from data.splits import open_labelled
+from evals.classifier import Classifier, classification_parts
+from evals.metrics import accuracy
+from evals.sets.label_subset import balanced_subset, listed_subset
+from models.teachers import Encoder
+from runtime.device import Process, broadcast, wrap
+from runtime.optim import Updater, precision
+from search.features import extract, left_out
+
+HELP = "the whole network trained on 1 %% or 10 %% of the labels, or on a list of images"
+SWAV = "SwAV's semi-supervised evaluation"
+FEW = 0.05  # a share of labels below this takes the rates for 1 %
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    data = evaluation.add_common_flags(parser)
+    group = classifier_training.add_training_flags(parser, data, epochs=20, milestones="60 % and 80 % of them",
+                                                   factor=0.2, source=SWAV)
+    group.add_argument("--labels", required=True, metavar="X",
+                       help="share of the training images in (0, 1], equally many of each class, drawn by --seed "
+                            "(0.01, 0.1); or a file with one image a line, such as SimCLR's 1percent.txt: file names, "
+                            "or paths below train/")
+    group.add_argument("--lr", "--learning-rate", type=cli.number(float, above=0), default=None, metavar="LR",
+                       help=f"learning rate of the backbone; default 0.01, {SWAV}, and 0.02 below 5 %% of the labels")
+    group.add_argument("--head-lr", type=cli.number(float, above=0), default=None, metavar="LR",
+                       help=f"learning rate of the classifier; default 0.2, {SWAV}, and 5 below 5 %% of the labels")
+
+
+def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
+    """Top-1 and top-5 of the network fine-tuned with a classifier on few labels: random crops and flips, SGD with a
+    learning rate for each, batch norm in training mode (over all cards), 20 epochs, a fifth at 12 and 16."""
+    evaluation.open_output(args)
+    train, test = open_labelled(args.data)
+    everything = train.subset(args.subset)
+    share = as_share(args.labels)
+    train = listed_subset(everything, args.labels) if share is None else balanced_subset(everything, share, args.seed)
+    network = evaluation.open_network(args, process)
+    few = len(train) < FEW * len(everything)
+    metrics, rows = classifier_training.report(finetune(args, process, network, train, test, few))
+    return evaluation.finish("finetune", args, process, [network], {"train": train, "test": test}, metrics, rows)
+
+
+def as_share(text: str) -> float | None:
+    """--labels as a number; None where it names a file."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def finetune(args: argparse.Namespace, process: Process, network: evaluation.Network, train: ImageSource,
+             test: ImageSource, few: bool) -> classifier_training.History:
+    """Train backbone and head, and score after each epoch. ``few``: the rates for 1 % of the labels are the default."""
+    rate, head_rate = args.lr or (0.02 if few else 0.01), args.head_lr or (5.0 if few else 0.2)
+    model = Classifier(Encoder(network.encoder.backbone, network.encoder.mean, network.encoder.std), len(train.classes))
+    model = model.to(process.device)
+    if process.world_size > 1 and process.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # as SwAV; the CPU has none, so each rank has its own
+    optimizer = torch.optim.SGD([{"params": list(model.backbone.parameters())},
+                                 {"params": list(model.head.parameters()), "lr_scale": head_rate / rate}],
+                                rate, args.momentum, weight_decay=args.weight_decay)
+    updater = Updater(optimizer, process.device, precision(args.amp, process.device))
+    parallel = wrap(model, process)
+    labels = torch.from_numpy(test.labels)
+    transform, check = linear_transform(network.spec.image_size), BadImageLog(test, args.on_bad_image).check
+
+    def forward(images: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        parallel.train()
+        return classification_parts(parallel(images), truth)
+
+    def test_batches(indices: range) -> Any:
+        return evaluation_loader(test, network.spec.image_size, args.feature_batch, args.workers, indices,
+                                 process.device.type, transform=transform)
+
+    def score() -> dict[str, float]:
+        for buffer in model.buffers():  # running statistics may be each rank's own; what is saved is the first's
+            broadcast(buffer)
+        logits = extract(model, test_batches, len(test), process, "test", check, leave_out=args.on_bad_image == "skip")
+        bad = left_out(logits)
+        scored = np.delete(np.arange(len(test)), bad)
+        top1, top5 = accuracy(logits[scored], labels[scored])
+        return {"top1": top1, "top5": top5} | ({"left_out": len(bad)} if len(bad) else {})
+
+    milestones = args.schedule if args.schedule is not None else [round(0.6 * args.epochs), round(0.8 * args.epochs)]
+    return classifier_training.fit(args, process, "finetune", network, train, test, model, updater, rate, milestones,
+                                   forward, score, model.state_dict, {"lr": rate, "head_lr": head_rate})

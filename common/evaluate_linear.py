@@ -1,0 +1,97 @@
+"""A linear classifier on the frozen network."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common import classifier_training, cli, evaluation
+from common.head_choice import add_grid_flags, choose_head
+from data.augment import linear_transform
+from data.sources import ImageSource
+from data.splits import open_labelled
+from evals.classifier import classification_parts, fingerprint, linear_head
+from evals.metrics import accuracy
+from runtime.device import Process, agree, wrap
+from runtime.optim import Updater, precision
+
+HELP = "a linear classifier on the frozen network, by the paper's protocol or on cached features"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    data = evaluation.add_common_flags(parser)
+    group = classifier_training.add_training_flags(parser, data, epochs=100, milestones="60 % and 80 % of them",
+                                                   factor=0.1, source="the original's")
+    group.add_argument("--lr", "--learning-rate", type=cli.number(float, above=0), default=None, metavar="LR",
+                       help="base learning rate; default 30, the original's, and 3 for EfficientNets, as such papers' "
+                            "rows have it")
+    group = parser.add_argument_group("on cached features")
+    group.add_argument("--cached", action="store_true",
+                       help="extract centre-crop features once and train a grid of classifiers on them side by side: "
+                            "minutes instead of days, without augmentation; of the training flags only --epochs and "
+                            "--batch-size then count, for --solver sgd")
+    add_grid_flags(group, "with --cached: ")
+    cli.only(group, "--lr --schedule --factor --momentum --wd --amp --data-path", "without --cached",
+             lambda args: not args.cached)
+    cli.only(group, "--epochs --batch-size", "without --cached, or with --solver sgd",
+             lambda args: not args.cached or args.solver == "sgd")
+
+
+def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
+    """Top-1 and top-5 of a linear classifier on the frozen network's pooled features, by the original's protocol:
+    random crops and flips, SGD with learning rate 30, batch 256, 100 epochs, a tenth at 60 and 80; or --cached."""
+    evaluation.open_output(args)
+    train, test = open_labelled(args.data)
+    train = train.subset(args.subset)
+    network = evaluation.open_network(args, process)
+    transform, rows = linear_transform(network.spec.image_size), None
+    features, test = evaluation.features(network, test, args, process, "test features", transform)
+    if args.cached:
+        of_train, train = evaluation.features(network, train, args, process, "train features", transform)
+        metrics = grid_on_features(args, process, of_train, train, features, test)
+    else:
+        metrics, rows = classifier_training.report(protocol(args, process, network, train, features, test))
+    return evaluation.finish("linear", args, process, [network], {"train": train, "test": test}, metrics, rows)
+
+
+def protocol(args: argparse.Namespace, process: Process, network: evaluation.Network, train: ImageSource,
+             features: Tensor, test: ImageSource) -> classifier_training.History:
+    """The original's protocol. The test images' ``features`` are made once: the network is frozen, their crop fixed."""
+    encoder, before = network.encoder, fingerprint(network.encoder)
+    labels = torch.from_numpy(test.labels)
+    head = linear_head(network.spec.feature_dim, len(train.classes)).to(process.device)
+    rate = args.lr or (3.0 if "efficientnet" in network.spec.arch else 30.0)
+    optimizer = torch.optim.SGD(head.parameters(), rate, args.momentum, weight_decay=args.weight_decay)
+    updater = Updater(optimizer, process.device, precision(args.amp, process.device))
+    model = wrap(head, process)
+
+    def forward(images: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        found = encoder(images).float()                                                           # [b, d]
+        with torch.autocast(process.device.type, enabled=False):
+            return classification_parts(model(found), truth)
+
+    @torch.no_grad()
+    def score() -> dict[str, float]:
+        logits = torch.cat([head(part.to(process.device, torch.float32)).cpu() for part in features.split(4096)])
+        top1, top5 = accuracy(logits, labels)
+        return {"top1": top1, "top5": top5}
+
+    milestones = args.schedule if args.schedule is not None else [round(0.6 * args.epochs), round(0.8 * args.epochs)]
+    history = classifier_training.fit(args, process, "linear", network, train, test, head, updater, rate, milestones,
+                                      forward, score, head.state_dict, {"lr": rate})
+    changed = fingerprint(encoder) != before
+    agree("the frozen network changed while the classifier was trained; the score is void, please report this"
+          if changed else None)
+    return history
+
+
+def grid_on_features(args: argparse.Namespace, process: Process, of_train: Tensor, train: ImageSource, of_test: Tensor,
+                     test: ImageSource) -> dict[str, float]:
+    """The grid on centre-crop features: the best on a part of the training images is trained on all of them."""
+    head, chosen = choose_head(of_train, train.labels, len(train.classes), args, process)
+    top1, top5 = head.accuracy(of_test, torch.from_numpy(test.labels))[0].tolist()
+    return {"top1": top1, "top5": top5, **chosen}

@@ -1,0 +1,171 @@
+"""What students and their teacher have in common."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from checkpoints.layouts import read_checkpoint
+from common import cli, evaluation, networks
+from data.datasets import open_source
+from evals.overlap import KS, neighbourhoods, similarity, usable_ks
+from evals.overlap_picture import save_picture
+from models.heads import width_of
+from runtime.device import Process
+from runtime.errors import UserError
+from runtime.outputs import check_output_file
+
+HELP = "what students have in common with their teacher: neighbours, CKA, space similarity; no labels"
+DATA = ("images that were not trained on: an image folder, a packed file, a .txt file of paths, or a name; of a folder "
+        "that holds train/ and val/ or test/, the latter is taken. No label is used")
+ROWS = 8192  # features that pass a head at a time
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    evaluation.add_common_flags(parser, data=DATA, several=True,
+                            share_of="each class's images (of all, where they have no labels); default 1")
+    group = parser.add_argument_group("overlap")
+    group.add_argument("--teacher", required=True, metavar="FILE",
+                       help="checkpoint of the teacher, read as --weights; each network sees images of its own size")
+    group.add_argument("--teacher-arch", default=None, metavar="ARCH", help="as --arch, of the teacher; default: found")
+    cli.stem_flag(group, "--teacher-stem", whose="the teacher")
+    group.add_argument("--teacher-branch", default=None, metavar="NAME", help="as --branch, of the teacher")
+    group.add_argument("--names", nargs="+", default=None, metavar="NAME",
+                       help="what the students are called in tables and picture, one name a file; default: the file's "
+                            "name, or its folder's where it is student.pth or checkpoint.pth")
+    group.add_argument("--k", type=cli.number(int, 1), nargs="+", default=None, metavar="K",
+                       help="sizes of neighbourhoods; default " + " ".join(map(str, KS)) + ", those below half of the "
+                            "images")
+    group.add_argument("--picture", default=None, metavar="PNG",
+                       help="where the bars are drawn; default: overlap.png in --output if matplotlib is installed; "
+                            "'none' for no picture")
+
+
+def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
+    """How much of the teacher's space each student has, on images that neither was trained on: the percentage of
+    nearest neighbours that they share, trustworthiness and continuity (Venna and Kaski), linear CKA (Kornblith et al.),
+    effective rank, and, after the student's head where that leads to the teacher's width, the cosine of rows and of
+    columns (the paper's space similarity) and the correlation of columns. Neighbours are by cosine, by the trunks'
+    features, and the image itself is none."""
+    folder = evaluation.open_output(args)
+    if args.picture and args.picture != "none":
+        check_output_file(Path(args.picture), "--picture", [".png"], [*args.weights, args.teacher])
+    source = open_source(args.data, "test").subset(args.subset)
+    ks = _ks(args.k, len(source))
+    names = student_names(args.weights, args.names)
+    teacher_args = changed(args, arch=args.teacher_arch, stem=args.teacher_stem, branch=args.teacher_branch, mean=None,
+                           std=None)
+    teacher = evaluation.open_network(teacher_args, process, args.teacher, "--teacher")
+    space, source = evaluation.features(teacher, source, teacher_args, process, "teacher's features")
+    ks = _ks(args.k, len(source))  # of the images that could be opened
+    own_heads = heads_of(args.teacher, args.teacher_branch, args)
+    found, compared, nets = {}, {}, [teacher]
+    for name, file in zip(names, args.weights, strict=True):
+        found_in_file = networks.UNTRAINED in args.weights and file != networks.UNTRAINED
+        own = changed(args, arch=None, stem=None) if found_in_file else args  # --arch is what the untrained one needs
+        student = evaluation.open_network(own, process, file)
+        features, _ = evaluation.features(student, source, own, process, f"features of {name}")
+        target, projected, how = common_space(space, features, own_heads, heads_of(file, args.branch, args))
+        found[name] = {**neighbourhoods(space, features, ks, process, process.is_main),
+                       **similarity(space, features, projected, process, target)}
+        compared[name] = how
+        nets.append(student)
+    chance = {k: 100 * k / (len(source) - 1) for k in ks}
+    title = (f"overlap with {args.teacher}, {teacher.spec.arch}, on {len(source):,} images of {source.title}; shared "
+             "neighbours in %")
+    record = evaluation.finish("overlap", args, process, nets, {"held-out": source}, found,
+                           [{**_row(name, x, ks), "compared": compared[name]} for name, x in found.items()], title,
+                           compared=compared, chance=chance)
+    if process.is_main and args.picture != "none":
+        _picture(args, folder, found, chance, title)
+    return record
+
+
+def changed(args: argparse.Namespace, **values: Any) -> argparse.Namespace:
+    """The same flags with other values."""
+    return argparse.Namespace(**{**vars(args), **values})
+
+
+def student_names(files: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    """A name for each file, no two the same. Raises :class:`UserError` for a list of another length."""
+    if given is not None and (len(given) != len(files) or len(set(given)) != len(given)):
+        raise UserError(f"--names gives {len(given)} names for {len(files)} files of --weights; give one for each, no "
+                        "two the same")
+    if given is not None:
+        return list(given)
+    names = [Path(x).parent.name if Path(x).name in ("student.pth", "checkpoint.pth") else Path(x).stem for x in files]
+    names = [name or str(Path(file).stem) for name, file in zip(names, files, strict=True)]
+    return names if len(set(names)) == len(names) else [f"{i}: {name}" for i, name in enumerate(names, 1)]
+
+
+def common_space(teacher: Tensor, student: Tensor, teacher_heads: Sequence[nn.Module], heads: Sequence[nn.Module],
+                 ) -> tuple[Tensor | None, Tensor | None, str]:
+    """Features of one width of trunk features [n, d_t] and [n, d_s], and in words where they come from.
+
+    The student's head where it leads to the teacher's trunk (CoSS, SMD) or, behind both heads, to the teacher's head
+    (SEED, BINGO, DisCo); the trunks themselves where none does and they have one width; else None.
+    """
+    heads = [head for head in heads if width_into(head) == student.shape[1]]
+    for head in heads:
+        if width_of(head, student.shape[1]) == teacher.shape[1]:
+            return teacher, through(head, student), "student's head, teacher's trunk"
+    for own, head in itertools.product(teacher_heads, heads):
+        if width_into(own) == teacher.shape[1] and width_of(own, 0) == width_of(head, 0):
+            return through(own, teacher), through(head, student), "both heads"
+    if student.shape[1] == teacher.shape[1]:
+        return teacher, student, "both trunks"
+    return None, None, "no common width"
+
+
+def width_into(head: nn.Module) -> int | None:
+    """The width of what a head takes; None for one without a linear layer."""
+    return next((layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear)), None)
+
+
+def heads_of(file: str, branch: str | None, args: argparse.Namespace) -> list[nn.Module]:
+    """The heads of a known kind in a checkpoint."""
+    if file == networks.UNTRAINED:
+        return []
+    checkpoint = read_checkpoint(file, args.checkpoint_key, branch=branch, trust=args.trust_checkpoint)
+    return [head.eval() for head in checkpoint.heads()]
+
+
+@torch.inference_mode()
+def through(head: nn.Module, features: Tensor) -> Tensor:
+    """``head`` of features [n, d], on the CPU."""
+    return torch.cat([head(features[first:first + ROWS].float().clone())
+                      for first in range(0, len(features), ROWS)])
+
+
+def _ks(given: Sequence[int] | None, images: int) -> list[int]:
+    ks = usable_ks(images, given or KS)
+    if images < 4 or (given and len(ks) < len(set(given))) or not ks:
+        raise UserError(f"--k {' '.join(map(str, given or KS[:1]))} of {images} images: neighbourhoods must hold fewer "
+                        "than half of the images; give smaller ones, or more images")
+    return ks
+
+
+def _row(name: str, found: dict[str, Any], ks: Sequence[int]) -> dict[str, Any]:
+    middle = min(ks, key=lambda k: abs(k - 11))
+    return {"student": name, **{f"k={k}": found["shared"][k] for k in ks},
+            f"trust. k={middle}": found["trustworthiness"][middle], f"cont. k={middle}": found["continuity"][middle],
+            "CKA": found["cka"], "unbiased": found["cka_unbiased"], "row cos.": found["row_cosine"],
+            "column cos.": found["space_cosine"], "column corr.": found["dimension_correlation"],
+            "eff. rank": found["effective_rank"], "teacher's": found["teacher_effective_rank"]}
+
+
+def _picture(args: argparse.Namespace, folder: Path, found: dict[str, Any], chance: dict[int, float], title: str,
+             ) -> None:
+    try:
+        print(f"picture: {save_picture(Path(args.picture or folder / 'overlap.png'), found, chance, title)}")
+    except UserError as error:
+        if args.picture:
+            raise
+        print(f"no picture: {error}")

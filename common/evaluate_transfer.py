@@ -1,0 +1,193 @@
+"""A linear classifier, and few-shot episodes, on the frozen network's features of other data sets."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import cli, evaluation
+from data.augment import eval_transform
+from data.datasets import datasets_root
+from evals.fewshot import HEADS, episodes, few_shot
+from evals.head_grid import split_validation
+from evals.sets.transfer_sets import LAYOUTS, TransferSet, open_transfer_folder, open_transfer_set
+from evals.transfer import NAMES, Transfer, logistic_regression, transfer
+from runtime.device import Process
+from runtime.errors import UserError
+from runtime.state import load_json, save_json
+
+HELP = "logistic regression and few-shot episodes on other data sets (CIFAR, Pets, VOC 2007 …)"
+VALIDATION_SHARE = 0.2  # where a set has no validation images of its own; Ericsson et al., CVPR 2021
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    group = evaluation.add_common_flags(parser, required=False, data=evaluation.LABELLED + ". With both val/ and "
+                                        "test/ the first validates and the second tests")
+    group.add_argument("--datasets", nargs="+", default=None, metavar="NAME",
+                       help=f"instead of --data: any of {' '.join(LAYOUTS)}, in torchvision's folders in --root, or of "
+                            "the folders there that hold train/ and test/")
+    group.add_argument("--root", metavar="DIR", default=None,
+                       help="where --datasets lie; default: $COSS_DATASETS, else ./datasets")
+    group.add_argument("--download", action="store_true",
+                       help="let torchvision fetch what is missing of --datasets into --root, under each one's terms; "
+                            "Stanford Cars and SUN397's split cannot be fetched so")
+    group = parser.add_argument_group("logistic regression")
+    group.add_argument("--iterations", type=cli.number(int, 1), default=100, metavar="N",
+                       help="L-BFGS iterations of one fit, at most; default 100, scikit-learn's, as in Ericsson et al. "
+                            "2021. The record counts the fits that stopped there")
+    group.add_argument("--jobs", type=cli.number(int, 1), default=cli.default_workers(), metavar="N",
+                       help="fits side by side; the result does not depend on it; default: the machine's cores, at "
+                            "most 8")
+    group.add_argument("--skip-linear", action="store_true", help="no logistic regression, only --few-shot")
+    group = parser.add_argument_group("few-shot")
+    group.add_argument("--few-shot", action="store_true",
+                       help="also classify in episodes of --ways classes with --shots labelled images each")
+    group.add_argument("--ways", type=cli.number(int, 2), default=5, metavar="N",
+                       help="classes an episode; default 5")
+    group.add_argument("--shots", type=cli.number(int, 1), nargs="+", default=[1, 5, 20], metavar="N",
+                       help="labelled images a class, each number on its own; default 1 5 20")
+    group.add_argument("--queries", type=cli.number(int, 1), default=15, metavar="N",
+                       help="images a class to be named; default 15")
+    group.add_argument("--episodes", type=cli.number(int, 2), default=600, metavar="N", help="default 600")
+    group.add_argument("--few-shot-heads", choices=HEADS, nargs="+", default=["centroid"],
+                       help="the nearest class mean (centroid, default, as in Ericsson et al. 2021) and logistic "
+                            "regression on features of length 1")
+    group.add_argument("--few-shot-from", choices=("all", "test"), default="all",
+                       help="images that episodes draw from: all of a set's (default, as in Ericsson et al. 2021), or "
+                            "its test images alone")
+
+
+def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
+    """Each data set's own metric of multinomial logistic regression on frozen features (L-BFGS, scikit-learn), its L2
+    penalty chosen among 45 on validation images: Kornblith et al., CVPR 2019, and Ericsson et al., CVPR 2021. Features
+    are pooled, not normalised, of the transform of k-NN (shorter side to 1.05 x S, bicubic, centre crop S), so that one
+    extraction serves both. Sets without validation images give a fifth of each class's training images.
+    With --few-shot also the accuracy of few-shot episodes. Features are kept, and so is each set's result: a run after
+    a kill goes on with the next set. Under torchrun the processes share the images, and the first one fits."""
+    _check(args, process)
+    folder = evaluation.open_output(args)
+    sets = [each.subset(args.subset) for each in _open_sets(args)]
+    if args.few_shot:  # what cannot be drawn is said before the work, not after
+        for each in sets:
+            if not each.marks:
+                labels = _few_shot_labels(each, args)
+                episodes(labels, args.ways, max(args.shots) + args.queries, 1, args.seed, f"{each.name}, few-shot")
+    network = evaluation.open_network(args, process)
+    transform = eval_transform(network.spec.image_size)
+    opened = {each.name: {part: evaluation.features(network, source, args, process, f"{each.name} {part}", transform)
+                          for part, source in each.parts().items()} for each in sets}
+    features = {name: {part: rows for part, (rows, _) in parts.items()} for name, parts in opened.items()}
+    sets = [each.with_parts({part: source for part, (_, source) in opened[each.name].items()}) for each in sets]
+    if not process.is_main:
+        return {}
+
+    found, rows = {}, []
+    for each in sets:
+        print(each.description)
+        numbers: dict[str, Any] = {}
+        row: dict[str, Any] = {"data": each.name}
+        if not args.skip_linear:
+            identity = _identity(network, each, args, str(transform))
+            result = _remembered(folder / "transfer" / f"{each.name}-{identity}.json",
+                                 lambda each=each: _linear(features[each.name], each, args))
+            numbers |= asdict(result)
+            row |= {"metric": NAMES[result.metric], "score": result.score, "validation": result.validation,
+                    "l2": result.l2, "stopped fits": result.unconverged}
+        if args.few_shot:
+            shots = _few_shot(features[each.name], each, args, process)
+            numbers["few_shot"] = shots
+            row |= {f"{shot['ways']}-way {shot['shots']}-shot {shot['head']}":
+                    f"{shot['accuracy']:.2f} ± {shot['interval']:.2f}" for shot in shots}
+        found[each.name] = numbers
+        rows.append(row)
+    metrics: dict[str, Any] = {"datasets": found}
+    if not args.skip_linear:
+        metrics = {"mean": float(np.mean([numbers["score"] for numbers in found.values()])), **metrics}
+        if len(rows) > 1:
+            rows.append({"data": "mean", "score": metrics["mean"]})
+    data = {f"{each.name} {part}": source for each in sets for part, source in each.parts().items()}
+    title = f"transfer: {network.file}, {network.spec.arch}, stem {network.spec.stem}, {network.spec.image_size} px"
+    return evaluation.finish("transfer", args, process, [network], data, metrics, rows, title)
+
+
+def _check(args: argparse.Namespace, process: Process) -> None:
+    if bool(args.data) == bool(args.datasets):
+        raise UserError("transfer takes either --data ROOT or --datasets NAME …; give one of them")
+    if args.data and (args.root or args.download):
+        raise UserError("--root and --download belong to --datasets; leave them out with --data")
+    if args.download and process.world_size > 1:
+        raise UserError("--download works in one process; run the command once without torchrun, then with it")
+    if args.skip_linear and not args.few_shot:
+        raise UserError("--skip-linear leaves nothing to do; add --few-shot")
+    if args.datasets and len(set(args.datasets)) < len(args.datasets):
+        raise UserError("--datasets names a set twice; give each once")
+    logistic_regression()  # scikit-learn is missed before images are read, not after
+
+
+def _open_sets(args: argparse.Namespace) -> list[TransferSet]:
+    if args.data:
+        return [open_transfer_folder(args.data)]
+    root = Path(args.root) if args.root else datasets_root()
+    return [open_transfer_set(name, root, args.download, args.seed) for name in args.datasets]
+
+
+def _linear(features: dict[str, torch.Tensor], each: TransferSet, args: argparse.Namespace) -> Transfer:
+    fit = [part for part in features if part != "test"]
+    labels = np.concatenate([each.labels(part) for part in fit])
+    rows = np.concatenate([features[part].float().numpy() for part in fit])
+    validation = (np.arange(len(features["train"]), len(rows)) if len(fit) == 2 else
+                  split_validation(labels, VALIDATION_SHARE, args.seed)[1])
+    if not len(validation):
+        raise UserError(f"{each.name}: no class has images enough to spare some for validation; give more images, or a "
+                        "val/ folder beside train/ and test/")
+    return transfer(rows, labels, validation, features["test"].float().numpy(), each.labels("test"), each.metric,
+                    jobs=args.jobs, iterations=args.iterations, label=each.name, progress=True)
+
+
+def _few_shot(features: dict[str, torch.Tensor], each: TransferSet, args: argparse.Namespace, process: Process,
+              ) -> list[dict[str, Any]]:
+    if each.marks:
+        print(f"{each.name}: its images have several labels, so there are no episodes of it")
+        return []
+    rows, labels = torch.cat([features[part] for part in _few_shot_parts(each, args)]), _few_shot_labels(each, args)
+    return [asdict(few_shot(rows, labels, head, args.ways, shots, args.queries, args.episodes, args.seed,
+                            process.device, f"{each.name} {shots}-shot {head}", progress=True))
+            for head in args.few_shot_heads for shots in args.shots]
+
+
+def _few_shot_parts(each: TransferSet, args: argparse.Namespace) -> list[str]:
+    return ["test"] if args.few_shot_from == "test" else list(each.parts())
+
+
+def _few_shot_labels(each: TransferSet, args: argparse.Namespace) -> np.ndarray:
+    return np.concatenate([each.labels(part) for part in _few_shot_parts(each, args)])
+
+
+def _identity(network: evaluation.Network, each: TransferSet, args: argparse.Namespace, transform: str) -> str:
+    """What decides a set's result, as 16 hexadecimal digits."""
+    import sklearn
+
+    labels = hashlib.sha256(b"".join(np.ascontiguousarray(each.labels(part)).tobytes() for part in each.parts()))
+    what = [network.identity, network.spec.record(), transform, labels.hexdigest(), each.metric, args.seed,
+            args.iterations, args.dtype, args.on_bad_image, sklearn.__version__,
+            {part: [source.identity(), source.location(0)] for part, source in each.parts().items()}]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _remembered(path: Path, compute: Callable[[], Transfer]) -> Transfer:
+    """The result that an earlier run left in ``path``, else a new one, left there."""
+    try:
+        return Transfer.of(load_json(path))
+    except (OSError, ValueError):  # not there, or not as it was written
+        result = compute()
+        save_json(asdict(result), path)
+        return result

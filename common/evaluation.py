@@ -1,0 +1,166 @@
+"""What every evaluation does: flags, opening a network, its cached features, and leaving a result."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from checkpoints.frozen import load_frozen
+from common import cli, networks
+from data.augment import Transform
+from data.checks import check_apart
+from data.sources import ImageSource
+from evals.metrics import of_one_class
+from evals.results import add_result, save_table, table, versions
+from models.teachers import FrozenEncoder
+from runtime.device import Process
+from runtime.errors import UserError
+from runtime.outputs import check_output_folder
+from runtime.settings import Setting, add_settings, declared
+
+LABELLED = ("labelled images: a folder that holds train/ and val/ or test/, each with one sub-folder a class (or "
+            "packed files so called), or a name (demo, digits, cifar10, cifar100, stl10; kept in $COSS_DATASETS, else "
+            "./datasets)")
+SHARE_OF = "each class's training images; default 1, the paper's 1% and 10% rows use 0.01 and 0.1"
+UNLABELLED = ("overlap", "video")  # commands to which classes are nothing
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where a result goes, and how it is printed."""
+
+    output: Annotated[str | None, Setting(
+        "folder for results.jsonl (a line is added for each evaluation), the table and the feature cache; default: "
+        "evaluation/ beside the weights, ./evaluation for untrained ones", metavar="FOLDER", resumable=True)] = None
+    json: Annotated[bool, Setting("print one JSON object on stdout and nothing else there; messages go to stderr",
+                                  resumable=True)] = False
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How features are extracted."""
+
+    feature_batch: Annotated[int, Setting(
+        "images of one forward pass where features are extracted; default {default}, the original's", least=1,
+        metavar="N", resumable=True)] = 256
+
+
+def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = LABELLED, required: bool = True,
+                     several: bool = False, needs_weights: bool = True, keeps_features: bool = True,
+                     share_of: str = SHARE_OF) -> cli.Group:
+    """Flags that each evaluation takes: --data (``names``: its other spellings; ``data``: its help; optional unless
+    ``required``), --subset (a ``share_of`` what), --weights (a list where ``several``, optional unless
+    ``needs_weights``), --output, --json, --device, --seed; and, if it ``keeps_features``, how images are read and where
+    features are kept. Returns the data group."""
+    group = cli.add_data_flags(parser, *names, what=data, required=required, opens_images=keeps_features,
+                               share_of=share_of)
+    if keeps_features:
+        add_settings(group, Extraction)
+    networks.add_weights_flags(parser, several, needs_weights)
+    out = parser.add_argument_group("results")
+    add_settings(out, Results)
+    if keeps_features:
+        networks.add_features_flags(out, "features/ in --output")
+    cli.add_device_flags(parser)
+    return group
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to be evaluated: the file, the encoder on this process's device, and what identifies it."""
+
+    file: str
+    encoder: FrozenEncoder
+    identity: dict[str, Any]
+
+    @property
+    def spec(self) -> Any:
+        """models.backbones.Spec: arch, stem, image_size, feature_dim."""
+        return self.encoder.backbone.spec
+
+    def record(self) -> dict[str, Any]:
+        """What is written of it beside a result."""
+        return {"weights": self.file, "sha256": self.identity["sha256"], "branch": self.identity.get("branch"),
+                **self.spec.record(), "mean": list(self.encoder.mean), "std": list(self.encoder.std)}
+
+
+def open_network(args: argparse.Namespace, process: Process, weights: str | None = None, flag: str = "--weights",
+                 ) -> Network:
+    """The network of --weights, or of another file that ``flag`` gave."""
+    encoder, identity = networks.open_network(args, process, weights, flag)
+    return Network(weights or args.weights, encoder, identity)
+
+
+def open_output(args: argparse.Namespace) -> Path:
+    """The folder of --output; refused before any work if it cannot be written. Made when the first file is."""
+    first = args.weights if isinstance(args.weights, str) else args.weights[0]
+    beside = Path() if first == networks.UNTRAINED else Path(first).parent
+    folder = Path(args.output or beside / "evaluation")
+    check_output_folder(folder, "--output")
+    check_apart(folder, args.data)
+    return folder
+
+
+def features(network: Network, source: ImageSource, args: argparse.Namespace, process: Process, label: str,
+             transform: Transform | None = None) -> tuple[torch.Tensor, ImageSource]:
+    """Features [N, d] of a source's images in their order, on the CPU, made once and kept in --output; and the source,
+    without the images that could not be opened (--on-bad-image skip), which have no row.
+
+    ``transform`` (PIL RGB -> uint8 tensor, and str() says what it does) is the paper's for mining and k-NN by default.
+    """
+    kept = None if network.file == networks.UNTRAINED else network.identity  # nothing identifies those
+    return networks.features_of(network.encoder, source, args, process, label, kept, transform,
+                                open_output(args) / "features", args.feature_batch)
+
+
+def settings(args: cli.Arguments) -> dict[str, Any]:
+    """The flags that decide a result, without those of the network and the data, which the record has elsewhere."""
+    elsewhere = {"command", *declared(networks.Network), *declared(load_frozen), "image_size", "data"}
+    elsewhere |= {name for name, found in args.declared.items()
+                  if found.setting.resumable and not found.setting.changes_numbers}
+    return {name: value for name, value in sorted(vars(args).items()) if name not in elsewhere}
+
+
+def finish(command: str, args: argparse.Namespace, process: Process, nets: Sequence[Network],
+           data: Mapping[str, ImageSource], metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | None = None,
+           title: str | None = None, **more: Any) -> dict[str, Any]:
+    """Leave a result: a line of results.jsonl, COMMAND.md in --output, and the table on the screen. Returns the record.
+
+    ``metrics``: plain numbers by name, nested where that says more; `evaluate.py all` and --compare read them.
+    ``rows``: the table, by default one row of the metrics. ``data``: the sources by role, of what was scored. ``more``:
+    further entries.
+    """
+    rows = [dict(metrics)] if rows is None else rows
+    record = {"command": command, **(nets[0].record() if len(nets) == 1 else
+                                     {"networks": [net.record() for net in nets]}),
+              "data": args.data,
+              "sources": {role: {"title": source.title, "images": len(source), "classes": len(source.classes),
+                                 "left_out": len(source.left_out), "fingerprint": source.fingerprint()}
+                          for role, source in data.items()},
+              "settings": settings(args), "metrics": dict(metrics),
+              "table": [dict(row) for row in rows], **more, "versions": versions(),
+              "processes": process.world_size, "device": str(process.device)}
+    if process.is_main:
+        folder = open_output(args)
+        add_result(folder, record)
+        save_table(folder / f"{command}.md", rows)
+        net = nets[0]
+        what = ", ".join(f"{len(source):,} {role}" for role, source in data.items())
+        print(title or f"{command}: {net.file}, {net.spec.arch}, stem {net.spec.stem}, {net.spec.image_size} px; "
+                       f"{what} images")
+        print(table(rows))
+        notes = {of_one_class(source.classes) for source in data.values()} if command not in UNLABELLED else set()
+        for note in filter(None, notes):
+            print(note)
+    return record
+
+
+def missing(name: str, folder: Path | str, holds: str, where: str) -> UserError:
+    """The one sentence about a data set that is not there: what was looked for, and where its licence lets one get it.
+    """
+    return UserError(f"{name} was not found: {folder} should hold {holds}; get it from {where}, under its own terms")

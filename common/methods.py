@@ -1,0 +1,113 @@
+"""The methods on the command line: --loss and its numbers, and what goes with them."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Annotated
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import losses
+from common import cli
+from losses import LOSSES, needs_of
+from losses.base import weights
+from models.heads import HeadNorm
+from models.momentum import BatchNormParts, ContrastedWidth, Momentum
+from runtime import settings
+from runtime.errors import UserError
+from runtime.settings import Setting, Used, by_default, said
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What surrounds a loss, used where its needs (losses.base.CombinedNeeds) ask for it."""
+
+    teacher_bn: Annotated[str, Setting(
+        "batch norm of the teacher: by its running statistics (eval, default) or by each batch's (train, as in the "
+        "code of bingo and disco; the running ones stay as they are)", choices=("eval", "train")),
+        Used("by losses with a teacher", lambda needs: bool(needs.teacher))] = "eval"
+    head_bn: Annotated[HeadNorm, Used("where the student's head has two layers",
+                                      lambda needs: bool(needs.heads))] = False
+    moco_dim: Annotated[ContrastedWidth, Used("by losses without a teacher", lambda needs: not needs.teacher)] = 128
+    moco_m: Annotated[Momentum, Used("by losses with a momentum student", lambda needs: needs.momentum)] = 0.999
+    bn_parts: Annotated[BatchNormParts, Used("by losses with a momentum student", lambda needs: needs.momentum)] = 8
+
+
+def add_loss_flags(parser: argparse.ArgumentParser) -> None:
+    """--loss and its numbers. Those left out are each method's own; a method takes those that it knows, and in a sum
+    every loss that knows one, which is refused where their own values differ."""
+    group = parser.add_argument_group("loss")
+    group.add_argument("--loss", default="coss", metavar="NAME", type=loss_names,
+                       help=f"objective: {', '.join(sorted(LOSSES))}, or a sum of them (coss+seed); default coss. "
+                            "coss_centred is coss, with its flags, on features without the batch's mean: not in the "
+                            "paper, and ahead of it on small sets (docs/RESULTS.md)")
+    group.add_argument("--loss-weights", type=weights, default=None, metavar="W,W",
+                       help="a weight for each loss of a sum, with commas; default 1 each")
+    group.add_argument("--beta", type=cli.number(float, above=0), default=1.0, metavar="W",
+                       help="factor of the whole loss; default 1")
+    for owners in losses.settings().values():
+        declared = next(iter(owners.values()))
+        text = declared.setting.help.replace("{default}", said(declared.default))
+        own = "" if "default" in text else f"; default: {by_default({name: x.default for name, x in owners.items()})}"
+        declared.add_to(group, default=None, help=f"{', '.join(owners)}: {text}{own}")
+    settings.add_settings(group, Surroundings)
+
+
+def loss_names(text: str) -> str:
+    """--loss, refused at once if it names what there is not."""
+    try:
+        needs_of(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--loss ")) from None
+    return text
+
+
+def options(args: argparse.Namespace) -> dict[str, object]:
+    """The flags that are constructor arguments of losses; None is the method's own."""
+    return {name: vars(args)[name] for name in losses.settings()}
+
+
+def unused(args: cli.Arguments, head: nn.Module) -> list[str]:
+    """A sentence for each flag that was given and that no loss in --loss takes. ``head``: the student's."""
+    needs = needs_of(args.loss)
+    taken = losses.settings(args.loss.split("+"))
+    given = [owner for name, owners in losses.settings().items() for owner in list(owners.values())[:1]
+             if vars(args)[name] is not None and name not in taken]
+    has_norm = any(isinstance(module, _BatchNorm) for module in head.modules())  # none where the widths agree
+    given += [found for name, found in settings.declared(Surroundings).items() if name in args.given
+              and not (found.used.when(needs) and (has_norm or name != "head_bn"))]
+    flags = ["--distill"] * bool(args.distill and not needs.teacher) + [found.flag for found in given]
+    return [f"{flag} is not used by --loss {args.loss}" for flag in flags]
+
+
+def check_loss(args: argparse.Namespace) -> None:
+    """What the command line must hold for --loss."""
+    needs, count = needs_of(args.loss), args.loss.count("+") + 1
+    if args.loss_weights and len(args.loss_weights) != count:
+        raise UserError(f"--loss-weights holds {len(args.loss_weights)} numbers and --loss {args.loss} names {count}; "
+                        "give one for each, with commas")
+    taken = losses.settings(args.loss.split("+"))
+    for name, owners in taken.items():
+        own, given, one = [said(x.default) for x in owners.values()], vars(args)[name], next(iter(owners.values()))
+        if given is None:
+            continue
+        if one.setting.excludes and vars(args)[one.setting.excludes] is not None:
+            other = next(iter(taken[one.setting.excludes].values())).flag
+            raise UserError(f"{one.flag} leaves nothing for {other} {said(vars(args)[one.setting.excludes])} to do; "
+                            "give either")
+        if len(set(own)) > 1 and not one.setting.shared:
+            raise UserError(f"{one.flag} {said(given)} would go to all of {', '.join(owners)}, whose own values "
+                            f"differ ({', '.join(own)}); leave it out, and each keeps its own")
+    if needs.teacher and not args.distill:
+        raise UserError(f"--loss {args.loss} needs --distill PATH, the teacher's checkpoint; train one with "
+                        "train_teacher.py if you have none")
+    if args.space_batch == "global" and "space_batch" not in taken:
+        able = ", ".join(sorted(losses.settings()["space_batch"]))
+        raise UserError(f"--space-batch global has no meaning for --loss {args.loss}, which takes no statistics of a "
+                        f"dimension; leave it out, or take one of {able}")
+    if needs.pairs and (args.sampler != "cf" or args.nearest_k != 1 or args.fark_info):
+        found = f"--sampler {args.sampler} --nearest-k {args.nearest_k}{' --fark-info' * bool(args.fark_info)}"
+        raise UserError(f"--loss {args.loss} needs batches of pairs, each image with one of its nearest, and found "
+                        f"{found}; give --sampler cf --nearest-k 1 --total-k 5 (its paper's) and --closek-info")

@@ -1,0 +1,180 @@
+"""What the root scripts share beside flags: a network opened from --weights, and its features of a source of images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+
+from checkpoints.frozen import load_frozen, untrained
+from common import cli
+from data.augment import Transform, eval_transform
+from data.loader import BadImageLog, evaluation_loader
+from data.sources import ImageSource
+from models.teachers import FrozenEncoder
+from runtime.device import Process, agree, gather_objects, same_on_every_rank, seed_everything
+from runtime.errors import UserError
+from runtime.outputs import check_output_folder
+from runtime.settings import Setting, add_settings, declared
+from search.features import STORED, Keep, extract, left_out
+
+UNTRAINED = "untrained"
+ROWS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which network."""
+
+    weights: Annotated[str, Setting(
+        f"checkpoint of the network{{source}}; '{UNTRAINED}' takes fresh weights of --arch and --seed, the baseline of "
+        "a network that has learnt nothing", "--weights --pretrained_weights", metavar="PATH")]
+    arch: Annotated[str | None, Setting(
+        "a torchvision classifier by name, or timm:NAME; default: found from the checkpoint", "-a --arch",
+        metavar="ARCH")] = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """Where features are kept, and in which numbers."""
+
+    features: Annotated[str | None, Setting(
+        "folder in which features are kept, written as they are made and found again; shared by all processes; "
+        "default: {source} (nothing for untrained ones); 'none' keeps nothing, and every process then holds all "
+        "features in memory", metavar="DIR", resumable=True)] = None
+    dtype: Annotated[str, Setting(
+        "numbers in which features are kept: float32 (default), or half the disk and memory: float16 (3 digits, up to "
+        "65,504) or bfloat16 (2 digits, any size)", choices=sorted(STORED))] = "float32"
+
+
+def add_weights_flags(parser: argparse.ArgumentParser, several: bool = False, required: bool = True) -> cli.Group:
+    """--weights (a list of files where ``several``), --arch, and how the file is read."""
+    group = parser.add_argument_group("network")
+    found = declared(Network)
+    if several:
+        setting = replace(found["weights"].setting, nargs="+")
+        found["weights"] = replace(found["weights"], setting=setting)
+    found["weights"].add_to(group, **({} if required else {"default": None}),
+                            source=", or of each of several" * several)
+    found["arch"].add_to(group)
+    cli.add_network_flags(group)
+    return group
+
+
+def add_features_flags(group: cli.Group, default: str = "features/ beside the weights") -> None:
+    """Where features are kept (without the flag in ``default``), and in which numbers."""
+    add_settings(group, Features, source=default)
+
+
+def open_network(args: argparse.Namespace, process: Process, weights: str | None = None, flag: str = "--weights",
+                 ) -> tuple[FrozenEncoder, dict[str, Any]]:
+    """The encoder on this process's device, and what identifies it. ``weights``: another file than --weights, which
+    ``flag`` gave."""
+    seed_everything(args.seed)
+    weights = weights or args.weights
+    quiet = getattr(args, "json", False) or not process.is_main
+    if weights == UNTRAINED:
+        if not args.arch:
+            raise UserError(f"{flag} {UNTRAINED} needs --arch; add, for example, --arch resnet18")
+        encoder = untrained(args.arch, args.image_size or 224, args.stem or "imagenet")
+        identity = {"sha256": f"{UNTRAINED}-{args.seed}"}
+    else:
+        encoder, report = load_frozen(weights, args.arch, args.stem, args.image_size, flag=flag,
+                                      **cli.checkpoint_options(args))
+        identity = {"sha256": report.sha256, "branch": report.branch, "mean": report.mean, "std": report.std}
+        if not quiet:
+            print(report)
+    note = cli.ignored_flags_note(args)
+    if note and not quiet:
+        print(note)
+    return encoder.to(process.device), {**identity, **encoder.backbone.spec.record()}
+
+
+def features_identity(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace,
+                      identity: dict[str, Any], transform: Transform | None = None) -> dict[str, Any]:
+    """What features are made from and by. ``transform`` says in str() what it does; None for the paper's."""
+    transform = transform or eval_transform(encoder.backbone.spec.image_size)
+    return {**identity, "data": source.identity(), "first": str(Path(source.location(0)).absolute()),
+            "bad_images": args.on_bad_image, "transform": str(transform)}
+
+
+def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace, process: Process, label: str,
+                identity: dict[str, Any] | None = None, transform: Transform | None = None, folder: Path | None = None,
+                batch_size: int | None = None) -> tuple[torch.Tensor, ImageSource]:
+    """Features [n, d], and the source of just their images, in the given source's order. With an ``identity`` they are
+    kept in --features and found again.
+
+    With --on-bad-image skip, images that could not be opened are in neither, since another's picture is not theirs; a
+    sentence names them, also where kept features are used. ``transform`` is the paper's for mining and k-NN by default;
+    ``folder`` is where features are kept without --features, by default features/ beside the weights; ``batch_size``
+    images are one forward pass, by default --batch-size.
+    """
+    def loader_of(indices: range) -> Any:
+        return evaluation_loader(source, encoder.backbone.spec.image_size, batch_size or args.batch_size, args.workers,
+                                 indices, process.device.type, transform=transform)
+
+    same_on_every_rank({"the number of images": len(source), "the images' fingerprint": source.fingerprint(),
+                        "the network": identity}, process)
+    folder = features_folder(args, folder) if identity is not None else None
+    folder = folder if all(gather_objects(folder is not None)) else None
+    keep = None if folder is None else Keep(
+        folder, features_identity(encoder, source, args, identity, transform), encoder.backbone.spec.feature_dim,
+        args.dtype)
+    for note in source.notes if process.is_main else ():
+        print(f"{label}: {note}", file=sys.stderr if getattr(args, "json", False) else sys.stdout)
+    skip = args.on_bad_image == "skip"
+    features = extract(encoder, loader_of, len(source), process, label, BadImageLog(source, args.on_bad_image).check,
+                       keep, leave_out=skip)
+    bad = left_out(features) if skip else np.empty(0, np.int64)
+    if not len(bad):
+        return features, source
+    if len(bad) == len(source):
+        raise UserError(f"{label}: none of the {len(source):,} images of {source.title} could be opened; look at "
+                        f"{source.location(0)}")
+    if process.is_main:
+        shown = ", ".join(source.location(i) for i in bad[:5]) + ", ..." * (len(bad) > 5)
+        print(f"{label}: {len(bad):,} of {len(source):,} images could not be opened and are left out: {shown}",
+              file=sys.stderr if getattr(args, "json", False) else sys.stdout)
+    others = source.without(bad)
+    return features[others.kept], others
+
+
+def features_folder(args: argparse.Namespace, default: Path | None = None) -> Path | None:
+    """Where features are kept; None for nowhere, which is also what an unwritable default place comes to."""
+    if args.features == "none":
+        return None
+    if not args.features and default is None:
+        if args.weights == UNTRAINED:
+            return None
+        default = Path(args.weights).parent / "features"
+    folder = Path(args.features or default)
+    try:
+        check_output_folder(folder, "--features")
+    except UserError:
+        if args.features:
+            raise
+        return None
+    return folder
+
+
+def refuse_zero_rows(features: torch.Tensor, rows: range, source: ImageSource) -> None:
+    """A zero row has no neighbours and is refused by name; each rank looks through its own ``rows``."""
+    problem = None
+    for first in range(rows.start, rows.stop, ROWS_AT_ONCE):
+        part = features[first:min(first + ROWS_AT_ONCE, rows.stop)]
+        zero = torch.nonzero((part == 0).all(dim=1)).flatten()
+        if len(zero):
+            problem = (f"the features of {source.location(first + int(zero[0]))} are all zero, so it has no "
+                       "neighbours; look at the image, or at the checkpoint")
+            break
+    agree(problem)
+
+
+def share_of(count: int, process: Process) -> range:
+    """This rank's part of ``count`` things; the parts differ by one at most."""
+    return range(count * process.rank // process.world_size, count * (process.rank + 1) // process.world_size)

@@ -1,0 +1,116 @@
+"""Vision transformers under timm's names, as DINO, MoCo v3 and timm save them: equal to timm's own network."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+from sources import (
+    IMAGENET,
+    OPTIMIZER,
+    _no_initialisation,  # noqa: F401
+    head,
+    images,
+    randomise,
+    training,
+    under,
+)
+
+from checkpoints.frozen import load_frozen
+from checkpoints.layouts import read_checkpoint
+
+timm = pytest.importorskip("timm", reason="timm's own networks are the oracle; pip install timm")
+PLAIN = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """timm's transformers for images of 32 pixels: (tiny, another tiny, MoCo v3's small one of 12 heads)."""
+    def make(seed, **options):
+        model = timm.create_model(PLAIN, img_size=32, num_classes=0, **options)
+        return randomise(model, seed)
+    return make(1), make(2), make(3, embed_dim=384, num_heads=12)
+
+
+def assert_equal_to(encoder, model):
+    with torch.no_grad():
+        expected = model(images(32))
+        assert (encoder.backbone(images(32)) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def save(content, folder):
+    torch.save(content, folder / "file.pth")
+    return folder / "file.pth"
+
+
+def test_dino_pretrain(tmp_path, networks):
+    encoder, report = load_frozen(save(networks[0].state_dict(), tmp_path))
+    assert_equal_to(encoder, networks[0])
+    assert (report.layout, report.arch, report.image_size) == ("torchvision", "vit_ti_16", 32)
+    assert (report.matched, report.dropped) == (len(networks[0].state_dict()), {})
+    assert (report.mean, report.std) == IMAGENET
+
+
+def test_dino_full(tmp_path, networks):
+    path = save({"student": under("module.backbone.", networks[1].state_dict()) | under("module.head.mlp.", head("0")),
+                 "teacher": under("backbone.", networks[0].state_dict()) | under("head.mlp.", head("0")),
+                 "optimizer": OPTIMIZER, "epoch": 100, "dino_loss": {"center": torch.zeros(1, 6)},
+                 "args": argparse.Namespace(arch="vit_tiny", lr=np.float64(1), patch_size=16)}, tmp_path)
+    encoder, report = load_frozen(path)
+    assert_equal_to(encoder, networks[0])
+    assert (report.layout, report.branch, report.branches, report.epoch) == (
+        "DINO", "teacher.backbone", ["student.backbone"], 100)
+    assert report.dropped == {"teacher.head.": 2, "student.backbone.": len(networks[1].state_dict()), "student.": 2,
+                              "dino_loss.": 1, "optimizer.": 1}
+    encoder, report = load_frozen(path, branch="student.backbone")
+    assert_equal_to(encoder, networks[1])
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_moco_v3(tmp_path, networks, recorded):
+    base, momentum = networks[2].state_dict(), {k: 2 * v for k, v in networks[2].state_dict().items()}
+    content = training({
+        **under("module.base_encoder.", {**base, **under("head.", head("0", "1b", "3", "4b", "6", "7a"))}),
+        **under("module.momentum_encoder.", momentum), **under("module.predictor.", head("0", "1b", "3", "4a"))},
+        "vit_small", scaler={"scale": 1.0})
+    if not recorded:
+        del content["arch"]
+    encoder, report = load_frozen(save(content, tmp_path))
+    assert_equal_to(encoder, networks[2])
+    assert (report.layout, report.arch, report.branch) == ("MoCo v3", "vit_s_16_12h", "base_encoder")
+    assert report.branches == ["momentum_encoder"]
+    assert set(report.dropped) == {"base_encoder.head.", "momentum_encoder.", "predictor.", "optimizer."}
+    assert any("another number of heads" in note for note in report.notes)
+    checkpoint = read_checkpoint(tmp_path / "file.pth", branch="momentum_encoder")
+    assert torch.equal(checkpoint.match(encoder.backbone)[1]["class_token"], momentum["cls_token"])
+
+
+def test_moco_v3_linear_probe(tmp_path, networks):
+    """Its file records vit_small, whose 12 heads no shape shows."""
+    tensors = {**networks[2].state_dict(), **under("head.", {"weight": torch.ones(5, 384), "bias": torch.ones(5)})}
+    encoder, report = load_frozen(save(training(under("module.", tensors), "vit_small"), tmp_path))
+    assert_equal_to(encoder, networks[2])
+    assert (report.arch, report.dropped) == ("vit_s_16_12h", {"head.": 2, "optimizer.": 1})
+
+
+def test_timm_training_file(tmp_path, networks):
+    content = training({**networks[0].state_dict(), "head.weight": torch.ones(5, 192), "head.bias": torch.ones(5)},
+                       PLAIN, state_dict_ema=networks[1].state_dict(), args=argparse.Namespace(model=PLAIN), version=2)
+    encoder, report = load_frozen(save(content, tmp_path))
+    assert_equal_to(encoder, networks[0])
+    assert (report.arch, report.recorded_arch) == ("vit_ti_16", PLAIN)
+    assert report.dropped == {"head.": 2, "optimizer.": 1, "state_dict_ema.": len(networks[1].state_dict())}
+
+
+def test_as_timms_own_network(tmp_path, networks):
+    path = save({**networks[0].state_dict(), "head.weight": torch.ones(5, 192), "head.bias": torch.ones(5)}, tmp_path)
+    encoder, report = load_frozen(path, f"timm:{PLAIN}", image_size=32)
+    with torch.no_grad():
+        assert torch.equal(encoder.backbone(images(32)), networks[0](images(32)))
+    assert report.dropped == {"head.": 2}
+    assert (report.mean, report.std) == ([0.5] * 3, [0.5] * 3)  # timm's own, for this name
+
+
+def test_wrapped(tmp_path, networks):
+    encoder, report = load_frozen(save({"state_dict": under("_orig_mod.module.", networks[0].state_dict())}, tmp_path))
+    assert_equal_to(encoder, networks[0])
