@@ -3,7 +3,7 @@
 import pytest
 from test_structure import MINIMAL, parse
 
-import cli
+from common import cli
 from runtime.errors import UserError
 from runtime.optimizers import Optimization
 
