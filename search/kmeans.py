@@ -117,17 +117,17 @@ def _plus_plus(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     nearest = torch.full_like(norms, torch.inf)  # squared distance of each row to its nearest centre so far
     candidates, chosen, tries = torch.zeros(1, dtype=torch.int64, device=rows.device), [], 2 + int(math.log(count))
     shares = send(torch.rand(count, tries, dtype=torch.float64, generator=generator), rows.device)
-    for share in shares:  # nothing in here waits for the device
+    for share in shares:  # nothing in here waits for the device, which an index without dimensions would
         squared = norms + norms[candidates, None] - 2 * (rows[candidates] @ rows.T)            # [tries, s]
         squared = torch.minimum(squared.clamp(min=0), nearest)
-        best = squared.sum(dim=1, dtype=torch.float64).argmin()
+        best = squared.sum(dim=1, dtype=torch.float64).argmin(dim=0, keepdim=True)                      # [1]
         chosen.append(candidates[best])
-        nearest = squared[best]
+        nearest = squared[best][0]
         nearest[chosen[-1]] = 0  # rounding must not let a row be drawn twice
         mass = nearest.double().cumsum(dim=0)
         # Where all mass is gone the rows left are copies of centres, and the last will do.
         candidates = torch.searchsorted(mass, share * mass[-1], right=True).clamp(max=len(rows) - 1)
-    return rows[torch.stack(chosen)]
+    return rows[torch.cat(chosen)]
 
 
 def _nearest(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:

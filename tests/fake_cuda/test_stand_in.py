@@ -27,6 +27,7 @@ WAITING = {
     "places": lambda x: (x > 0).nonzero(),
     "a mask": lambda x: x[x > 0],
     "written by a mask": lambda x: x.clone().__setitem__(x > 0, x[:2, 0].clone()),
+    "an index without dimensions": lambda x: x[x.argmax() // 4],
     "host indices": lambda x: x[torch.tensor([0, 1])],
     "a new tensor": lambda x: torch.tensor([1.0, 2.0], device=x.device),
     "sent": lambda x: torch.ones(3).to(x.device),
@@ -60,6 +61,13 @@ def test_a_wait_is_noted_with_its_place(name, gpu):
 def test_what_does_not_wait(name, gpu):
     NOT_WAITING[name](torch.randn(4, 4, device=CUDA))
     assert not gpu.waits
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_so_in_inference_mode(name, gpu):
+    with torch.inference_mode():
+        WAITING[name](torch.randn(4, 4, device=CUDA))
+    assert gpu.waits
 
 
 def test_a_tensor_on_the_wrong_device(gpu):

@@ -1,17 +1,15 @@
 """Whole trainings by the real scripts on a stand-in for a GPU: within a step the host waits for nothing but the loss of
 the step before, and elsewhere only where docs/ARCHITECTURE.md says it does."""
 
-import re
 import warnings
 from collections import Counter, OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
-from stand_in import StandIn
+from stand_in import MEANT, StandIn
 from torch import nn
 
 import train_distill
@@ -22,8 +20,6 @@ from models.moco_pretraining import MoCo
 from runtime.device import start_process
 from runtime.run import Run
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "ARCHITECTURE.md"
-MEANT = set(re.findall(r"^\| `([\w/]+\.py:[\w<>]+)` \|", DOCUMENT.read_text(), re.M))
 LATE = {("runtime/nonfinite.py:_read", "an event"): 1}  # the loss of the step before
 COMMON = ["--device", "cuda", "--workers", "0", "--epochs", "1", "-p", "100"]
 PAIRS = ["--sampler", "cf", "--nearest-k", "1", "--total-k", "5", "-b", "6"]
