@@ -200,7 +200,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                    per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
                    **cli.run_options(args))
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
-                 *cli.unused(args), *methods.unused(args, head),
+                 *cli.unused(args, methods.SURROUNDINGS), *methods.unused(args, head),
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
         if line:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NoReturn
 
 from checkpoints.frozen import load_frozen
@@ -79,10 +79,11 @@ def only(group: Group, flags: str, words: str, when: Callable[[Arguments], bool]
         group._option_string_actions[flag].used = Used(words, when)
 
 
-def unused(args: Arguments) -> list[str]:
-    """A sentence for each flag that was given and has no effect beside the others."""
+def unused(args: Arguments, but: Container[str] = ()) -> list[str]:
+    """A sentence for each flag that was given and has no effect beside the others. ``but``: those whose effect does not
+    depend on the command line alone."""
     return [f"{flag} has no effect: it is used {used.words}" for name, (flag, used) in args.used.items()
-            if name in args.given and not used.when(args)]
+            if name in args.given and name not in but and not used.when(args)]
 
 
 def say_unused(args: Arguments, process: Process) -> None:

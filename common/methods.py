@@ -35,6 +35,9 @@ class Surroundings:
     bn_parts: Annotated[BatchNormParts, Used("by losses with a momentum student", lambda needs: needs.momentum)] = 8
 
 
+SURROUNDINGS = settings.declared(Surroundings)
+
+
 def add_loss_flags(parser: argparse.ArgumentParser) -> None:
     """--loss and its numbers. Those left out are each method's own; a method takes those that it knows, and in a sum
     every loss that knows one, which is refused where their own values differ."""
@@ -76,7 +79,7 @@ def unused(args: cli.Arguments, head: nn.Module) -> list[str]:
     given = [owner for name, owners in losses.settings().items() for owner in list(owners.values())[:1]
              if vars(args)[name] is not None and name not in taken]
     has_norm = any(isinstance(module, _BatchNorm) for module in head.modules())  # none where the widths agree
-    given += [found for name, found in settings.declared(Surroundings).items() if name in args.given
+    given += [found for name, found in SURROUNDINGS.items() if name in args.given
               and not (found.used.when(needs) and (has_norm or name != "head_bn"))]
     flags = ["--distill"] * bool(args.distill and not needs.teacher) + [found.flag for found in given]
     return [f"{flag} is not used by --loss {args.loss}" for flag in flags]
