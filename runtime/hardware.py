@@ -55,7 +55,8 @@ def use_hardware(tf32: str = "conv") -> None:
     """
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = tf32 != "off"
-    torch.backends.cuda.matmul.allow_tf32 = tf32 == "all"
+    # As the exact search does: torch refuses to say the precision of products where two ways of setting it were mixed.
+    torch.set_float32_matmul_precision("high" if tf32 == "all" else "highest")
 
 
 def check_compiler(device: torch.device) -> None:

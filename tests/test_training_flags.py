@@ -18,9 +18,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _settings():
-    before = (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    products = torch.get_float32_matmul_precision()
     yield
-    (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) = before
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
+    torch.set_float32_matmul_precision(products)
 
 
 @pytest.mark.parametrize(("tf32", "conv", "matmul"), [("conv", True, False), ("all", True, True),
@@ -29,6 +31,9 @@ def test_tf32(tf32, conv, matmul):
     Hardware(tf32=tf32).prepare(Process(0, 1, CPU))
     assert torch.backends.cudnn.benchmark
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (conv, matmul)
+    torch.set_float32_matmul_precision("high")  # as a search does
+    Hardware(tf32=tf32).prepare(Process(0, 1, CPU))
+    assert torch.get_float32_matmul_precision() == ("high" if matmul else "highest")
 
 
 def test_synchronised_batch_norm_is_for_several_cards():
