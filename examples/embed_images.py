@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's fo
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from checkpoints.frozen import load_frozen  # noqa: E402
 from data.datasets import open_source  # noqa: E402
 from data.loader import evaluation_loader  # noqa: E402
-from checkpoints.frozen import load_frozen  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import normalize
 
-from data.augment import eval_transform
 from checkpoints.frozen import load_frozen
+from data.augment import eval_transform
 
 ROOT = Path(__file__).resolve().parents[2]
 TEACHER = ROOT / "assets" / "demo_teacher.pth"

@@ -3,6 +3,9 @@ search's tiles, k-means, features of a data set."""
 
 import pytest
 import torch
+from runtime.features import extract
+from runtime.kmeans import kmeans
+from runtime.search import search
 from stand_in import MEANT, ROOT, StandIn
 from torch import nn
 
@@ -14,9 +17,6 @@ from models.momentum import MomentumStudent
 from models.teachers import FrozenEncoder
 from models.vit import build_vit
 from runtime.device import Process
-from runtime.features import extract
-from runtime.kmeans import kmeans
-from runtime.search import search
 
 CUDA = torch.device("cuda", 0)
 WIDTH, OWN = 24, 16  # of pooled features, of the teacher's own head
