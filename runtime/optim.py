@@ -108,16 +108,18 @@ class Updater:
             self.scaler.load_state_dict(state["scaler"])
 
     def _check(self, state: dict[int, dict[str, Any]]) -> None:
-        """Raise ValueError unless what was accumulated fits each parameter: fused kernels believe its shape."""
+        """Raise ValueError unless what was accumulated fits each parameter: fused kernels believe its shape and
+        kind."""
         parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
         names = ACCUMULATED.get(type(self.optimizer).__name__, {"momentum_buffer"})
         for index, values in state.items():
             if index not in parameters or set(values) - names:
                 raise ValueError(f"its optimizer has {sorted(map(str, values))} of parameter {index}")
             for name, value in values.items():
-                shape = () if name == "step" else parameters[index].shape
+                parameter = parameters[index]
+                shape, dtype = ((), torch.float32) if name == "step" else (parameter.shape, parameter.dtype)
                 if value is not None and (not isinstance(value, torch.Tensor) or value.shape != shape
-                                          or value.dtype != torch.float32 or value.layout != torch.strided):
+                                          or value.dtype != dtype or value.layout != torch.strided):
                     found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-                    raise ValueError(f"its {name} of parameter {index} is {found[:80]} and should be float32 "
-                                     f"{list(shape)}")
+                    raise ValueError(f"its {name} of parameter {index} is {found[:80]} and should be "
+                                     f"{str(dtype).removeprefix('torch.')} {list(shape)}")

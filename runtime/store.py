@@ -127,6 +127,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # torch.load fails in many ways on a damaged file; each means the same to a person
         raise Damaged(f"{type(error).__name__} on reading") from None
+    state = dict(dict.items(state)) if isinstance(state, dict) else state  # a file's own may have other attributes
     if not isinstance(state, dict) or "random" not in state:
         _refuse_networks(path, state)
         raise Damaged("not a training checkpoint of this project")
@@ -141,8 +142,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def check_content(content: Any) -> None:
     """Raise :class:`Damaged` if ``content``, what a file holds, was written by :func:`save_checkpoint` and is not as it
-    was then. Files of others, which have no checksum of this kind, pass."""
-    claimed = content.get(CHECKSUM) if isinstance(content, dict) else None
+    was then. Files of others, which have no checksum of this kind, pass.
+
+    ``dict.items(content)``, not ``content.items()``: a file may have given its dictionaries other attributes."""
+    content = dict(dict.items(content)) if isinstance(content, dict) else {}
+    claimed = content.get(CHECKSUM)
     if isinstance(claimed, str) and re.fullmatch("[0-9a-f]{64}", claimed) and claimed != digest(
             {name: value for name, value in content.items() if name != CHECKSUM}):
         raise Damaged("its content does not have the checksum that it was written with")
@@ -172,10 +176,10 @@ def digest(value: Any) -> str:
 def _parts(value: Any) -> Iterator[bytes]:
     if isinstance(value, Tensor):
         yield f"tensor {value.dtype} {tuple(value.shape)}:".encode()
-        yield memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        yield memoryview(Tensor.detach(value).cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif isinstance(value, dict):
         yield f"dict {len(value)}:".encode()
-        for key, item in value.items():
+        for key, item in dict.items(value):
             yield f"{key!r}=".encode()
             yield from _parts(item)
     elif isinstance(value, (list, tuple)):

@@ -25,7 +25,7 @@ from checkpoints.frozen import load_frozen
 from checkpoints.layouts import read_checkpoint
 from checkpoints.safe_load import read_file
 from runtime.errors import UserError
-from runtime.store import save_checkpoint
+from runtime.store import load_checkpoint, save_checkpoint
 
 TENSORS = {"conv1.weight": torch.arange(27.0).reshape(1, 3, 3, 3), "steps": torch.tensor(3)}
 
@@ -196,6 +196,21 @@ def test_attributes_of_dictionaries_and_tensors_have_no_say(tmp_path):
         encoder, _ = load_frozen(tmp_path / "file.pth")
         with torch.no_grad():
             assert torch.equal(encoder.backbone(images()), features())
+
+
+def test_nor_when_the_file_says_what_its_checksum_is(tmp_path):
+    class Shadowed:
+        def __reduce__(self):
+            first = torch.nn.Parameter(torch.ones(3))
+            first.detach = 3
+            shadows = {"items": 3, "get": 3, "keys": 3}
+            return collections.OrderedDict, (), shadows, None, iter({"checksum": "0" * 64, "w": first}.items())
+
+    torch.save(Shadowed(), tmp_path / "file.pth")
+    with pytest.raises(UserError, match="does not have the checksum that it was written with"):
+        load_frozen(tmp_path / "file.pth")
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(tmp_path / "file.pth")
 
 
 @pytest.mark.parametrize("dtype", [np.dtype([("a", "O")]), np.dtype("V8"), np.dtype("M8[s]")])

@@ -64,6 +64,18 @@ def test_what_an_optimizer_has_accumulated_has_the_shape_of_its_parameter(name, 
     updater.step(network(torch.randn(5, 3)).square().mean(), 0.1)
 
 
+def test_what_is_accumulated_is_of_the_parameters_kind():
+    """Weights in float64 have a float64 buffer, and one of float32 beside them is refused."""
+    network = model().double()
+    updater = Updater(build_optimizer("sgd", network.parameters(), 0.1, 0.9, 0.0), torch.device("cpu"))
+    updater.step(network(torch.randn(5, 3, dtype=torch.float64)).square().mean(), 0.1)
+    state = updater.state_dict()
+    updater.load_state_dict(state)
+    state["optimizer"]["state"][0]["momentum_buffer"] = torch.ones(4, 3)
+    with pytest.raises(UserError, match=r"is torch.float32 \[4, 3\] and should be float64 \[4, 3\]"):
+        restore({"updater": updater}, {"updater": state}, PATH)
+
+
 @pytest.mark.parametrize("change", [{99: {"momentum_buffer": torch.ones(1)}}, {0: {"other": torch.ones(4, 3)}}])
 def test_parameters_and_names_that_are_not_there(change):
     _, updater = trained("sgd")
