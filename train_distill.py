@@ -44,13 +44,14 @@ from models.backbones import build_backbone, check_arch, check_batch
 from models.distiller import Distiller, agreement
 from models.heads import build_heads
 from models.momentum import MomentumStudent
+from models.place import place
 from models.teachers import Encoder, FrozenEncoder
 from runtime.device import Process, need_memory, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
 from runtime.hardware import Hardware
 from runtime.loop import Trainer
 from runtime.micro_batches import in_parts, parts_of
-from runtime.optim import Updater, precision
+from runtime.optim import Updater
 from runtime.optimizers import Optimization
 from runtime.run import Run
 
@@ -161,7 +162,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     need_memory(16 * backbone.spec.feature_dim * args.moco_dim, f"--moco-dim {args.moco_dim}")  # a momentum copy too
     head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
     shown = next((i for i, (_, to) in enumerate(needs.heads) if to), 0)  # whose output the log holds to the teacher's
-    student = Distiller(backbone, head).to(process.device, memory_format=torch.channels_last)
+    student = place(Distiller(backbone, head), process.device)
     rows = sampler.images_per_step // (2 if needs.pairs else 1)
     parts = parts_of(rows, args.micro_batch)
     for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
@@ -174,10 +175,10 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     if teacher:
         if folded := teacher.fold():
             notes.append(f"{folded} of the teacher's batch norms were folded into its convolutions")
-        teacher = teacher.to(process.device, memory_format=torch.channels_last)
+        teacher = place(teacher, process.device)
     loss = build_objective(args.loss, args.loss_weights, args.beta, widths, student_dim=backbone.spec.feature_dim,
                            **methods.options(args)).to(process.device)
-    updater = Updater(optimization.build(student), process.device, precision(args.amp, process.device),
+    updater = Updater(optimization.build(student), process.device, args.amp,
                       args.clip_grad, partial(average.update, student) if average else None)
     knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
            if args.knn_every else None)
@@ -202,9 +203,12 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
                  *cli.unused(args, methods.SURROUNDINGS), *methods.unused(args, head),
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
-                 f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}"):
+                 f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}, "
+                 f"--amp {updater.amp}"):
         if line:
             run.log.say(line)
+    if teacher:
+        teacher.round(updater.dtype)
     if args.compile:
         for network in filter(None, (student, teacher, momentum and momentum.network)):
             network.compile()

@@ -29,11 +29,12 @@ from data.samplers import RandomSampler
 from evals.monitor import KnnMonitor
 from models.backbones import build_backbone, check_batch
 from models.moco_pretraining import MoCo
+from models.place import place
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
 from runtime.hardware import Hardware
 from runtime.loop import Trainer
-from runtime.optim import Updater, precision
+from runtime.optim import Updater
 from runtime.optimizers import Optimization
 from runtime.run import Run
 from runtime.settings import add_settings
@@ -81,10 +82,10 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     bad_images = BadImageLog(source, args.on_bad_image)
 
     backbone = build_backbone(args.arch, args.stem or "imagenet", image_size)
-    moco = MoCo(backbone, **cli.values(MoCo, args)).to(process.device, memory_format=torch.channels_last)
+    moco = place(MoCo(backbone, **cli.values(MoCo, args)), process.device)
     check_batch(moco, sampler.images_per_step)
     moco.encoder_q = hardware.synchronised(moco.encoder_q, process)  # the key's images are shuffled instead
-    updater = Updater(optimization.build(moco), process.device, precision(args.amp, process.device),
+    updater = Updater(optimization.build(moco), process.device, args.amp,
                       args.clip_grad)
     knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
            if args.knn_every else None)
@@ -96,7 +97,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
                    modules=modules, exports=["teacher.pth"], **cli.run_options(args))
     for line in (cli.ignored_flags_note(args), *cli.unused(args), f"data: {source.description}",
                  f"MoCo v2: {args.arch}, {args.epochs} epochs of {len(sampler)} steps of {args.batch_size} images, "
-                 f"queue {args.moco_k}, on {process.world_size} x {process.device.type}"):
+                 f"queue {args.moco_k}, on {process.world_size} x {process.device.type}, --amp {updater.amp}"):
         if line:
             run.log.say(line)
     if args.compile:

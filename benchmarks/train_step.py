@@ -6,13 +6,14 @@
     python benchmarks/train_step.py --teacher resnet18 --student shufflenet_v2_x0_5 --image-size 64 --batches 32 # CPU
 
 Reference: weights and images contiguous, images normalised to float32 on the host and copied in the step, the teacher
-as it was trained, autocast (fp16 on a card) with a scaler, a plain SGD, `loss.item()` after each step. Ours: what
-train_distill.py does, by the same modules; --each leaves its means out one by one. Images are random bytes, so that no
-decoding is in it; all begin from the same weights. Medians over the rounds; the ratio is the median of a step's rate
-over the reference's of the same round. On a card stages are timed there (CUDA events), where the reference's `.item()`
-shows as waiting; on a CPU everything is processor time of one thread, which other programs disturb less. Peak memory:
-what the recipe allocates on a card; on a CPU, by how much a process of its own grows. TFLOP/s: convolutions and
-products of teacher, student and gradient, beside what one product of large matrices reaches here in that precision.
+as it was trained, autocast with a scaler on a GPU, float32 on a CPU, a plain SGD, `loss.item()` after each step. Ours:
+what train_distill.py does, by the same modules; --each leaves its means out one by one. Images are random bytes, so
+that no decoding is in it; all begin from the same weights. Medians over the rounds; the ratio is the median of a step's
+rate over the reference's of the same round. On a card stages are timed there (CUDA events), where the reference's
+`.item()` shows as waiting; on a CPU everything is processor time of one thread, which other programs disturb less.
+Peak memory: what the recipe allocates on a card; on a CPU, by how much a process of its own grows. TFLOP/s:
+convolutions and products of teacher, student and gradient, beside what one product of large matrices reaches here in
+that precision.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from losses import build_objective  # noqa: E402
 from models.backbones import build_backbone  # noqa: E402
 from models.distiller import Distiller  # noqa: E402
 from models.heads import build_head  # noqa: E402
+from models.place import place  # noqa: E402
 from models.teachers import FrozenEncoder, Normalise  # noqa: E402
 from runtime.errors import run_script  # noqa: E402
 from runtime.hardware import TF32, use_hardware  # noqa: E402
@@ -51,7 +53,7 @@ from runtime.optim import Updater, precision  # noqa: E402
 from runtime.optimizers import build_optimizer  # noqa: E402
 
 STAGES = ("data", "teacher", "student", "loss", "backward", "optimizer", "waiting")
-MEANS = ("channels_last", "fold", "fused", "ahead")  # of ours, that --each leaves out one by one
+MEANS = ("amp", "channels_last", "place", "fold", "round", "fused", "ahead")  # that --each leaves out
 DTYPES = {"off": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -90,6 +92,7 @@ class Reference:
         self.images = [normalise(x).contiguous() for x in images]                    # float32, on the host
         self.images = [x.pin_memory() for x in self.images] if device.type == "cuda" else self.images
         self.optimizer = torch.optim.SGD(self.student.parameters(), 1e-4, 0.9, weight_decay=1e-4)
+        amp = amp if device.type == "cuda" else "off"
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self.device, self.dtype, self.watch = device, DTYPES[amp], Stopwatch(device)
 
@@ -126,25 +129,32 @@ class Ours:
 
     def __init__(self, networks: tuple[nn.Module, nn.Module], images: list[Tensor], device: torch.device, amp: str,
                  without: str = "", micro_batch: int = 0, compiled: bool = False) -> None:
-        layout = torch.contiguous_format if without == "channels_last" else torch.channels_last
-        self.teacher, self.student = networks
         if without != "fold":
-            self.teacher.fold()
-        self.teacher = self.teacher.to(device, memory_format=layout)
-        self.student = self.student.to(device, memory_format=layout).train()
+            networks[0].fold()
+        self.teacher, self.student = (self.on(device, network, without) for network in networks)
+        self.student.train()
         for network in (self.teacher, self.student) if compiled else ():
             network.compile()
         self.loss = build_objective("coss")
         optimizer = build_optimizer("sgd", self.student.parameters(), 1e-4, 0.9, 1e-4)
         if without == "fused":
             optimizer = torch.optim.SGD(self.student.parameters(), 1e-4, 0.9, weight_decay=1e-4)
-        self.updater, self.watch = Updater(optimizer, device, amp), Stopwatch(device)
+        self.updater, self.watch = Updater(optimizer, device, "off" if without == "amp" else amp), Stopwatch(device)
+        if without != "round":
+            self.teacher.round(self.updater.dtype)
         optimizer.register_step_pre_hook(lambda *_: self.watch.mark("backward"))
         self.forward = self.updater.in_micro_batches(self.student, micro_batch)
         self.answers = in_parts(lambda x: self.teacher.answers(x, ("features",)), micro_batch)
         images = [x.pin_memory() for x in images] if device.type == "cuda" else images      # uint8, on the host
         self.batches = [Batch((x,), torch.arange(len(x)), []) for x in images]
         self.device, self.ahead = device, without != "ahead"
+
+    @staticmethod
+    def on(device: torch.device, network: nn.Module, without: str) -> nn.Module:
+        if without in ("channels_last", "place"):
+            layout = torch.contiguous_format if without == "channels_last" else torch.channels_last
+            return network.to(device, memory_format=layout)
+        return place(network, device)
 
     def run(self, steps: int) -> None:
         watch = self.watch

@@ -45,8 +45,8 @@ def add_training_flags(parser: argparse.ArgumentParser, data: cli.Group, *, epoc
     group.add_argument("--factor", type=cli.number(float, above=0, most=1), default=factor, metavar="X",
                        help=f"see --schedule; default {factor:g}, {source}")
     declared(Hardware)["amp"].add_to(group, "off", "mixed precision of the network, the classifier stays float32: off "
-                                     "(default, as the original), fp16 with a gradient scaler, bf16, or auto, fp16 on "
-                                     "a GPU and off on a CPU")
+                                     "(default, as the original), fp16 with a gradient scaler, bf16, or auto: fp16 on "
+                                     "a GPU, on a CPU bf16 if it is faster there")
     declared(RunSettings)["print_freq"].add_to(group)
     return group
 

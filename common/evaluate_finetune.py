@@ -19,7 +19,7 @@ from evals.metrics import accuracy
 from evals.sets.label_subset import balanced_subset, listed_subset
 from models.teachers import Encoder
 from runtime.device import Process, broadcast, wrap
-from runtime.optim import Updater, precision
+from runtime.optim import Updater
 from search.features import extract, left_out
 
 HELP = "the whole network trained on 1 %% or 10 %% of the labels, or on a list of images"
@@ -75,7 +75,7 @@ def finetune(args: argparse.Namespace, process: Process, network: evaluation.Net
     optimizer = torch.optim.SGD([{"params": list(model.backbone.parameters())},
                                  {"params": list(model.head.parameters()), "lr_scale": head_rate / rate}],
                                 rate, args.momentum, weight_decay=args.weight_decay)
-    updater = Updater(optimizer, process.device, precision(args.amp, process.device))
+    updater = Updater(optimizer, process.device, args.amp)
     parallel = wrap(model, process)
     labels = torch.from_numpy(test.labels)
     transform, check = linear_transform(network.spec.image_size), BadImageLog(test, args.on_bad_image).check

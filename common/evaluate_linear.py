@@ -16,7 +16,7 @@ from data.splits import open_labelled
 from evals.classifier import classification_parts, fingerprint, linear_head
 from evals.metrics import accuracy
 from runtime.device import Process, agree, wrap
-from runtime.optim import Updater, precision
+from runtime.optim import Updater
 
 HELP = "a linear classifier on the frozen network, by the paper's protocol or on cached features"
 
@@ -66,7 +66,7 @@ def protocol(args: argparse.Namespace, process: Process, network: evaluation.Net
     head = linear_head(network.spec.feature_dim, len(train.classes)).to(process.device)
     rate = args.lr or (3.0 if "efficientnet" in network.spec.arch else 30.0)
     optimizer = torch.optim.SGD(head.parameters(), rate, args.momentum, weight_decay=args.weight_decay)
-    updater = Updater(optimizer, process.device, precision(args.amp, process.device))
+    updater = Updater(optimizer, process.device, args.amp)
     model = wrap(head, process)
 
     def forward(images: Tensor, truth: Tensor) -> dict[str, Tensor]:

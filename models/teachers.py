@@ -92,6 +92,15 @@ class FrozenEncoder(Encoder):
         self.backbone, count = fold_batch_norm(self.backbone)
         return count
 
+    def round(self, dtype: torch.dtype | None) -> None:
+        """Round the weights of convolutions and linear layers to ``dtype`` once, not in each step anew; None: nothing.
+
+        Under autocast to that ``dtype`` every answer stays the same to the bit, and they must be asked for there.
+        """
+        for module in self.modules() if dtype else ():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(dtype)
+
     def widths(self) -> dict[str, int]:
         """Of each kind of :meth:`answers`."""
         width = self.backbone.spec.feature_dim

@@ -39,7 +39,7 @@ from models.faster_rcnn import NORMS, faster_rcnn, parameter_groups  # noqa: E40
 from runtime.device import Process, broadcast, on_first_rank, seed_everything, start_process, wrap  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 from runtime.loop import Trainer  # noqa: E402
-from runtime.optim import Updater, precision  # noqa: E402
+from runtime.optim import Updater  # noqa: E402
 from runtime.run import Run  # noqa: E402
 
 REFERENCE_BATCH, WARMUP = 16, 1000  # detectron2's images a step for a rate of 0.02, and its steps of warm-up
@@ -88,7 +88,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        metavar="W", help="weight decay, of all but batch norm; default 1e-4, detectron2's")
     group.add_argument("--amp", choices=("auto", "off", "fp16", "bf16"), default="off",
                        help="mixed precision: off (default, as detectron2), fp16 with a gradient scaler, bf16, or "
-                            "auto, fp16 on a card and off on a CPU")
+                            "auto: fp16 on a GPU, on a CPU bf16 if it is faster there")
     group.add_argument("--eval-every", type=cli.number(int, 0), default=0, metavar="N",
                        help="score every N epochs too; default 0, after the last only")
     cli.add_run_flags(parser, "folder of this run: detector.pth, detection.md, a line of results.jsonl, the log")
@@ -161,7 +161,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
     milestones = (args.schedule if args.schedule is not None else
                   [round(2 / 3 * args.epochs), round(8 / 9 * args.epochs)])
     optimizer = torch.optim.SGD(parameter_groups(model), lr, args.momentum, weight_decay=args.weight_decay)
-    updater, scores = Updater(optimizer, process.device, precision(args.amp, process.device)), Scores()
+    updater, scores = Updater(optimizer, process.device, args.amp), Scores()
     sources = {role: {"title": source.title, "images": len(source), "objects": len(source.boxes),
                       "fingerprint": source.fingerprint()}
                for role, source in (("train", train_set), ("test", test_set))}

@@ -11,6 +11,7 @@ from checkpoints.frozen import load_frozen, untrained
 from models.backbones import build_backbone
 from models.distiller import Distiller
 from models.heads import build_head
+from models.place import place
 from models.teachers import Encoder, FrozenEncoder, Normalise
 from runtime.errors import UserError
 
@@ -177,3 +178,17 @@ def test_batch_statistics_are_the_batchs_and_leave_the_running_ones_alone():
         teacher.train()
     assert not torch.allclose(teacher(images()), plain, rtol=1e-3)
     assert not [m for m in teacher.modules() if m.training and not isinstance(m, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "shufflenet_v2_x0_5", "vit_ti_16"])
+def test_rounded_weights_answer_as_autocast_does_to_the_bit(arch):
+    plain = place(FrozenEncoder(build_backbone(arch, image_size=32), head=nn.Linear(192, 7) if "vit" in arch else None),
+                  torch.device("cpu"))
+    rounded, kinds = copy.deepcopy(plain), ("features", "head") if plain.head else ("features",)
+    plain.round(None)
+    assert_same(plain.state_dict(), rounded.state_dict())
+    rounded.round(torch.bfloat16)
+    assert any(value.dtype == torch.bfloat16 for value in rounded.state_dict().values())
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, expected in zip(rounded.answers(images(), kinds), plain.answers(images(), kinds), strict=True):
+            assert torch.equal(found, expected)
