@@ -3,9 +3,6 @@ search's tiles, k-means, features of a data set."""
 
 import pytest
 import torch
-from runtime.features import extract
-from runtime.kmeans import kmeans
-from runtime.search import search
 from stand_in import MEANT, ROOT, StandIn
 from torch import nn
 
@@ -17,6 +14,9 @@ from models.momentum import MomentumStudent
 from models.teachers import FrozenEncoder
 from models.vit import build_vit
 from runtime.device import Process
+from search.exact import search
+from search.features import extract
+from search.kmeans import kmeans
 
 CUDA = torch.device("cuda", 0)
 WIDTH, OWN = 24, 16  # of pooled features, of the teacher's own head
