@@ -221,13 +221,13 @@ def matrix_rate(device: torch.device, amp: str, tf32: bool) -> float:
     """FLOP/s of one product of square matrices in the step's precision, the best of ten; ``tf32`` as convolutions."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=DTYPES[amp] or torch.float32)
-    best, before = float("inf"), torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+    best, before = float("inf"), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     for _ in range(10):
         start = clock(device)
         a @ a
         best = min(best, clock(device) - start)
-    torch.backends.cuda.matmul.allow_tf32 = before
+    torch.set_float32_matmul_precision(before)
     return 2 * size**3 / best
 
 

@@ -37,11 +37,14 @@ def pytest_runtest_logreport(report):
 @pytest.fixture
 def device():
     """Where the test computes; what a script sets for its whole process is undone afterwards."""
-    before = (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # One way of asking alone: torch 2.9 and later refuse a matmul.allow_tf32 beside it in one process.
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    products = torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     yield torch.device(DEVICE)
-    (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32,
-     torch.backends.cuda.matmul.allow_tf32) = before
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
+    torch.set_float32_matmul_precision(products)
 
 
 @pytest.fixture
