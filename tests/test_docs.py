@@ -1,9 +1,12 @@
 """The documents name what is there: every module in the tree, and every file that a document links or mentions."""
 
+import fnmatch
 import re
 from pathlib import Path
 
 import pytest
+
+from losses import LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
@@ -20,10 +23,11 @@ def test_the_tree_names_every_package():
 
 @pytest.mark.parametrize("package", TREE)
 def test_the_tree_names_every_module(package):
-    named = re.findall(r"`(\w+)`", TREE[package])
     there = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
-    assert len(named) == len(set(named)) and set(named) == there, (
-        f"the tree in docs/ARCHITECTURE.md: {package}/ lacks {there - set(named)}, has no {set(named) - there}")
+    there -= {loss.__module__.removeprefix("losses.") for loss in LOSSES.values()}  # listed in docs/METHODS.md
+    named = [fnmatch.filter(there, name) for name in re.findall(r"`([\w*]+)`", TREE[package])]
+    assert all(named) and sorted(sum(named, [])) == sorted(there), (
+        f"the tree in docs/ARCHITECTURE.md names each module of {package}/ once: {sorted(there)}")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
