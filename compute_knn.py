@@ -39,6 +39,7 @@ from data.checks import (
 )
 from data.clusters import NO_CLUSTER, save_clusters
 from data.datasets import open_source
+from data.images import limit_pixels
 from data.neighbours import LEFT_OUT, place_neighbours
 from data.sources import ImageSource
 from data.splits import open_labelled
@@ -346,6 +347,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Process], None]] = {
 def main() -> None:
     """Parse, join the job, run the sub-command."""
     args = parse_args()
+    limit_pixels(args.max_pixels)
     with start_process(args.device, UNEVEN_WORK) as process:
         cli.same_flags(args, process)
         cli.say_unused(args, process)

@@ -36,6 +36,7 @@ from common import evaluate_retrieval as retrieval
 from common import evaluate_robustness as robustness
 from common import evaluate_transfer as transfer
 from common import evaluate_video as video
+from data.images import limit_pixels
 from evals.results import plain
 from runtime.device import UNEVEN_WORK, start_process
 from runtime.errors import EXIT_BAD_INPUT, run_script
@@ -68,6 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse, join the job, run the sub-command; with --json its record alone goes to stdout."""
     args = parse_args()
+    limit_pixels(args.max_pixels)
     with start_process(args.device, UNEVEN_WORK) as process:
         cli.same_flags(args, process)
         cli.say_unused(args, process)

@@ -30,7 +30,7 @@ from common import cli
 from data.augment import eval_transform
 from data.datasets import open_source
 from data.demo import CLASSES, render
-from data.images import BadImage
+from data.images import BadImage, limit_pixels
 from models.teachers import FrozenEncoder
 from runtime.errors import UserError, run_script
 
@@ -72,6 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "rendered ones, which are built in")
     group.add_argument("--images", type=cli.number(int, 1), default=8, metavar="N",
                        help="how many of them, the first; default 8, beside 4 of random noise")
+    cli.add_opening_flags(group, workers=False)
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args(argv)
 
@@ -113,6 +114,7 @@ def summary(done: Exported, stem: str) -> str:
 def main() -> None:
     """Refuse early, read, write, check."""
     args = parse_args()
+    limit_pixels(args.max_pixels)
     output = Path(args.output)
     check_target(args.to, args.with_projector)
     check_output(args.to, output, args.force, args.with_projector, Path(args.weights))

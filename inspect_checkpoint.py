@@ -31,6 +31,7 @@ from checkpoints.values import Unsound
 from common import cli
 from data.augment import Augmentation, augmentation
 from data.datasets import open_source
+from data.images import limit_pixels
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
 from evals.sanity import effective_rank, leave_one_out, same_image, verdict
@@ -166,6 +167,7 @@ def layout_table() -> str:
 def main() -> None:
     """Parse, examine each file, say."""
     args = parse_args()
+    limit_pixels(args.max_pixels)
     if args.layouts:
         print(layout_table())
         return

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from common import cli
 from data.datasets import SPEC_HELP, open_source
+from data.images import limit_pixels
 from data.packed import PackedSource
 from data.packing import pack
 from data.packing_part import Encoded, Recipe
@@ -61,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "default 256")
     group.add_argument("--quality", type=cli.number(int, 1, 100), default=None, metavar="Q",
                        help="with jpeg: JPEG's quality; default 90")
-    cli.add_workers_flag(group)
+    cli.add_opening_flags(group)
     args = parser.parse_args(argv)
     if not args.verify and not (args.data and args.output):
         parser.error("give --data and --output, or --verify FILE")
@@ -121,6 +122,7 @@ def verify(path: str) -> None:
 def main() -> None:
     """Parse, then pack or verify."""
     args = parse_args()
+    limit_pixels(args.max_pixels)
     if args.verify:
         verify(args.verify)
     else:

@@ -31,6 +31,7 @@ from data.checks import check_apart
 from data.clusters import NO_CLUSTER, load_clusters
 from data.datasets import open_source
 from data.epoch_length import EpochsOf
+from data.images import limit_pixels
 from data.loader import BadImageLog, Batch, build_loader
 from data.neighbours import KeptNeighbours, left_out_rows, load_neighbours, same_left_out
 from data.samplers import ClusterNeighbourSampler, ClusterSampler, NeighbourSampler, RandomSampler
@@ -344,6 +345,7 @@ def build_sampler(args: argparse.Namespace, process: Process, source: ImageSourc
 
 def main() -> None:
     args = parse_args()
+    limit_pixels(args.max_pixels)
     with start_process(args.device) as process:
         cli.same_flags(args, process)
         distil(args, process)

@@ -24,6 +24,7 @@ from data.augment import PRESETS, augmentation
 from data.cache import pooled
 from data.checks import check_apart
 from data.datasets import open_source
+from data.images import limit_pixels
 from data.loader import BadImageLog, Batch, build_loader
 from data.samplers import RandomSampler
 from evals.monitor import KnnMonitor
@@ -125,6 +126,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
 def main() -> None:
     """Parse, join the job, train."""
     args = parse_args()
+    limit_pixels(args.max_pixels)
     with start_process(args.device) as process:
         cli.same_flags(args, process)
         pretrain(args, process)

@@ -101,6 +101,7 @@ def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str | Non
     images["data"].add_to(group, **({} if required else {"default": None}), help=what,
                           flags=" ".join(["--data", *names]))
     images["subset"].add_to(group, help=share_of and f"take the first X (0-1] of {share_of}")
+    images["max_pixels"].add_to(group)
     if opens_images:
         add_settings(group, Reading, workers=default_workers())
     return group
@@ -111,9 +112,11 @@ def add_view_flags(group: Group) -> None:
     add_settings(group, Views)
 
 
-def add_workers_flag(group: Group) -> None:
-    """--workers alone, for scripts that open images in their own way."""
-    declared(Reading)["workers"].add_to(group, default_workers())
+def add_opening_flags(group: Group, workers: bool = True) -> None:
+    """--max-pixels, and --workers where there are any, for scripts that find images in their own way."""
+    if workers:
+        declared(Reading)["workers"].add_to(group, default_workers())
+    declared(Images)["max_pixels"].add_to(group)
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> Group:

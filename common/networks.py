@@ -99,8 +99,9 @@ def features_identity(encoder: FrozenEncoder, source: ImageSource, args: argpars
                       identity: dict[str, Any], transform: Transform | None = None) -> dict[str, Any]:
     """What features are made from and by. ``transform`` says in str() what it does; None for the paper's."""
     transform = transform or eval_transform(encoder.backbone.spec.image_size)
+    bad = f"skip, above {args.max_pixels} pixels too" if args.on_bad_image == "skip" else args.on_bad_image
     return {**identity, "data": source.identity(), "first": str(Path(source.location(0)).absolute()),
-            "bad_images": args.on_bad_image, "transform": str(transform)}
+            "bad_images": bad, "transform": str(transform)}
 
 
 def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace, process: Process, label: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable
 from typing import BinaryIO
@@ -25,6 +26,9 @@ try:
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # announced since torchvision 0.29; Pillow takes a third longer
     decode_jpeg = None
+
+
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178,956,970: Pillow warns above the half, and refuses above all of it
 
 
 class BadImage(Exception):
@@ -50,7 +54,17 @@ def open_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
                 _turn_upright(image)
                 return _to_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        raise BadImage(_reason(error)) from None
+        raise BadImage(reason_of(error)) from None
+
+
+def limit_pixels(most: int) -> None:
+    """Images of more than ``most`` pixels are unreadable in this process from now on, and in the loaders' workers."""
+    Image.MAX_IMAGE_PIXELS = most / 2
+
+
+def most_pixels() -> int:
+    """The limit that :func:`limit_pixels` has set, or else Pillow's."""
+    return round(Image.MAX_IMAGE_PIXELS * 2)
 
 
 def read_bytes(file: str | os.PathLike) -> bytes:
@@ -59,7 +73,7 @@ def read_bytes(file: str | os.PathLike) -> bytes:
         with open_regular(file) as stream:
             return stream.read()
     except Exception as error:
-        raise BadImage(_reason(error)) from None
+        raise BadImage(reason_of(error)) from None
 
 
 def decode_rgb(data: bytes) -> torch.Tensor:
@@ -102,7 +116,7 @@ def decode_crops(data: bytes, crops: Callable[[int, int], np.ndarray]) -> tuple[
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """8 bits, one or three channels, not turned by EXIF, no larger than Pillow allows."""
+    """8 bits, one or three channels, not turned by EXIF, of no more pixels than are allowed."""
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -130,7 +144,7 @@ def _is_upright(exif: bytes) -> bool:
 
 
 def _is_allowed(height: int, width: int) -> bool:
-    return 0 < height * width <= (Image.MAX_IMAGE_PIXELS or 2**31)
+    return 0 < height * width <= most_pixels()
 
 
 def _turn_upright(image: Image.Image) -> None:
@@ -166,7 +180,12 @@ def _to_8_bits(pixels: np.ndarray, sixteen_bits: bool) -> np.ndarray:
     return np.rint(values * (255.0 / scale)).astype(np.uint8)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why an image could not be decoded, from what its decoder raised: a short reason on one line."""
+    if isinstance(error, Image.DecompressionBombError):
+        size = re.search(r"\((\d+) pixels\)", str(error))
+        found = f"its {int(size[1]):,} pixels are" if size else "it has"
+        return f"{found} more than --max-pixels {most_pixels()} allows; raise that if you trust the image"
     if isinstance(error, MemoryError):
         return "there is not enough memory for its pixels"
     if isinstance(error, UnidentifiedImageError):

@@ -15,6 +15,7 @@ from data.augment import Augmentation, Transform, Views, eval_transform, view_ke
 from data.batches import BadImageLog, Batch, Key, as_key, named_deaths, open_or_replace
 from data.cache import CachedSource
 from data.colour import apply_colour
+from data.images import limit_pixels, most_pixels
 from data.parcels import Parcel, allocate, packed
 from data.resident import ResidentLoader
 from data.samplers import RandomSampler
@@ -262,11 +263,13 @@ def loader_options(workers: int, device_type: str, persistent: bool) -> dict:
         "generator": torch.Generator(),  # else each epoch's start takes a number from the global random state
     }
     if workers:
-        options |= {"persistent_workers": persistent, "prefetch_factor": 2, "worker_init_fn": _start_worker}
+        options |= {"persistent_workers": persistent, "prefetch_factor": 2,
+                    "worker_init_fn": partial(_start_worker, most_pixels())}
     return options
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(most: int, worker: int) -> None:
+    limit_pixels(most)  # a spawned one knows Pillow's limit alone
     # Signals to a job, from a terminal or torchrun to its whole process group, are the main process's to answer: it
     # finishes its step, for which it may need the workers, and ends them. (Their one thread each is torch's doing.)
     os.setpgrp()

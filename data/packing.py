@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.images import BadImage, open_rgb
+from data.images import BadImage, limit_pixels, most_pixels, open_rgb
 from data.packed import RECORD, PackedSource, is_packed
 from data.packing_part import Encoded, Recipe, UnfinishedPack
 from data.sources import ImageSource
@@ -135,8 +135,9 @@ def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
 _job: tuple[ImageSource, Recipe] | None = None
 
 
-def _start_worker(source: ImageSource, recipe: Recipe) -> None:
+def _start_worker(source: ImageSource, recipe: Recipe, most: int) -> None:
     global _job
+    limit_pixels(most)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _job = source, recipe
@@ -158,7 +159,7 @@ def _encode_all(source: ImageSource, recipe: Recipe, indices: range, workers: in
         yield from (encode(source, i, recipe) for i in indices)
         return
     chunks = (indices[first : first + CHUNK] for first in range(0, len(indices), CHUNK))
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(), _start_worker, (source, recipe))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(), _start_worker, (source, recipe, most_pixels()))
     under_way: deque[Future] = deque()
     try:
         for chunk in chunks:

@@ -13,11 +13,14 @@ from PIL import Image, ImageDraw
 from data.augment import PRESETS, Augmentation, augmentation, eval_transform
 from data.checks import images_called
 from data.datasets import SPEC_HELP, open_source
+from data.images import limit_pixels
 from data.loader import DATA_PATHS, BadImageLog, ViewDataset
+from data.reading import Images
 from data.sources import ImageSource
 from runtime.errors import UserError
 from runtime.numbers import number
 from runtime.outputs import check_output_file
+from runtime.settings import declared
 from runtime.state import write_atomic
 
 GAP, LABEL = 4, 14  # pixels between pictures, and height of a line of text
@@ -35,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=number(int), default=0, help="decides the views, as in training; default 0")
     parser.add_argument("--data-path", choices=(*DATA_PATHS, "both"), default="fast",
                         help="fast (default), pil, or both, one under the other")
+    declared(Images)["max_pixels"].add_to(parser)
     chosen = parser.parse_args(argv)
+    limit_pixels(chosen.max_pixels)
     if min(chosen.images, chosen.views) < 1 or chosen.image_size < 8 or chosen.seed < 0:
         raise UserError("--images and --views must be at least 1, --image-size at least 8 and --seed at least 0")
     source, path = open_source(chosen.data), Path(chosen.preview)

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Annotated
 
+from data.images import MAX_PIXELS
 from data.loader import CACHES, DATA_PATHS
 from runtime.numbers import from_environment
 from runtime.settings import Setting
@@ -22,6 +23,12 @@ Workers = Annotated[int, Setting(
     "-j --workers --num_workers", least=0, metavar="N", resumable=True)]
 
 
+MaxPixels = Annotated[int, Setting(
+    "an image of more pixels is unreadable: a small file can ask for all memory. Default {default}, Pillow's limit; "
+    "raise it for large images that you trust", least=1, most=10**12, metavar="N", resumable=True,
+    changes_numbers=True)]
+
+
 @dataclass(frozen=True)
 class Images:
     """Which images, and a share of them."""
@@ -34,6 +41,7 @@ class Images:
         resumable=True)]
     subset: Annotated[float, Setting("take the first X (0-1] of each class's images; default {default}, the "
                                      "paper's 1% and 10% rows use 0.01 and 0.1", metavar="X")] = 1.0
+    max_pixels: MaxPixels = MAX_PIXELS
 
 
 @dataclass(frozen=True)

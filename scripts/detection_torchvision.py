@@ -30,6 +30,7 @@ from common import (
     cli,  # noqa: E402
     networks,  # noqa: E402
 )
+from data.images import limit_pixels  # noqa: E402
 from data.samplers import RandomSampler  # noqa: E402
 from evals.average_precision import NAMES, average_precision, detect, need_pycocotools  # noqa: E402
 from evals.results import add_result, save_table, table, versions  # noqa: E402
@@ -63,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             f"test's. Default {' '.join(map(str, SIZES))}, detectron2's for COCO")
     group.add_argument("--max-size", type=cli.number(int, 32), default=1333, metavar="S",
                        help="most pixels of the longer side; default 1333, detectron2's")
-    cli.add_workers_flag(group)
+    cli.add_opening_flags(group)
     networks.add_weights_flags(parser)
 
     group = parser.add_argument_group("training")
@@ -232,6 +233,7 @@ def leave_result(args: argparse.Namespace, process: Process, identity: dict[str,
 
 def main() -> None:
     args = parse_args()
+    limit_pixels(args.max_pixels)
     with start_process(args.device) as process:
         train(args, process)
 

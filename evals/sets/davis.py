@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.image_files import open_regular
-from data.images import BadImage, decode_rgb, read_bytes
+from data.images import BadImage, decode_rgb, read_bytes, reason_of
 from runtime.errors import UserError
 
 WHERE = "https://davischallenge.org/davis2017/code.html (TrainVal, 480p)"
@@ -49,8 +49,8 @@ class Video(NamedTuple):
             with open_regular(self.masks[i]) as file, Image.open(file) as image:
                 pixels = np.array(image)
         except Exception as error:  # noqa: BLE001 - decoders raise all kinds
-            raise UserError(f"{self.masks[i]} cannot be decoded ({' '.join(str(error).split())[:100]}); unpack DAVIS "
-                            "again", every_process=False) from None
+            raise UserError(f"{self.masks[i]} cannot be decoded ({reason_of(error)}); unpack DAVIS again",
+                            every_process=False) from None
         if pixels.ndim != 2 or pixels.dtype != np.uint8:
             raise UserError(f"{self.masks[i]} is no mask: found {image.mode}, expected a PNG with a palette, whose "
                             "numbers are the objects'; unpack DAVIS again", every_process=False)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from data.image_files import open_regular
-from data.images import BadImage
+from data.images import BadImage, reason_of
 from data.sources import FileSource
 from runtime.errors import UserError
 from runtime.inert import plain_pickle
@@ -53,7 +53,7 @@ class WholeImages(FileSource):
             with _truncated_files(), open_regular(self.location(i)) as file, Image.open(file) as image:
                 image = image.convert("RGB")
         except Exception as error:  # decoders raise all kinds
-            raise BadImage(" ".join(str(error).split())[:200]) from None
+            raise BadImage(reason_of(error)) from None
         longer = max(image.size)
         if self.boxes is not None:
             image = image.crop(tuple(self.boxes[i].tolist()))

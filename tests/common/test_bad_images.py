@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 from test_end_to_end import in_this_process, well
 
 BAD = ("train/across/train03.jpg", "val/down/val01.jpg")
@@ -86,3 +87,36 @@ def test_a_benchmark_is_taken_whole(weights, tmp_path):
                                weights, "--output", tmp_path / "out", "--device", "cpu", *flags)
         assert (done.rc, done.err.count("\n")) == (2, 1)
         assert "--datasets takes all images of a benchmark" in done.err
+
+
+@pytest.mark.parametrize("line", [
+    ["evaluate.py", "knn"], ["evaluate.py", "linear", "--epochs", 1, "--lr", 1], ["compute_knn.py", "mine", "--k", 2],
+    ["inspect_checkpoint.py"], ["pack_dataset.py"], ["pack_dataset.py", "--workers", 1],
+    ["train_teacher.py", "-a", "resnet18"], ["export.py", "--to", "torchvision"]])
+def test_the_most_pixels_of_an_image_are_everywhere_those_of_the_flag(line, tree, weights, tmp_path, monkeypatch):
+    """Images of 32 x 32 pixels; 1024 are allowed, 1023 are not."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # what the scripts change is put back
+    output, (script, *words) = tmp_path / "out", line
+    flags = {"pack_dataset.py": ["--output", output], "export.py": ["--weights", weights, "--output", output],
+             "inspect_checkpoint.py": [weights, "--device", "cpu"],
+             "train_teacher.py": ["--output", output, "--device", "cpu", "--workers", 0, "--epochs", 1, "-b", 8,
+                                  "--moco-k", 8]}.get(
+        script, ["--weights", weights, "--output", output, "--device", "cpu", "--workers", 0])
+    data = ["--data", tree if script == "evaluate.py" else tree / "train"]
+    done = in_this_process(script, *words, *flags, *data, "--max-pixels", 1023)
+    said = "its 1,024 pixels are more than --max-pixels 1023 allows; raise that if you trust the image"
+    assert (done.rc, done.err.count(said)) == (2, 1), done
+    if script not in ("train_teacher.py", "evaluate.py"):  # which would take long
+        well(in_this_process(script, *words, *flags, *data, "--max-pixels", 1024))
+
+
+def test_images_that_were_too_large_are_opened_once_they_are_allowed(tree, weights, tmp_path, monkeypatch):
+    """What was left out for its size is not remembered as unreadable."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    root = tmp_path / "tree"
+    shutil.copytree(tree, root)
+    large = root / "train/across/train03.jpg"
+    Image.open(large).resize((40, 40)).save(large)
+    found = [evaluate("knn", root, weights, tmp_path / "out", "--k", 5, "--on-bad-image", "skip", "--max-pixels",
+                      most)[0]["sources"]["train"]["left_out"] for most in (1599, 1600, 1599)]
+    assert found == [1, 0, 1]

@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 from torchvision.io import decode_jpeg
 
+from data.augment import eval_transform
 from data.image_files import IMAGE_EXTENSIONS
-from data.images import BadImage, decode_rgb, open_rgb
+from data.images import MAX_PIXELS, BadImage, decode_rgb, limit_pixels, most_pixels, open_rgb
+from data.loader import EvaluationDataset, WorkerLoader, loader_options
 from data.sources import ArraySource, FileSource, ImageSource
 
 
@@ -339,11 +342,45 @@ def test_damaged_jpegs_end_alike(decoders):
     assert reasons == {str, np.ndarray}
 
 
-def test_images_beyond_pillows_limit_are_pillows(monkeypatch, decoders):
-    data = saved(SCENE, "JPEG").getvalue()
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 53 * 40 // 2 - 1)
-    assert "exceeds limit" in check_same(data)
+@pytest.fixture
+def any_limit(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # what a test changes is put back
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF"])
+def test_the_most_pixels_of_an_image(any_limit, kind, decoders):
+    data = saved(SCENE, kind).getvalue()
+    limit_pixels(53 * 40)
+    assert decode_rgb(data).shape == (3, 40, 53)
+    assert open_rgb(io.BytesIO(data)).size == (53, 40)
+    del decoders[:]
+    limit_pixels(53 * 40 - 1)
+    assert check_same(data) == ("its 2,120 pixels are more than --max-pixels 2119 allows; raise that if you trust the "
+                                "image")
     assert not decoders
+
+
+def test_the_most_pixels_by_default(any_limit):
+    limit_pixels(MAX_PIXELS)
+    assert most_pixels() == MAX_PIXELS == 178_956_970
+    header = saved(Image.new("1", (8, 8)), "PNG").getvalue()
+    beyond = "its 225,000,000 pixels are more than --max-pixels 178956970"
+    for width, words in ((12_000, "truncated"), (15_000, beyond)):
+        start = header[:16] + struct.pack(">II", width, width) + header[24:29]
+        start += struct.pack(">I", zlib.crc32(start[12:29]))
+        with pytest.raises(BadImage, match=words):
+            open_rgb(io.BytesIO(start + header[33:33 + 12]))
+
+
+def test_workers_of_any_kind_know_the_limit(any_limit, tmp_path):
+    SCENE.save(tmp_path / "a.png")
+    source = FileSource(tmp_path, ["a.png"], None, [], "some")
+    limit_pixels(53 * 40 - 1)
+    for kind in ("fork", "spawn"):
+        loader = WorkerLoader(EvaluationDataset(source, eval_transform(32)), batch_size=1, multiprocessing_context=kind,
+                              **loader_options(1, "cpu", persistent=False))
+        (batch,) = loader
+        assert "more than --max-pixels 2119 allows" in batch.bad[0][1]
 
 
 # ---- what a source gives
