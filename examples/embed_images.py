@@ -25,8 +25,8 @@ def main() -> None:
     if len(sys.argv) != 4:
         raise UserError("give a checkpoint, a folder of images and the file to write, such as features.npz")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder, report = load_frozen(sys.argv[1])  # frozen, and normalises the images as its training did
-    encoder, images, features = encoder.to(device), open_source(sys.argv[2]), []
+    encoder, report = load_frozen(sys.argv[1], flag="checkpoint")  # frozen; normalises as its training did
+    encoder, images, features = encoder.to(device), open_source(sys.argv[2], flag="folder"), []
     for batch in evaluation_loader(images, encoder.backbone.spec.image_size, batch_size=64, workers=0):
         for index, reason in batch.bad:
             raise UserError(f"{images.location(index)} is unreadable ({reason}); replace or remove it")
