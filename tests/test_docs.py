@@ -1,6 +1,7 @@
 """The documents name what is there: every module in the tree, and every file that a document links or mentions."""
 
 import fnmatch
+import importlib
 import re
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def test_architecture_names_functions_that_are_there():
     for name, function in re.findall(r"`([\w/]+\.py): ([\w.]+)`", ARCHITECTURE):
         text = (ROOT / name).read_text()
         assert all(re.search(rf"(def|class) {part}\b", text) for part in function.split(".")), f"{name}: {function}"
+
+
+def test_the_picture_shows_the_numbers_of_results_md(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "figures"))
+    numbers = importlib.import_module("draw").numbers()
+    assert numbers.count("coss_centred ") == 2
+    assert numbers in (ROOT / "docs" / "figures" / "results.svg").read_text(), "run python docs/figures/draw.py"
 
 
 def test_the_readme_is_short():
