@@ -24,19 +24,13 @@ import torch
 import losses
 from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
-from common import cli, cli_original, methods
-from data.augment import PRESETS, augmentation
+from common import batches, cli, cli_original, methods
+from data.augment import augmentation
 from data.cache import pooled
 from data.checks import check_apart
-from data.clusters import NO_CLUSTER, load_clusters
 from data.datasets import open_source
-from data.epoch_length import EpochsOf
 from data.images import limit_pixels
 from data.loader import BadImageLog, Batch, build_loader
-from data.neighbours import KeptNeighbours, left_out_rows, load_neighbours, same_left_out
-from data.samplers import ClusterNeighbourSampler, ClusterSampler, NeighbourSampler, RandomSampler
-from data.sources import ImageSource
-from data.whole_clusters import WholeClusterSampler
 from evals.monitor import KnnMonitor
 from losses import build_objective, needs_of
 from losses.base import CombinedNeeds, Inputs
@@ -48,7 +42,7 @@ from models.momentum import MomentumStudent
 from models.place import place
 from models.teachers import Encoder, FrozenEncoder
 from runtime.device import Process, need_memory, seed_everything, start_process, wrap
-from runtime.errors import UserError, run_script
+from runtime.errors import run_script
 from runtime.hardware import Hardware
 from runtime.loop import Trainer
 from runtime.micro_batches import in_parts, parts_of
@@ -56,10 +50,9 @@ from runtime.optim import Updater
 from runtime.optimizers import Optimization
 from runtime.run import Run
 
-SAMPLERS = {"random": set(), "cf": {"closek_info", "fark_info"}, "cluster": {"cluster_info"},
-            "cluster+cf": {"closek_info", "fark_info", "cluster_info"}}  # --sampler -> the files that it reads
-DERIVED = {"processes", "teacher"}  # in config.json beside the flags, and free to differ when a run resumes
-FILES = {"distill", *SAMPLERS["cluster+cf"]}  # may lie elsewhere when a run goes on: what they hold is checked
+# In config.json and free to differ when a run resumes, beside what is declared so: the teacher's file may lie elsewhere
+# (what it holds is compared), and --loss's numbers are recorded as "losses", with the defaults that they stand for
+FREE = {"processes", "teacher", "distill"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,47 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     methods.add_loss_flags(parser)
 
-    group = parser.add_argument_group("batches")
-    group.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2",
-                       help="augmentation; default moco_v2, the paper's")
-    group.add_argument("--sampler", choices=sorted(SAMPLERS), default="cf",
-                       help="cf (default, the paper's): each anchor with its neighbours from --closek-info; random: "
-                            "each image once an epoch, no file; cluster: each image once, each step out of one k-means "
-                            "cluster of --cluster-info, or, where --closek-info is given a cluster file instead, each "
-                            "step of a process a whole cluster, as in the original; cluster+cf: anchors from the "
-                            "clusters in turn, each with its neighbours, until most images were seen")
-    group.add_argument("-b", "--batch-size", type=cli.number(int, 1), default=64, metavar="N",
-                       help="anchors of a step over all processes; default 64, the paper's (on 4 GPUs with 15 "
-                            "neighbours each: 256 images a GPU)")
-    group.add_argument("--closek-info", metavar="FILE",
-                       help="neighbour file of compute_knn.py mine (or of the original code), for --sampler cf and "
-                            "cluster+cf; with --sampler cluster a cluster file, whose clusters are steps")
-    group.add_argument("--fark-info", metavar="FILE", default=None,
-                       help="file of the farthest images, of compute_knn.py mine --far: half of --nearest-k (rounded "
-                            "down) are then far ones; default: none")
-    group.add_argument("--cluster-info", metavar="FILE",
-                       help="cluster file of compute_knn.py cluster (or of the original code), for --sampler cluster "
-                            "and cluster+cf")
-    group.add_argument("--coverage", type=cli.number(float, above=0, most=1), default=0.95, metavar="X",
-                       help="with cluster+cf: an epoch ends when this share of the images was seen; default 0.95, the "
-                            "original's")
-    group.add_argument("--nearest-k", type=cli.number(int, 0), default=15, metavar="N",
-                       help="neighbours that an anchor brings; default 15, the paper's")
-    group.add_argument("--total-k", type=cli.number(int, 0), default=31, metavar="N",
-                       help="nearest neighbours out of which they are drawn; default 31, the paper's; equal to "
-                            "--nearest-k takes exactly the nearest")
-    near, clusters = ("cf", "cluster+cf"), ("cluster", "cluster+cf")
-    cli.only(group, "--fark-info --nearest-k --total-k", "with --sampler cf and cluster+cf",
-             lambda args: args.sampler in near)
-    cli.only(group, "--closek-info", "with --sampler cf and cluster+cf, and with cluster where it holds the clusters",
-             lambda args: args.sampler in near or whole_clusters(args))
-    cli.only(group, "--cluster-info", "with --sampler cluster and cluster+cf", lambda args: args.sampler in clusters)
-    cli.only(group, "--coverage", "with --sampler cluster+cf", lambda args: args.sampler == "cluster+cf")
-    group.add_argument("--epoch-steps", type=cli.number(int, 1), default=None, metavar="N",
-                       help="call N steps an epoch, for the schedule, the scores and the checkpoints, so that methods "
-                            "with different samplers can be compared at equal places; images come in the same order. "
-                            "Default: the sampler's own epochs")
-
+    batches.add_batch_flags(parser)
     group = cli.add_optimization_flags(parser, source="the paper's")
     group.add_argument("--ema", type=cli.number(float, 0, below=1), default=0.0, metavar="X",
                        help="keep a moving average of the student with this decay (0.999, 0.9999) and write it to "
@@ -150,9 +103,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
     teacher_spec = teacher.backbone.spec if teacher else None
     image_size = teacher_spec.image_size if teacher else args.image_size or 224
-    sampler, source, notes = build_sampler(args, process, source, report.sha256 if report else None)
+    sampler, source, notes = batches.open_sampler(args, process, source, report.sha256 if report else None)
     source = pooled(source, args.image_cache, args.cache)
-    sampler = EpochsOf(sampler, args.epoch_steps) if args.epoch_steps else sampler
     views = [augmentation(args.aug, image_size)] * needs.views
     loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)
     bad_images = BadImageLog(source, args.on_bad_image)
@@ -168,7 +120,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     parts = parts_of(rows, args.micro_batch)
     for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
         check_batch(network, rows // parts, "--micro-batch" if parts > 1 else
-                    "a cluster of --closek-info" if whole_clusters(args) else "--batch-size")
+                    "a cluster of --closek-info" if batches.chosen_sampler(args).uneven_steps else "--batch-size")
     momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
                 if needs.momentum else None)
     average = MovingAverage(student, args.ema) if args.ema else None
@@ -190,13 +142,13 @@ def distil(args: argparse.Namespace, process: Process) -> None:
               "teacher_stem": teacher_spec.stem if teacher else None, "teacher": report.record() if report else None,
               "teacher_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
               "far_k": sampler.far_k, "num_clusters": sampler.num_clusters,
-              "whole_clusters": whole_clusters(args), "processes": process.world_size}
+              "whole_clusters": bool(batches.chosen_sampler(args).uneven_steps), "processes": process.world_size}
     record = {**student.record(), "teacher": config["teacher"]}
     modules = {"state_dict": student, "updater": updater,
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
                **({"ema": average} if average else {})}
     networks = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
-    run = Run.open(config=config, record=record, volatile=args.resumable | DERIVED | FILES | losses.settings().keys(),
+    run = Run.open(config=config, record=record, volatile=args.resumable | FREE | losses.settings().keys(),
                    process=process,
                    modules=modules, exports=networks,
                    per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
@@ -257,34 +209,7 @@ def check_flags(args: argparse.Namespace) -> None:
     cli.take(Optimization, args).check()
     check_arch(args.student_arch, "--student_arch")
     methods.check_loss(args)
-    needs = SAMPLERS[args.sampler]
-    if "closek_info" in needs and not args.closek_info:
-        raise UserError(f"--sampler {args.sampler} needs --closek-info FILE, the neighbours of --data in the teacher's "
-                        "space; make it with compute_knn.py mine, or take --sampler random")
-    if whole_clusters(args):
-        check_whole_clusters(args)
-    elif "cluster_info" in needs and not args.cluster_info:
-        raise UserError(f"--sampler {args.sampler} needs --cluster-info FILE, the clusters of --data in the teacher's "
-                        "space; make it with compute_knn.py cluster, or take --sampler cf or random")
-    if "closek_info" in needs and args.nearest_k > args.total_k:
-        raise UserError(f"--nearest-k {args.nearest_k} is more than --total-k {args.total_k}, out of which it is "
-                        "drawn; lower the first or raise the second")
-
-
-def whole_clusters(args: argparse.Namespace) -> bool:
-    """Whether the command line is the original's for --sampler cluster, whose clusters came from --closek-info."""
-    return args.sampler == "cluster" and bool(args.closek_info) and not args.cluster_info
-
-
-def check_whole_clusters(args: argparse.Namespace) -> None:
-    """Steps of any size go with losses of each process's own batch."""
-    taken = losses.settings(args.loss.split("+"))
-    gathers = needs_of(args.loss).momentum or {"queue_size", "smd_batch"} & taken.keys()
-    for flag, given in (("--micro-batch", args.micro_batch), ("--epoch-steps", args.epoch_steps),
-                        (f"--loss {args.loss}", gathers)):
-        if given:
-            raise UserError(f"{flag} needs steps of one size, and --sampler cluster with clusters in --closek-info "
-                            "makes each a whole cluster; give the clusters as --cluster-info, and steps have -b images")
+    batches.check_sampler(args)
 
 
 def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[FrozenEncoder, Report]:
@@ -296,51 +221,6 @@ def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[Frozen
     if args.teacher_bn == "train":
         teacher.use_batch_statistics()
     return teacher, report
-
-
-def build_sampler(args: argparse.Namespace, process: Process, source: ImageSource, teacher_sha256: str | None,
-                  ) -> tuple[RandomSampler, ImageSource, list[str]]:
-    """The sampler that --sampler names, its images, and what is to be said about its files. Images that could not be
-    opened when the files were made are left out."""
-    needs, data, gone = SAMPLERS[args.sampler], (source.fingerprint(), len(source)), {}
-    neighbours = far = labels = None
-    whole = whole_clusters(args)
-    if whole:
-        needs = {"closek_info"}
-    notes: list[str] = []
-    where = {"batch_size": args.batch_size, "rank": process.rank, "world_size": process.world_size, "seed": args.seed}
-    if whole:
-        labels, more = load_clusters(args.closek_info, *data, teacher_sha256, flag="--closek-info")
-        notes += [*more, "each step of a process is a whole cluster of --closek-info; -b is not used"]
-        gone["--closek-info"] = (labels == NO_CLUSTER).nonzero()[0]
-    elif "closek_info" in needs:
-        neighbours, more = load_neighbours(args.closek_info, *data, args.total_k, teacher_sha256)
-        notes += more
-        gone["--closek-info"] = left_out_rows(neighbours)
-        if args.fark_info:
-            far, more = load_neighbours(args.fark_info, *data, args.total_k, teacher_sha256, flag="--fark-info")
-            notes += more
-            gone["--fark-info"] = left_out_rows(far)
-        where |= {"nearest_k": args.nearest_k, "total_k": args.total_k}
-    if "cluster_info" in needs:
-        labels, more = load_clusters(args.cluster_info, *data, teacher_sha256)
-        notes += more
-        gone["--cluster-info"] = (labels == NO_CLUSTER).nonzero()[0]
-    if gone and len(images := same_left_out(gone)):
-        notes.append(f"{len(images):,} images that could not be opened when {' and '.join(gone)} was made are left out")
-        source = source.without(images)
-        labels = None if labels is None else labels[source.kept]
-        neighbours, far = (table if table is None else KeptNeighbours(table, source.kept)
-                           for table in (neighbours, far))
-    if args.sampler == "cluster+cf":
-        return ClusterNeighbourSampler(neighbours, labels, far=far, coverage=args.coverage, **where), source, notes
-    if whole:
-        return WholeClusterSampler(labels, process.rank, process.world_size, args.seed), source, notes
-    if args.sampler == "cluster":
-        return ClusterSampler(labels, **where), source, notes
-    if args.sampler == "cf":
-        return NeighbourSampler(neighbours, far=far, **where), source, notes
-    return RandomSampler(len(source), **where), source, notes
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NoReturn
 
 from checkpoints.frozen import load_frozen
+from data import samplers
 from data.reading import Images, Reading, Views, default_workers
 from evals.monitor import Monitoring
 from runtime.device import Process, same_on_every_rank
@@ -179,7 +180,7 @@ def stem_flag(group: Group, name: str, whose: str, unset: str | None = None) -> 
 
 
 # What each machine of a job may have its own of: where things lie (what they are is compared where they are opened)
-OWN = {"data", "knn_data", "weights", "distill", "closek_info", "fark_info", "cluster_info", "workers", "local_rank"}
+OWN = {"data", "knn_data", "weights", "distill", "workers", "local_rank", *samplers.tables()}
 
 
 def same_flags(args: argparse.Namespace, process: Process) -> None:

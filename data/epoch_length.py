@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.samplers import RandomSampler
+from data.samplers.random_order import RandomSampler
 
 
-class EpochsOf(RandomSampler):
+class FixedLengthEpochs(RandomSampler):
     """The steps of ``inner``'s epochs 0, 1, 2, ... in a row, cut anew every ``steps``: no step is left out or changed.
 
     Samplers call different things an epoch: with 15 neighbours an anchor it shows sixteen times as many images as

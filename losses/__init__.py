@@ -32,7 +32,7 @@ from losses.rkd import RKD
 from losses.seed import SEED
 from losses.smd import SMD
 from runtime.errors import UserError
-from runtime.settings import Declared, declared
+from runtime.settings import Declared, declared_among
 
 LOSSES: dict[str, type[Loss]] = {
     "coss": CoSS, "coss_centred": CentredCoSS, "seed": SEED, "compress": CompRess, "bingo": BINGO, "disco": DisCo,
@@ -74,14 +74,7 @@ def needs_of(names: str) -> CombinedNeeds:
 
 def settings(names: Iterable[str] = LOSSES) -> dict[str, dict[str, Declared]]:
     """The settings that these losses declare: {setting: {loss: its declaration, with its own default}}."""
-    found: dict[str, dict[str, Declared]] = {}
-    for name in names:
-        for setting, declaration in declared(LOSSES[name]).items():
-            found.setdefault(setting, {})[name] = declaration
-    for setting, owners in found.items():
-        if len({id(x.setting) for x in owners.values()}) > 1:
-            raise TypeError(f"{', '.join(owners)} declare {setting} apart; declare it once, in losses/base.py")
-    return found
+    return declared_among({name: LOSSES[name] for name in names})
 
 
 def _known(name: str) -> None:

@@ -128,6 +128,21 @@ def declared(owner: Callable[..., Any]) -> dict[str, Declared]:
     return found
 
 
+def declared_among(owners: Mapping[str, Callable[..., Any]]) -> dict[str, dict[str, Declared]]:
+    """The settings that several owners declare: {setting: {owner: its declaration, with the owner's default}}.
+
+    Raises TypeError where two declare one setting in different words: it would be one flag with two meanings.
+    """
+    found: dict[str, dict[str, Declared]] = {}
+    for owner, takes in owners.items():
+        for name, declaration in declared(takes).items():
+            found.setdefault(name, {})[owner] = declaration
+    for name, declarations in found.items():
+        if len({id(x.setting) for x in declarations.values()}) > 1:
+            raise TypeError(f"{', '.join(declarations)} declare {name} apart; declare it once, and let them share it")
+    return found
+
+
 def add_settings(group: argparse._ArgumentGroup, owner: Callable[..., Any], *, source: str = "",
                  flags: Mapping[str, str] | None = None, help: Mapping[str, str] | None = None,
                  without: Sequence[str] = (), **defaults: Any) -> None:

@@ -83,7 +83,7 @@ def test_resume_is_the_tail_of_the_epoch(first_step):
         assert epoch_of(fresh, 2) == whole
         end = len(whole)
         assert epoch_of(fresh, 2, end) == []
-        with pytest.raises(ValueError, match=f"{end} steps"):
+        with pytest.raises(UserError, match=f"{end} steps"):
             fresh.set_epoch(2, end + 1)
 
 

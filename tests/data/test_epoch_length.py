@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.epoch_length import EpochsOf
+from data.epoch_length import FixedLengthEpochs
 from data.samplers import ClusterNeighbourSampler, ClusterSampler, NeighbourSampler, RandomSampler
 
 GENERATOR = np.random.default_rng(0)
@@ -28,7 +28,7 @@ def indices(steps):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_steps_are_the_samplers_own_in_their_order(name, steps):
     whole = [step for epoch in range(40) for step in indices(epoch_of(SAMPLERS[name](seed=3), epoch))]
-    cut = EpochsOf(SAMPLERS[name](seed=3), steps)
+    cut = FixedLengthEpochs(SAMPLERS[name](seed=3), steps)
     shown = []
     for epoch in range(4):
         cut.set_epoch(epoch)
@@ -39,18 +39,18 @@ def test_the_steps_are_the_samplers_own_in_their_order(name, steps):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_start_in_the_middle_other_ranks_and_stamps(name):
-    whole = epoch_of(EpochsOf(SAMPLERS[name](), 7), 2)
-    assert epoch_of(EpochsOf(SAMPLERS[name](), 7), 2, first_step=3) == whole[3:]
-    ranks = [epoch_of(EpochsOf(SAMPLERS[name](rank=rank, world_size=2), 7), 2) for rank in range(2)]
+    whole = epoch_of(FixedLengthEpochs(SAMPLERS[name](), 7), 2)
+    assert epoch_of(FixedLengthEpochs(SAMPLERS[name](), 7), 2, first_step=3) == whole[3:]
+    ranks = [epoch_of(FixedLengthEpochs(SAMPLERS[name](rank=rank, world_size=2), 7), 2) for rank in range(2)]
     assert [first + second for first, second in zip(*ranks, strict=True)] == whole
-    stamps = [stamp for epoch in range(3) for step in epoch_of(EpochsOf(SAMPLERS[name](), 7), epoch)
+    stamps = [stamp for epoch in range(3) for step in epoch_of(FixedLengthEpochs(SAMPLERS[name](), 7), epoch)
               for _, stamp in step]
     assert len(set(stamps)) == len(stamps)
 
 
 def test_what_it_says_of_itself_is_the_samplers():
     inner = SAMPLERS["cf"]()
-    cut = EpochsOf(inner, 7)
+    cut = FixedLengthEpochs(inner, 7)
     assert cut.global_images_per_step == inner.global_images_per_step == 12
     list(cut)
     assert cut.statistics.images == 7 * 12

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data.distributed import DistributedSampler
 
-from data.whole_clusters import WholeClusterSampler
+from data.samplers import WholeClusterSampler
 from runtime.errors import UserError
 
 LABELS = np.random.default_rng(0).integers(0, 11, 97)

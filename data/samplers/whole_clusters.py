@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from data.samplers import STAMPS_PER_EPOCH, Key, RandomSampler, Statistics
+from data.samplers.image_tables import CLUSTERS_AS_NEAREST
+from data.samplers.random_order import STAMPS_PER_EPOCH, Key, RandomSampler, Statistics
 from runtime.errors import UserError
 
 
@@ -18,6 +19,14 @@ class WholeClusterSampler(RandomSampler):
     clusters left over wait for another epoch (the original's ranks then have unequal numbers of steps, and hang). The
     order is that of torch.randperm after the seed + epoch, which with seed 0 is the original's.
     """
+
+    about = ("where --closek-info is given a cluster file instead, each step of a process a whole cluster, as in the "
+             "original")
+    tables = {"labels": CLUSTERS_AS_NEAREST}
+    where = "where it holds the clusters"
+    remark = "each step of a process is a whole cluster of --closek-info; -b is not used"
+    uneven_steps = ("--sampler cluster with clusters in --closek-info makes each a whole cluster; give the clusters as "
+                    "--cluster-info, and steps have -b images")
 
     def __init__(self, labels: np.ndarray, rank: int = 0, world_size: int = 1, seed: int = 0):
         sizes = np.bincount(labels)
