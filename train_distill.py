@@ -24,7 +24,7 @@ import torch
 import losses
 from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
-from common import batches, cli, cli_original, methods
+from common import cli, cli_original, methods, sampling
 from data.augment import augmentation
 from data.cache import pooled
 from data.checks import check_apart
@@ -74,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     methods.add_loss_flags(parser)
 
-    batches.add_batch_flags(parser)
+    sampling.add_batch_flags(parser)
     group = cli.add_optimization_flags(parser, source="the paper's")
     group.add_argument("--ema", type=cli.number(float, 0, below=1), default=0.0, metavar="X",
                        help="keep a moving average of the student with this decay (0.999, 0.9999) and write it to "
@@ -103,7 +103,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
     teacher_spec = teacher.backbone.spec if teacher else None
     image_size = teacher_spec.image_size if teacher else args.image_size or 224
-    sampler, source, notes = batches.open_sampler(args, process, source, report.sha256 if report else None)
+    sampler, source, notes = sampling.open_sampler(args, process, source, report.sha256 if report else None)
     source = pooled(source, args.image_cache, args.cache)
     views = [augmentation(args.aug, image_size)] * needs.views
     loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)
@@ -120,7 +120,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     parts = parts_of(rows, args.micro_batch)
     for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
         check_batch(network, rows // parts, "--micro-batch" if parts > 1 else
-                    "a cluster of --closek-info" if batches.chosen_sampler(args).uneven_steps else "--batch-size")
+                    "a cluster of --closek-info" if sampling.chosen_sampler(args).uneven_steps else "--batch-size")
     momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
                 if needs.momentum else None)
     average = MovingAverage(student, args.ema) if args.ema else None
@@ -142,7 +142,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
               "teacher_stem": teacher_spec.stem if teacher else None, "teacher": report.record() if report else None,
               "teacher_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
               "far_k": sampler.far_k, "num_clusters": sampler.num_clusters,
-              "whole_clusters": bool(batches.chosen_sampler(args).uneven_steps), "processes": process.world_size}
+              "whole_clusters": bool(sampling.chosen_sampler(args).uneven_steps), "processes": process.world_size}
     record = {**student.record(), "teacher": config["teacher"]}
     modules = {"state_dict": student, "updater": updater,
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
@@ -209,7 +209,7 @@ def check_flags(args: argparse.Namespace) -> None:
     cli.take(Optimization, args).check()
     check_arch(args.student_arch, "--student_arch")
     methods.check_loss(args)
-    batches.check_sampler(args)
+    sampling.check_sampler(args)
 
 
 def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[FrozenEncoder, Report]:
