@@ -155,7 +155,7 @@ def layout_table() -> str:
     def code(items: tuple[str, ...]) -> str:
         return " ".join(f"`{item}`" for item in items).replace("|", "\\|") or "–"
 
-    lines = ["| layout | files | trunk behind | told by | other branches | its head | dropped | mean / std |",
+    lines = ["| layout | files | trunk prefix | recognised by | other branches | its head | dropped | mean / std |",
              "|---|---|---|---|---|---|---|---|"]
     for x in LAYOUTS:
         lines.append(f"| {x.name} | {x.reads} | {code((x.prefix,)) if x.prefix else '–'} | {code(x.signs)} | "
