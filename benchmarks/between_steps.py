@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="of a step; default 8")
     parser.add_argument("--size", type=int, default=64, help="their side in pixels; default 64")
     parser.add_argument("--rounds", type=int, default=5, help="default 5")
-    parser.add_argument("--device", default="auto", help="auto (default: a card if there is one), cpu or cuda")
+    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu or cuda")
     args = parser.parse_args()
     with start_process(args.device) as process:
         report = measure(args, process)

@@ -7,7 +7,7 @@
 Measured: opening test images (resize 256, centre crop 224) and training views; the network's forward pass, and forward
 with backward; an iteration of the 13 heads of `linear --cached` with 100 classes, a tenth of that of 1,000. On a CPU in
 processor time, which other work on the machine changes little, so that a pass takes the sum of reading and computing,
-shared among --cores; on a card the longer of reading, so shared, and the card's time. Nothing here was run on
+shared among --cores; on a GPU the longer of reading, so shared, and the GPU's time. Nothing here was run on
 ImageNet.
 """
 
@@ -108,7 +108,7 @@ def main() -> None:
             *({"arch": arch, "job": f"finetune {name}, 20 epochs, a test after each",
                "hours": 20 * (share * TRAIN * a_pass(train, both) + TEST * a_pass(test, ahead)) / HOUR}
               for name, share in (("1 %", 0.01), ("10 %", 0.1)))]
-    print(table(measured), f"\nImageNet on paper, {args.cores} cores" + ("" if on_cpu else ", one card"), table(paper),
+    print(table(measured), f"\nImageNet on paper, {args.cores} cores" + ("" if on_cpu else ", one GPU"), table(paper),
           sep="\n")
 
 

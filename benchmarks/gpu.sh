@@ -4,7 +4,7 @@
 #   bash benchmarks/gpu.sh                                   # all parts, within nine minutes; runs/gpu/ at the end
 #   bash benchmarks/gpu.sh --data DIR                        # DIR/cifar10/{train,test} and DIR/photos, where they are
 #   bash benchmarks/gpu.sh --only works,step --minutes 4     # some parts; the others' results in --output stay
-#   bash benchmarks/gpu.sh --only methods --output runs/gpu  # goes on with the comparison of methods that is there
+#   bash benchmarks/gpu.sh --only methods --output runs/gpu  # resumes the comparison of methods in that folder
 #   bash benchmarks/gpu.sh --device cpu --rehearse           # the same at tiny sizes, without a GPU
 #
 # Nothing is installed and nothing fetched: $PYTHON (python3) as it is, with the packages of requirements.txt. Parts, in

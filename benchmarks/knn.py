@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--k", type=int, default=384, help="neighbours a row; default 384")
     parser.add_argument("--clusters", type=int, default=100, help="centres of the made features; default 100")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                        help="cpu, cuda or cuda:N; default: a card, if any")
+                        help="cpu, cuda or cuda:N; default: a GPU, if any")
     parser.add_argument("--repeats", type=int, default=3, help="times that each is run, in turn; default 3")
     parser.add_argument("--memory", type=float, default=None, metavar="GB",
                         help="limit of our search, in GiB; default: half of what is free")
@@ -87,7 +87,7 @@ def reference(features: Tensor, k: int, far: bool) -> Tensor:
 
 
 def product(features: Tensor, products: str = "float32") -> None:
-    """All rows with all, a tile of 4,096 x 4,096 at a time (16,384 x 16,384 on a card), into the same memory."""
+    """All rows with all, a tile of 4,096 x 4,096 at a time (16,384 x 16,384 on a GPU), into the same memory."""
     step = min(4096 if features.device.type == "cpu" else 16_384, len(features))
     features = features.bfloat16() if products == "bf16" else features
     out = torch.empty(step * step, device=features.device, dtype=features.dtype)
@@ -107,7 +107,7 @@ def gathered(blocks: object) -> Tensor:
 
 
 class Peak:
-    """The most memory taken meanwhile, in bytes: of the card, or of this process, looked at every 5 ms."""
+    """The most memory taken meanwhile, in bytes: of the GPU, or of this process, looked at every 5 ms."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.most, self.over = device, 0, threading.Event()

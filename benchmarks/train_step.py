@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A training step of CoSS: the reference way of writing it beside this project's, in one run, in turns.
 
-    python benchmarks/train_step.py --each            # on a card: ResNet-50 -> ResNet-18 at 224, batches 256 and 1,024
+    python benchmarks/train_step.py --each            # on a GPU: ResNet-50 -> ResNet-18 at 224, batches 256 and 1,024
     python benchmarks/train_step.py --micro-batch 128 --compile           # and ours in parts, and compiled
     python benchmarks/train_step.py --teacher resnet18 --student shufflenet_v2_x0_5 --image-size 64 --batches 32 # CPU
 
@@ -9,9 +9,9 @@ Reference: weights and images contiguous, images normalised to float32 on the ho
 as it was trained, autocast with a scaler on a GPU, float32 on a CPU, a plain SGD, `loss.item()` after each step. Ours:
 what train_distill.py does, by the same modules; --each leaves its means out one by one. Images are random bytes, so
 that no decoding is in it; all begin from the same weights. Medians over the rounds; the ratio is the median of a step's
-rate over the reference's of the same round. On a card stages are timed there (CUDA events), where the reference's
+rate over the reference's of the same round. On a GPU stages are timed there (CUDA events), where the reference's
 `.item()` shows as waiting; on a CPU everything is processor time of one thread, which other programs disturb less.
-Peak memory: what the recipe allocates on a card; on a CPU, by how much a process of its own grows. TFLOP/s:
+Peak memory: what the recipe allocates on a GPU; on a CPU, by how much a process of its own grows. TFLOP/s:
 convolutions and products of teacher, student and gradient, beside what one product of large matrices reaches here in
 that precision.
 """
@@ -232,7 +232,7 @@ def matrix_rate(device: torch.device, amp: str, tf32: bool) -> float:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds: of the wall with nothing left to do on a card, of the processor without one."""
+    """Seconds: of the wall with nothing left to do on a GPU, of the processor without one."""
     if device.type == "cpu":
         return time.process_time()
     torch.cuda.synchronize(device)
@@ -241,7 +241,7 @@ def clock(device: torch.device) -> float:
 
 def recipes_of(args: argparse.Namespace, images: list[Tensor], device: torch.device, amp: str,
                ) -> dict[str, tuple[Reference | Ours, int]]:
-    """Each recipe by name, with the bytes that it holds on a card between steps."""
+    """Each recipe by name, with the bytes that it holds on a GPU between steps."""
     wanted = {"reference": {}, "ours": {}}
     wanted |= {f"ours without {mean}": {"without": mean} for mean in MEANS} if args.each else {}
     wanted |= {"ours compiled": {"compiled": True}} if args.compile else {}
@@ -319,7 +319,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="in turns; default 7")
     parser.add_argument("--amp", choices=("auto", *DTYPES), default="auto", help="default auto, as the scripts")
     parser.add_argument("--tf32", choices=TF32, default="conv", help="as the scripts'; default conv")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a card")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU")
     parser.add_argument("--micro-batch", type=int, default=0, metavar="M", help="add ours in parts of M images")
     parser.add_argument("--compile", action="store_true", help="add ours compiled")
     parser.add_argument("--each", action="store_true", help=f"add ours without each of {', '.join(MEANS)}")

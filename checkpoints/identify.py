@@ -102,10 +102,10 @@ def identify(shapes: Shapes, first: Iterable[str] = (), image_size: int | None =
 
 
 def lay(shapes: Shapes, identity: Identity) -> Fit | None:
-    """:func:`fit` against a trunk that is never built; None where there is no such trunk."""
+    """:func:`fit` against a trunk's shapes without building it; None if no such trunk can be built."""
     try:
         wanted, spec = trunk_shapes(identity)
-    except Exception:  # noqa: BLE001 - a network that cannot be built for this size is no candidate
+    except Exception:  # noqa: BLE001 - a network that cannot be built for this size cannot be it
         return None
     return fit(shapes, wanted, spec)
 

@@ -210,7 +210,7 @@ class Checkpoint:
         return self.prefix + pattern[1:] if pattern.startswith("*") else pattern
 
     def _local_heads(self) -> tuple[str, ...]:
-        """Prefixes of the head behind the branch's own prefix, and, without one, of all that is no trunk's."""
+        """Prefixes of the head after the branch's own prefix or, without one, of everything outside the trunk."""
         starred = tuple(p[1:] for p in self.layout.head if p.startswith("*"))
         return starred if self.prefix else (*starred, *self.layout.head, *self.layout.dropped)
 

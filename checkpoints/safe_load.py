@@ -64,7 +64,7 @@ def read_file(path: str | Path, flag: str = "--weights", trust: bool = False) ->
         return _unpickle_trusted(path, flag)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old formats
+            warnings.simplefilter("ignore")  # about outdated formats
             raw = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # noqa: BLE001 - whatever it was, the inert reader says what is wrong with the file
         return _unpickle_inert(path, flag)
@@ -92,7 +92,7 @@ def published_as(path: str | Path, sha256: str) -> str | None:
         return known
     if sha256.startswith(named[1]):
         return f"its name and its content agree on {named[1]}"
-    return f"its name says {named[1]}, its content {sha256[:8]}: it was changed or damaged, or is no hash"
+    return f"its name says {named[1]}, its content {sha256[:8]}: it was changed or damaged, or the name has no hash"
 
 
 def _look_at(path: Path, flag: str) -> bytes:
@@ -120,7 +120,7 @@ def _is_torchscript(path: Path) -> bool:
     """By PyTorch's own reader of archives, since torch.load hands such a file to its compiler, which runs it."""
     try:
         names = torch._C.PyTorchFileReader(str(path)).get_all_records()
-    except (RuntimeError, UnicodeDecodeError):  # damaged; names that are no text too
+    except (RuntimeError, UnicodeDecodeError):  # damaged, or with undecodable names
         return False
     return any(name == "constants.pkl" or name.startswith("code/") for name in names)
 
@@ -164,7 +164,7 @@ def _unpickle_inert(path: Path, flag: str) -> Any:
     raw = problem = None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old formats
+            warnings.simplefilter("ignore")  # about outdated formats
             if zipfile.is_zipfile(path) or _is_old_torch(path):
                 raw = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
             else:
@@ -201,7 +201,7 @@ def _is_old_torch(path: Path) -> bool:
 
 
 def _plain_pickle(reader: types.ModuleType, file: BinaryIO) -> Any:
-    if file.read(1) not in (b"\x80", b"(", b"}", b"]"):  # text and images are no pickles, whatever they decode to
+    if file.read(1) not in (b"\x80", b"(", b"}", b"]"):  # text and images are not pickles, whatever they decode to
         raise pickle.UnpicklingError
     file.seek(0)
     return reader.load(file, encoding="latin1")

@@ -154,7 +154,7 @@ class Safetensors(Target):
         _save_safetensors(network.trunk, path, network.about())
 
     def write_projector(self, network: Network, path: Path) -> None:
-        """The projector, and whose it is."""
+        """The projector, and the SHA-256 of the checkpoint that it comes from."""
         _save_safetensors(network.head, path, {"source_sha256": network.report.sha256})
 
     def read_code(self, path: Path) -> str:

@@ -117,7 +117,7 @@ def plan(args: argparse.Namespace) -> list[Plan]:
     known = {name.split(",")[0].split(" ")[0] for name, _, _ in steps}
     unknown = sorted(set(args.skip) - known)
     if unknown:
-        raise UserError(f"--skip {unknown[0]} is no evaluation; choose from {', '.join(sorted(known))}")
+        raise UserError(f"--skip {unknown[0]} is not an evaluation; choose from {', '.join(sorted(known))}")
     return [(name, module, f"--skip {short}" if (short := name.split(",")[0].split(" ")[0]) in args.skip else flags)
             for name, module, flags in steps]
 

@@ -44,7 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """Top-1 and top-5 of the network fine-tuned with a classifier on few labels: random crops and flips, SGD with a
-    learning rate for each, batch norm in training mode (over all cards), 20 epochs, a fifth at 12 and 16."""
+    learning rate for each, batch norm in training mode (over all GPUs), 20 epochs, rates divided by 5 at 12 and 16."""
     evaluation.open_output(args)
     train, test = open_labelled(args.data)
     everything = train.subset(args.subset)

@@ -69,10 +69,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """Each data set's own metric of multinomial logistic regression on frozen features (L-BFGS, scikit-learn), its L2
     penalty chosen among 45 on validation images: Kornblith et al., CVPR 2019, and Ericsson et al., CVPR 2021. Features
-    are pooled, not normalised, of the transform of k-NN (shorter side to 1.05 x S, bicubic, centre crop S), so that one
-    extraction serves both. Sets without validation images give a fifth of each class's training images.
-    With --few-shot also the accuracy of few-shot episodes. Features are kept, and so is each set's result: a run after
-    a kill goes on with the next set. Under torchrun the processes share the images, and the first one fits."""
+    are pooled, not normalised, with k-NN's transform (shorter side to 1.05 x S, bicubic, centre crop S), so that one
+    extraction serves both. Sets without validation images use a fifth of each class's training images.
+    With --few-shot also the accuracy of few-shot episodes. Features and each set's result are cached: after a kill
+    the run continues with the next set. Under torchrun the processes share the images, and the first one fits."""
     _check(args, process)
     folder = evaluation.open_output(args)
     sets = [each.subset(args.subset) for each in _open_sets(args)]
@@ -156,7 +156,7 @@ def _linear(features: dict[str, torch.Tensor], each: TransferSet, args: argparse
 def _few_shot(features: dict[str, torch.Tensor], each: TransferSet, args: argparse.Namespace, process: Process,
               ) -> list[dict[str, Any]]:
     if each.marks:
-        print(f"{each.name}: its images have several labels, so there are no episodes of it")
+        print(f"{each.name}: its images have several labels, so few-shot episodes are skipped")
         return []
     rows, labels = torch.cat([features[part] for part in _few_shot_parts(each, args)]), _few_shot_labels(each, args)
     return [asdict(few_shot(rows, labels, head, args.ways, shots, args.queries, args.episodes, args.seed,

@@ -24,10 +24,10 @@ from runtime.outputs import check_output_folder
 from runtime.settings import Setting, add_settings, declared
 
 LABELLED = ("labelled images: a folder that holds train/ and val/ or test/, each with one sub-folder a class (or "
-            "packed files so called), or a name (demo, digits, cifar10, cifar100, stl10; kept in $COSS_DATASETS, else "
-            "./datasets)")
+            "packed files of these names), or a data set (demo, digits, cifar10, cifar100, stl10; stored in "
+            "$COSS_DATASETS, else ./datasets)")
 SHARE_OF = "each class's training images; default 1, the paper's 1% and 10% rows use 0.01 and 0.1"
-UNLABELLED = ("overlap", "video")  # commands to which classes are nothing
+UNLABELLED = ("overlap", "video")  # commands that ignore classes
 
 
 @dataclass(frozen=True)

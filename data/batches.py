@@ -69,7 +69,7 @@ def _hash(*parts: object) -> int:
 class BadImageLog:
     """What to do about images that cannot be opened.
 
-    policy 'error' stops at the first; 'skip' goes on with another image in its place, and counts.
+    policy 'error' stops at the first; 'skip' takes another image in its place and counts them.
     """
 
     def __init__(self, source: ImageSource, policy: str):

@@ -120,7 +120,7 @@ def _integers(member: Any, name: str) -> np.ndarray:
     """int64 [n], of a list, tuple or tensor of whole numbers."""
     try:
         indices = np.asarray(member)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # what is no list of numbers
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # not a list of numbers
         indices = np.empty(0, object)
     if indices.ndim == 1 and indices.size == 0 and indices.dtype != object:
         return np.empty(0, dtype=np.int64)

@@ -34,7 +34,7 @@ def open_source(spec: str, split: str = "train", labelled: bool = False, flag: s
     that file, blank lines and lines that begin with # left out; (d) a file that pack_dataset.py has written, or a
     folder that holds train.pack (and val.pack or test.pack; a sub-folder train/ comes first); (e) demo, digits,
     cifar10, cifar100 or stl10, or the name of any folder in `datasets_root()` that holds train/. A built-in name
-    wins over a folder so called: write ./digits.
+    takes precedence over a folder of that name: write ./digits for the folder.
 
     split is 'train' or 'test'; labelled=True asks for labels (of stl10's training images the small labelled
     part). Raises UserError, beginning with `flag`, for anything that is not there, is empty, or lacks the

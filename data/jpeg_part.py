@@ -57,12 +57,12 @@ def decode_part(data: bytes, choose: Callable[[int, int], tuple[int, int, int, i
                 ) -> tuple[torch.Tensor, int, int] | None:
     """A plain JPEG's content -> uint8 [3, h, w] and the row and column of the image at which these pixels begin.
 
-    choose(height, width) gives the part that is needed as (top, left, bottom, right); somewhat more may come. Its
-    pixels are those of the whole image's decoding. None where there is no library, or where this one has the
-    slightest objection to the file: decode it as a whole, then.
+    choose(height, width) gives the needed part as (top, left, bottom, right); the result may be somewhat larger. Its
+    pixels equal those of decoding the whole image. None if the library is missing or has the slightest objection to
+    the file: then decode the whole image.
     """
     turbo = library()
-    if turbo is None or not data.endswith(b"\xff\xd9"):  # an end that is missing would go unnoticed below the part
+    if turbo is None or not data.endswith(b"\xff\xd9"):  # a missing end would go unnoticed below the part
         return None
     handle = turbo.tj3Init(DECOMPRESS)
     try:

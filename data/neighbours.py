@@ -45,11 +45,10 @@ def load_neighbours(
 ) -> tuple[np.ndarray, list[str]]:
     """Memory-map a neighbour file, integer [N, k], after checking that it belongs to the data.
 
-    Returns it with warnings, one sentence each: no JSON twin, as beside the original's files, or another
-    teacher's neighbours (teacher_sha256 None: any teacher's will do). Raises UserError, naming the flag that gave
-    the file ('' for none) and the file, where it is missing, is no integer [N, k] array, has another number of
-    images or fewer than total_k columns, points outside [0, num_images) or at a row that is left out, or was made from
-    other images.
+    Returns it with warnings, one sentence each: no JSON file beside it (the original writes none), or another
+    teacher's neighbours (teacher_sha256 None: any teacher is accepted). Raises UserError, naming the flag ('' for
+    none) and the file, if it is missing, is not an integer [N, k] array, has a different number of images or fewer
+    than total_k columns, points outside [0, num_images) or at a row that is left out, or was made from other images.
     """
     path = Path(path)
     name = f"{flag} {path}".strip()

@@ -118,7 +118,7 @@ def _check_room(count: int, shape: tuple[int, ...], cache: str, device: torch.de
     needed = count * int(np.prod(shape))
     room, where = free_memory(torch.device("cpu")), "the host's memory"
     if cache == "device" and device.type == "cuda":
-        room, where = min(room, free_memory(device) // 2), "the card's memory beside a model"
+        room, where = min(room, free_memory(device) // 2), "the GPU's memory beside a model"
     if needed > room:
         raise UserError(f"--cache {cache} needs {needed / 2**30:.1f} GiB for {count:,} images, more than the "
                         f"{room / 2**30:.1f} GiB free in {where}; leave --cache out")

@@ -39,11 +39,11 @@ QUERY_FOLDERS, DATABASE_FOLDERS = ("query", "queries"), ("database", "gallery")
 
 
 def open_queries(spec: str, flag: str = "--data") -> tuple[ImageSource, ImageSource | None]:
-    """Labelled queries, and the images among which they are looked for, or None for the other queries.
+    """Labelled queries, and the images to search, or None to search among the other queries.
 
-    Two sets where ``spec`` is a folder that holds query/ (or queries/) and database/ (or gallery/); their labels are
-    numbered by all class names of both. Else one: the test images of whatever data.datasets.open_source takes. Raises
-    :class:`UserError` if there are no labels.
+    Two sets if ``spec`` is a folder with query/ (or queries/) and database/ (or gallery/); labels are numbered by the
+    class names of both together. Otherwise one: the test images of whatever data.datasets.open_source takes. Raises
+    :class:`UserError` without labels.
     """
     pair = [next((Path(spec) / name for name in names if (Path(spec) / name).is_dir()), None)
             for names in (QUERY_FOLDERS, DATABASE_FOLDERS)]

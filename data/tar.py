@@ -32,8 +32,8 @@ class TarSource(ImageSource):
     folder that all share is dropped); of one that holds train/ beside val/ or test/ these are the images that `split`
     ('train' or 'test') takes there, and every other tree is taken whole. Where files KEY.cls with a class number lie
     beside the images, as in WebDataset, they are the labels, the order is that of the tars, and with several tars
-    each name begins with its tar's. Raises UserError for what is no tar, is compressed or damaged, holds no image, or
-    has no such parts where split is 'test'.
+    each name begins with its tar's. Raises UserError for a file that is not a tar, is compressed or damaged, contains
+    no image, or has no test part where split is 'test'.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike], split: str = "train", flag: str = "--data"):

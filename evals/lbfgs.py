@@ -12,7 +12,7 @@ from evals.head_grid import Heads, Scale
 from runtime.device import free_memory
 
 MEMORY, HALVINGS, ARMIJO, NOISE = 10, 20, 1e-4, 1e-7
-LOGITS = 1 << 25  # numbers of one product on the CPU and on a card
+LOGITS = 1 << 25  # numbers of one product on the CPU and on a GPU
 
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]  # [H, P] -> values float64 [H], gradients [H, P]
 

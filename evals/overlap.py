@@ -89,7 +89,7 @@ def _shared(first: Tensor, second: Tensor, ks: Sequence[int]) -> dict[int, int]:
 def ranks_of(ids: Tensor, space: Tensor, rows: range, device: torch.device, progress: bool = False) -> Tensor:
     """Rank, from 1, of images ``ids`` int64 [len(rows), k] among all the others by cosine to each of ``rows``.
 
-    ``space`` [n, d]; ids are no row's own. Equal cosines rank in the order of the images, as in search.exact.
+    ``space`` [n, d]; ``ids`` never include the row itself. Ties rank in the order of the images, as in search.exact.
     Returns int64 [len(rows), k]. No more than a few million scores are held at a time.
     """
     bank = Bank(space, "cosine", "float32", device, room=space.numel() * 4)
@@ -102,7 +102,7 @@ def ranks_of(ids: Tensor, space: Tensor, rows: range, device: torch.device, prog
         scores = bank.score(bank.take(slice(block.start, block.stop)), bank.take(slice(None)), buffer)
         keys = encode(scores, everyone)                              # [b, n], descending: nearer first
         asked, order = keys.gather(1, ids[first:first + len(block)].to(device)).sort(dim=1)
-        keys[torch.arange(len(block)), torch.arange(block.start, block.stop)] = EMPTY  # an image is no other
+        keys[torch.arange(len(block)), torch.arange(block.start, block.stop)] = EMPTY  # the image itself
         # how many of the asked lie below each key; from the count of each such number follows how many are nearer
         below = torch.searchsorted(asked, keys)                      # [b, n] in 0 … k
         width = asked.shape[1] + 1

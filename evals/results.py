@@ -58,7 +58,7 @@ def _append(file: BinaryIO, line: bytes) -> None:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a results.jsonl, oldest first; [] if there is no such file."""
+    """Every whole line of a results.jsonl, oldest first; [] without such a file."""
     if not path.exists():
         return []
     records = []

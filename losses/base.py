@@ -69,7 +69,7 @@ class CombinedNeeds:
     """What several losses need in one run.
 
     ``heads``: each of the student's heads once, as (its name, what it is compared with: ``Needs.teacher``).
-    ``teacher``: each of the teacher's outputs that are asked for once; empty if there is no teacher.
+    ``teacher``: each requested output of the teacher once; empty without a teacher.
     """
 
     views: int

@@ -75,10 +75,10 @@ class CentredCoSS(CoSS):
 
 
 def cosine(ts: Tensor, tt: Tensor, ss: Tensor) -> Tensor:
-    """The cosine of vectors by their products t.s, t.t and s.s; each length counts as 1e-12 at least (F.normalize's).
+    """The cosine of vectors from their products t.s, t.t and s.s; lengths are at least 1e-12, as in F.normalize.
 
-    Where s is shorter than that there is no gradient. F.normalize's is 1e12 times the incoming one: a feature that is
-    dead in the whole batch would overflow half precision, although a cosine with nothing has no slope to follow.
+    If s is shorter than that, the gradient is zero. F.normalize would multiply it by 1e12: a feature that is dead in
+    the whole batch would overflow half precision, although the cosine of a zero vector has no slope to follow.
     """
     found = ts / (tt.clamp_min(EPS**2).sqrt() * ss.clamp_min(EPS**2).sqrt())
     return torch.where(ss > EPS**2, found, found.detach())

@@ -183,7 +183,7 @@ def _stage(backbone: nn.Module) -> tuple[nn.Module, int]:
 
     found = [(child, _power_of_two(shapes[child][1])) for child in stages(backbone)]
     fitting = [(child, stride) for child, stride in found if stride <= 16]
-    if len(fitting) < 2:  # a lone stem is no stage
+    if len(fitting) < 2:  # a lone stem does not count as a stage
         raise UserError(f"{backbone.spec.arch} has no map of features with a stride of 16 pixels or less; take a "
                         "convolutional network (a ResNet) or a vision transformer")
     return fitting[-1]

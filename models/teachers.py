@@ -75,7 +75,7 @@ class FrozenEncoder(Encoder):
         return super().forward(images)
 
     def answers(self, images: Tensor, kinds: Sequence[str]) -> tuple[Tensor, ...]:
-        """What a student is held against, for each of ``kinds``: ``features`` [b, d], or its own ``head``'s output."""
+        """The student's targets for each of ``kinds``: ``features`` [b, d], or the output of its own ``head``."""
         with torch.inference_mode():
             features = self(images)
             found = [features if kind == "features" else self.head(features) for kind in kinds]

@@ -4,7 +4,7 @@ unset CDPATH  # by which cd would go elsewhere
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 set -f           # a list in a variable (SEEDS="0 1") is words, never names of files
 
-# Refuses a variable that is no whole number of at least so much. What is not one would be an index or a command
+# Refuses a variable that is not a whole number of at least a minimum. Anything else would be an index or a command
 # in the shell's arithmetic, and half a page of torchrun's in its place.
 whole() { # name, least
     local value=${!1}

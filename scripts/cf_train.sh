@@ -27,7 +27,7 @@ MOCO_V3_R50=${MOCO_V3_R50:-weights/moco_v3_r50.pth.tar}
 ROW=${1:-}
 case $ROW in
     resnet18 | resnet34 | efficientnet_b0 | resnet18_r101 | resnet18_mocov3) shift ;;
-    *) echo "error: '$ROW' is no row; give resnet18, resnet34, efficientnet_b0, resnet18_r101 or resnet18_mocov3" >&2
+    *) echo "error: '$ROW' is not a row; give resnet18, resnet34, efficientnet_b0, resnet18_r101 or resnet18_mocov3" >&2
        exit 2 ;;
 esac
 source "$(dirname -- "$0")/_env.sh"

@@ -7,7 +7,7 @@
 #   bash scripts/compare_methods.sh --search                            # learning rates for the same variables, see below
 #
 # Further variables: SUBSET STUDENT EPOCHS BATCH NEAREST_K TOTAL_K QUEUE EVERY WORKERS (-j of the scripts), GPUS
-# (processes a student), JOBS (students side by side, each on its own cores or card), MINUTES (start no student that
+# (processes a student), JOBS (students side by side, each on its own cores or GPU), MINUTES (start no student that
 # would not be done by then), OUT. Started again it goes on where it stopped.
 #
 # What is counted: an image pass is one image through the student that is trained, forwards and backwards. The teacher
@@ -33,12 +33,12 @@ source "$(dirname -- "$0")/_env.sh"
 environment
 
 DATA=${DATA:-demo}
-CARDS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+GPU_COUNT=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
 SEARCH=()
 case ${1:-} in
     "") ;;
     --search) SEARCH=(--search) ;;
-    *) echo "error: $1 is no option of compare_methods.sh; it knows --search, and the variables of its header" >&2; exit 2 ;;
+    *) echo "error: $1 is not an option of compare_methods.sh; it knows --search, and the variables of its header" >&2; exit 2 ;;
 esac
 
 profile() { # name, then values where no variable says otherwise
@@ -50,9 +50,9 @@ if [ "$DATA" = demo ]; then
     OUT=${OUT:-runs/compare} SEEDS=${SEEDS:-0 1}
     #       name         stem     passes  epochs batch near of queue every minutes subset
     profile demo         imagenet 8640    9      32    1    7  1024  3     0       1
-elif [ "$CARDS" -gt 0 ]; then
+elif [ "$GPU_COUNT" -gt 0 ]; then
     profile cifar10      cifar    1996800 20     256   3    15 4096  4     25      1
-    JOBS=${JOBS:-$([ "${GPUS:-1}" = 1 ] && echo $((3 * CARDS)) || echo 1)} # one small network does not fill a card
+    JOBS=${JOBS:-$([ "${GPUS:-1}" = 1 ] && echo $((3 * GPU_COUNT)) || echo 1)} # one small network does not fill a GPU
     WORKERS=${WORKERS:-4}
 else
     profile cifar10_cpu  cifar    30720   10     64    3    15 1024  5     0       0.1

@@ -73,6 +73,6 @@ def read_rates(entries: Iterable[str], files: Sequence[Path]) -> dict[str, float
                   if entry in rates or entry.partition("@")[0] in rates}
     missing = [entry for entry in entries if entry not in found]
     if missing:
-        raise UserError(f"there is no learning rate for {', '.join(missing)} in {' or '.join(map(str, files))}; "
+        raise UserError(f"no learning rate for {', '.join(missing)} in {' or '.join(map(str, files))}; "
                         "find one with bash scripts/compare_methods.sh --search, or write a line NAME RATE there")
     return found

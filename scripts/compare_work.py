@@ -34,16 +34,16 @@ class Comparison:
     def __init__(self, args: argparse.Namespace, folder: Path, budget: Budget) -> None:
         self.args, self.folder, self.budget = args, folder, budget
         self.plans = {entry: plan_of(entry, budget) for entry in args.methods}
-        cards = _cards()
-        self.jobs = args.jobs or max(1, (cards or os.cpu_count() or 1) // args.gpus)
+        gpus = _gpus()
+        self.jobs = args.jobs or max(1, (gpus or os.cpu_count() or 1) // args.gpus)
         self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(self.jobs):
             self.slots.put(slot)
         self.environment = dict(os.environ)
-        if not cards:
+        if not gpus:
             threads = max(1, (os.cpu_count() or 1) // (self.jobs * args.gpus))
             self.environment.setdefault("OMP_NUM_THREADS", str(threads))
-        self.cards = cards if args.gpus == 1 and self.jobs > 1 else 0  # to be dealt out
+        self.gpus = gpus if args.gpus == 1 and self.jobs > 1 else 0  # to be dealt out
 
     def same_settings(self) -> None:
         """Refuse a folder that was made with other settings; seeds and methods may be added."""
@@ -69,8 +69,8 @@ class Comparison:
         environment = dict(self.environment)
         if all_cores:
             environment.pop("OMP_NUM_THREADS", None)
-        if slot is not None and self.cards:
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % self.cards)
+        if slot is not None and self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = str(slot % self.gpus)
         with log.open("a") as said:
             done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, text=True, check=False,
                                   stdout=subprocess.PIPE if result else said, stderr=said)
@@ -194,11 +194,11 @@ def read_metrics(run: Path, group: str) -> list[dict[str, float]]:
     return []
 
 
-def _cards() -> int:
+def _gpus() -> int:
     return torch.cuda.device_count()
 
 
 def _sha256(path: Path) -> str:
     if not path.is_file():
-        raise UserError(f"TEACHER={path} is no file; give the checkpoint of a network trained on DATA")
+        raise UserError(f"TEACHER={path} is not a file; give the checkpoint of a network trained on DATA")
     return hashlib.sha256(path.read_bytes()).hexdigest()

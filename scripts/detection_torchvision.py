@@ -69,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("training")
     group.add_argument("--norm", choices=NORMS, default="batch",
-                       help="batch (default): all layers are trained, batch norm too, over the images of all cards, "
+                       help="batch (default): all layers are trained, batch norm too, over the images of all GPUs, "
                             "and the pyramid has it, as in MoCo's protocol; frozen: the network's batch norm is a "
                             "fixed scale, and its stem and first stage stay as they are")
     group.add_argument("--epochs", type=cli.number(int, 1), default=12, metavar="N",

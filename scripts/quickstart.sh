@@ -20,7 +20,7 @@ FROM_SCRATCH=false
 case ${1:-} in
     "") ;;
     --from-scratch) FROM_SCRATCH=true ;;
-    *) echo "error: $1 is no option of quickstart.sh; it knows --from-scratch" >&2; exit 2 ;;
+    *) echo "error: $1 is not an option of quickstart.sh; it knows --from-scratch" >&2; exit 2 ;;
 esac
 
 case $DATA in

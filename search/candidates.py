@@ -14,7 +14,7 @@ EMPTY = torch.iinfo(torch.int64).min      # the key of no candidate, below every
 LOW = 0xFFFFFFFF                          # the lower half of a key: the id, counted from the top
 MOST_ROWS = 32_767                        # rows of a block, so that an int16 numbers them
 STRIP = 1 << 17                           # scores that a thread of a CPU looks at in one go: they stay in its cache
-PIECE = 1 << 24                           # keys in work at a time on a card
+PIECE = 1 << 24                           # keys in work at a time on a GPU
 
 
 def encode(scores: Tensor, ids: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from search.candidates import EMPTY, MOST_ROWS, Candidates, candidates, capacity
 from search.products import Bank, Operand
 
 SHARE = 0.5                                      # of the free memory, where no limit is given
-TILE = {"cpu": 4 << 20, "cuda": 128 << 20}       # scores of a tile, at most: within a CPU's cache, 512 MB on a card
+TILE = {"cpu": 4 << 20, "cuda": 128 << 20}       # scores of a tile, at most: within a CPU's cache, 512 MB on a GPU
 SCORE = 6                                        # bytes: float32, and a mask or two
 IN_SAMPLE = 16                                   # of a row's neighbours are expected in the sample
 GATHERED = {"cpu": 1 << 20, "cuda": 64 << 20}    # numbers gathered at a time for exact scores
@@ -72,7 +72,7 @@ def search(queries: Tensor | None, bank: Tensor, k: int, *, rows: range | None =
     products: ``float32``; ``tf32`` and ``bf16`` pick a wider list, which is scored again in float32, and a row whose
     list is not proven by the error's bound to hold its k best is searched again in float32.
     memory: bytes taken on ``device`` beside the inputs (some 50 MB are always taken); None: half of what is free.
-    The bank made ready for products (normalised, on the card) is held if it fits into half of that, an eighth on a CPU.
+    The bank made ready for products (normalised, on the GPU) is held if it fits into half of that, an eighth on a CPU.
 
     Guaranteed: the result of a full sort of the scores as the products give them, equal scores in the order of their
     indices. Where float32 products are exact (small integers) that is one result for any memory, split into ranks and

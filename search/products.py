@@ -144,7 +144,7 @@ class Bank:
     def _rounded(self, rows: Tensor) -> Tensor:
         if self.products == "bf16":
             return rows.bfloat16()
-        if self.products == "tf32":  # to 10 bits here, to the nearest even, so that the card has nothing to round
+        if self.products == "tf32":  # to 10 bits here, to the nearest even, so that the GPU has nothing to round
             bits = rows.contiguous().view(torch.int32)
             return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
         return rows
@@ -156,7 +156,7 @@ class Bank:
 
 @functools.cache
 def _widens(device_type: str) -> bool:
-    """Whether this torch multiplies bfloat16 into float32 (from 2.8 on, on a card)."""
+    """Whether this torch multiplies bfloat16 into float32 (from 2.8 on, on a GPU)."""
     try:
         small = torch.zeros(16, 16, dtype=torch.bfloat16, device=device_type)
         torch.mm(small, small, out_dtype=torch.float32, out=torch.empty(16, 16, device=device_type))

@@ -63,11 +63,11 @@ class RowFile:
     """``path`` [rows, width], in the making in the folder ``path.stem + .partial`` beside it.
 
     That folder holds ``rows.npy`` at its full size, ``identity.json`` and, of each rank, ``done-RANK.txt``, a line for
-    each range of rows that is on the disk, with their CRC-32. Work of the same ``identity`` goes on there, with any
-    number of ranks, but for rows that were changed meanwhile, which are made again. Of several jobs one alone may be at
-    work there, so :func:`one_writer` belongs around it. Made, and finished, by all ranks together; the folder must be
-    shared by all of them. Raises :class:`UserError` where there is no room or no permission, and leaves nothing half
-    written then; and where the folder holds other work or files of someone else, which stay as they are.
+    each range of rows that is on the disk, with their CRC-32. Work of the same ``identity`` resumes there, with any
+    number of ranks; rows that were changed meanwhile are computed again. Only one job at a time may work there, so
+    wrap it in :func:`one_writer`. All ranks open and finish it together, and all must share the folder. Raises
+    :class:`UserError` if the disk is full or not writable, leaving nothing half written; and if the folder contains
+    other work or someone else's files, which stay as they are.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], rows: int, width: int, dtype: np.dtype | type,
@@ -165,9 +165,9 @@ class RowFile:
             return
         strange = sorted(path.name for path in self.folder.iterdir() if not OURS.fullmatch(path.name))
         if strange:
-            raise UserError(f"{self.folder} holds {strange[0]}, which is no part of an unfinished {self.path.name}; "
+            raise UserError(f"{self.folder} holds {strange[0]}, which does not belong to an unfinished {self.path.name}; "
                             "move it away")
-        with suppress(OSError, ValueError, AttributeError):  # cannot be read, so cannot be gone on with
+        with suppress(OSError, ValueError, AttributeError):  # unreadable, so it cannot be resumed
             before = load_json(self.folder / IDENTITY)
             changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in self.identity.items()
                        if before.get(key) != value]

@@ -34,8 +34,8 @@ import json, os, platform, torch, torchvision
 found = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
          "cores": len(os.sched_getaffinity(0)), "gpu": None}
 if torch.cuda.is_available():
-    card = torch.cuda.get_device_properties(0)
-    found |= {"gpu": card.name, "gpu_gib": round(card.total_memory / 2**30, 1), "cuda": torch.version.cuda,
+    gpu = torch.cuda.get_device_properties(0)
+    found |= {"gpu": gpu.name, "gpu_gib": round(gpu.total_memory / 2**30, 1), "cuda": torch.version.cuda,
               "cudnn": torch.backends.cudnn.version(), "gpus": torch.cuda.device_count()}
 print(json.dumps(found))
 """

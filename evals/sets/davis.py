@@ -52,8 +52,8 @@ class Video(NamedTuple):
             raise UserError(f"{self.masks[i]} cannot be decoded ({reason_of(error)}); unpack DAVIS again",
                             every_process=False) from None
         if pixels.ndim != 2 or pixels.dtype != np.uint8:
-            raise UserError(f"{self.masks[i]} is no mask: found {image.mode}, expected a PNG with a palette, whose "
-                            "numbers are the objects'; unpack DAVIS again", every_process=False)
+            raise UserError(f"{self.masks[i]} is not a mask: found {image.mode}, expected a PNG whose palette "
+                            "indices number the objects; unpack DAVIS again", every_process=False)
         return np.where(pixels == VOID, 0, pixels)
 
 

@@ -44,8 +44,8 @@ def open_elsewhere(name: str, folder: str, classes: list[str]) -> list[Elsewhere
     """The sets that lie in ``folder``: one of class folders, the variants of ImageNet-v2, or ImageNet-C's
     corruption/severity/class.
 
-    Class folders are matched to ``classes`` by name; folders named 0, 1 … (ImageNet-v2) by number, where ``classes``
-    are not so called. Raises :class:`UserError` for a folder that is not there and for a class that is not trained on.
+    Class folders are matched to ``classes`` by name; folders named 0, 1 … (ImageNet-v2) by number, unless ``classes``
+    have such names. Raises :class:`UserError` for a missing folder and for a class that was not trained on.
     """
     path = Path(os.path.expanduser(folder))  # noqa: PTH111  (~nobody is an unknown path, not an error)
     if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises OSError for an over-long name)

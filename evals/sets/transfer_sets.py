@@ -135,10 +135,10 @@ def _missing(name: str, layout: Layout, root: Path, download: bool, error: Excep
 
 
 def open_transfer_folder(spec: str, flag: str = "--data", name: str | None = None) -> TransferSet:
-    """Labelled images with train/ and val/ or test/ (or packed files so called), or a name that data/datasets.py knows.
+    """Labelled images with train/ and val/ or test/ (or such packed files), or a name that data/datasets.py knows.
 
-    With both val/ and test/ the first validates and the second tests. The metric is top-1, but for a set that is called
-    as one of LAYOUTS.
+    With both val/ and test/ the first validates and the second tests. The metric is top-1, except for a set with the
+    name of one in LAYOUTS.
     """
     train, test = open_labelled(spec, flag)
     name = name or Path(spec).name or spec

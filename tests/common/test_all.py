@@ -72,7 +72,7 @@ def test_a_bad_flag_of_a_later_evaluation_is_said_before_the_first_begins(tree, 
 
 @pytest.mark.parametrize(("flags", "words"), [
     ([], "needs --weights FILE, or --compare"), (["--compare", "a", "b"], "--compare a could not be read"),
-    (["--weights", "w.pth", "--skip", "flying"], "--skip flying is no evaluation")])
+    (["--weights", "w.pth", "--skip", "flying"], "--skip flying is not an evaluation")])
 def test_bad_input_is_one_sentence(flags, words, tmp_path):
     done = in_this_process("evaluate.py", "all", "--output", tmp_path, "--device", "cpu", *flags)
     assert (done.rc, done.err.count("\n")) == (2, 1)

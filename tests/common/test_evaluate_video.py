@@ -154,7 +154,7 @@ def test_bad_input(davis, tmp_path):
     assert sequence.mask(0).max() == 2                       # 255 is no object
     Image.new("RGB", (96, 64)).save(tmp_path / "rgb.png")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8")
-    with pytest.raises(UserError, match="is no mask: found RGB"):
+    with pytest.raises(UserError, match="is not a mask: found RGB"):
         sequence._replace(masks=[tmp_path / "rgb.png"]).mask(0)
     with pytest.raises(UserError, match="cannot be decoded"):
         sequence._replace(frames=[tmp_path / "broken.jpg"]).frame(0)

@@ -126,7 +126,7 @@ def test_other_settings_are_refused(tmp_path, commands, monkeypatch):
     run(monkeypatch, flags(tmp_path, methods=["coss"]))
     with pytest.raises(UserError, match="made with other settings .batch was 32, now 16.; set OUT"):
         run(monkeypatch, flags(tmp_path, "--batch", "16", methods=["coss"]))
-    with pytest.raises(UserError, match="TEACHER=nothing.pth is no file"):
+    with pytest.raises(UserError, match="TEACHER=nothing.pth is not a file"):
         run(monkeypatch, flags(tmp_path, "--teacher", "nothing.pth", methods=["coss"]))
 
 
