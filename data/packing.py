@@ -116,7 +116,7 @@ def encode(source: ImageSource, i: int, recipe: Recipe) -> Encoded:
 
 
 def shrink(image: Image.Image, short_side: int | None) -> Image.Image:
-    """The image with its shorter side at short_side pixels (antialiased, bicubic), or itself if it is no larger."""
+    """The image with its shorter side at short_side pixels (antialiased, bicubic), or itself if it is not larger."""
     width, height = image.size
     if short_side is None or min(width, height) <= short_side:
         return image

@@ -84,7 +84,7 @@ class FrozenEncoder(Encoder):
     def fold(self) -> int:
         """Fold batch norms into the convolutions before them (models.fold); returns how many were.
 
-        Features stay the same to within 1e-5 of their length in float32. The tensors are no longer those of the file.
+        Features stay the same to within 1e-5 of their length in float32. The tensors then differ from the file's.
         Batch norm that goes by each batch's statistics cannot be folded.
         """
         if self.by_batch:

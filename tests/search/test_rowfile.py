@@ -90,7 +90,8 @@ def test_files_of_someone_else_stay(unfinished, tmp_path):
     if unfinished:
         file.finish(publish(tmp_path))
         assert (tmp_path / "out" / "found.npy").exists()
-    with pytest.raises(UserError, match=r"found.partial holds thesis.txt, which does not belong to an unfinished found.npy"):
+    with pytest.raises(UserError,
+                       match=r"found.partial holds thesis.txt, which does not belong to an unfinished found.npy"):
         open_file(tmp_path)
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
