@@ -165,8 +165,8 @@ class RowFile:
             return
         strange = sorted(path.name for path in self.folder.iterdir() if not OURS.fullmatch(path.name))
         if strange:
-            raise UserError(f"{self.folder} holds {strange[0]}, which does not belong to an unfinished {self.path.name}; "
-                            "move it away")
+            raise UserError(f"{self.folder} holds {strange[0]}, which does not belong to an unfinished "
+                            f"{self.path.name}; move it away")
         with suppress(OSError, ValueError, AttributeError):  # unreadable, so it cannot be resumed
             before = load_json(self.folder / IDENTITY)
             changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in self.identity.items()
