@@ -40,7 +40,7 @@ from data.checks import (
 from data.clusters import NO_CLUSTER, save_clusters
 from data.datasets import open_source
 from data.images import limit_pixels
-from data.neighbours import LEFT_OUT, place_neighbours
+from data.neighbours import LEFT_OUT, place_neighbours, refuse_other_file
 from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.knn import PAPER_ROWS, knn_accuracy
@@ -174,17 +174,22 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
     check_apart(output, args.data)
     for name in names:
         check_output_file(output / f"{name}.npy", "--output", inputs=[args.data, args.weights])
+    spec = encoder.backbone.spec
+    info = {"fingerprint": whole.fingerprint(), "metric": args.metric, "teacher_sha256": identity["sha256"],
+            "teacher_arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
+            "transform": eval_transform_name(spec.image_size)}
+    for name in names:
+        refuse_other_file(output / f"{name}.npy", info)
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     check_k(args.k, source)
     networks.refuse_zero_rows(features, networks.share_of(len(source), process), source)
 
-    spec = encoder.backbone.spec
-    info = {"fingerprint": whole.fingerprint(), "source": whole.title, "left_out": len(source.left_out),
-            "metric": args.metric, "teacher_sha256": identity["sha256"], "teacher_arch": spec.arch, "stem": spec.stem,
-            "image_size": spec.image_size, "transform": eval_transform_name(spec.image_size)}
-    what = {**info, **networks.features_identity(encoder, whole, args, identity), "opened": source.fingerprint(),
+    said = {**info, "source": whole.title, "left_out": len(source.left_out)}
+    what = {**said, **networks.features_identity(encoder, whole, args, identity), "opened": source.fingerprint(),
             "dtype": args.dtype, "products": args.products, "backend": args.backend}
     with one_writer(output / f"{names[0]}.npy", process):  # the farthest are only written along with the nearest
+        for name in names:  # another job may just have made them
+            refuse_other_file(output / f"{name}.npy", info)
         files = [RowFile(output / f"{name}.npy", what, len(whole), args.k, np.int64, process) for name in names]
         mine = networks.share_of(len(whole), process)
         problem = None
@@ -198,7 +203,7 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
             problem = str(error)
         agree(problem)
         for file, name in zip(files, names, strict=True):
-            file.finish(lambda rows, checksums, name=name: place_neighbours(rows, output, name, info, checksums))
+            file.finish(lambda rows, checksums, name=name: place_neighbours(rows, output, name, said, checksums))
             if process.is_main:
                 print(f"{output / name}.npy: {args.k} {'nearest' if name == names[0] else 'farthest'} of "
                       f"{len(source):,} images, {spec.arch}")
@@ -235,6 +240,12 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
     check_apart(args.output, args.data)
     check_output_file(Path(args.output) / f"clusters_{args.num_clusters}.pth", "--output",
                       inputs=[args.data, args.weights])
+    spec = encoder.backbone.spec
+    info = {"fingerprint": whole.fingerprint(), "metric": args.metric, "teacher_sha256": identity["sha256"],
+            "teacher_arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
+            "transform": eval_transform_name(spec.image_size), "init": args.init, "seed": args.seed,
+            "mini_batch": args.mini_batch}
+    refuse_other_file(Path(args.output) / f"clusters_{args.num_clusters}.pth", info)
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     if args.num_clusters > len(source):
         raise UserError(f"--num-clusters {args.num_clusters} cannot be had among {len(source)} images; give at most "
@@ -248,12 +259,7 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
     labels[source.kept] = np.concatenate(gather_objects(found.labels.numpy()))
     if not process.is_main:
         return
-    spec = encoder.backbone.spec
-    info = {"fingerprint": whole.fingerprint(), "source": whole.title, "metric": args.metric,
-            "teacher_sha256": identity["sha256"], "teacher_arch": spec.arch, "stem": spec.stem,
-            "image_size": spec.image_size, "transform": eval_transform_name(spec.image_size), "init": args.init,
-            "seed": args.seed, "mini_batch": args.mini_batch, "passes": found.passes, "converged": found.converged,
-            "objective": found.objective}
+    info |= {"source": whole.title, "passes": found.passes, "converged": found.converged, "objective": found.objective}
     path = save_clusters(Path(args.output), labels, args.num_clusters, info)
     print(f"{path}: {len(source):,} images in {args.num_clusters:,} clusters of {int(found.sizes.min()):,} to "
           f"{int(found.sizes.max()):,}, {spec.arch}; objective {found.objective:.6g} after {found.passes} passes"

@@ -17,6 +17,7 @@ from data.image_files import IMAGE_EXTENSIONS, ImageNames, open_regular
 from data.packed import PackedSource, is_packed
 from data.sources import UNMIX, ArraySource, FileSource, ImageSource
 from runtime.errors import UserError
+from runtime.outputs import no_link
 
 EVALUATION_FOLDERS = ("val", "test", "valid", "validation")  # looked for in this order
 SPEC_HELP = (
@@ -251,7 +252,7 @@ def _one_process_at_a_time(name: str) -> Iterator[None]:
         import fcntl
 
         datasets_root().mkdir(parents=True, exist_ok=True)
-        lock = (datasets_root() / f".{name}.lock").open("w")  # noqa: SIM115
+        lock = open(datasets_root() / f".{name}.lock", "wb", opener=no_link)  # noqa: PTH123, SIM115
     except (ImportError, OSError):
         yield  # Windows, or a folder that nobody can write into, where there is nothing to race for
         return

@@ -7,13 +7,15 @@ the same image groups them by pattern. Pure numpy + PIL; the same arguments give
 """
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from runtime.state import load_json, save_json
 
 VERSION = 1
 TAU = 2.0 * np.pi
@@ -135,8 +137,9 @@ def write_demo(root: Path, train_per_class: int = 300, test_per_class: int = 90,
     counts = {"train": train_per_class, "test": test_per_class}
     about = {"version": VERSION, "seed": seed, "size": size, "classes": list(CLASSES), **counts}
     note = root / "demo.json"
-    if note.is_file() and json.loads(note.read_text()) == about:
-        return root
+    with contextlib.suppress(OSError, ValueError):  # not there, or damaged: it is written again
+        if load_json(note) == about:
+            return root
     root.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=root.name + ".", dir=root.parent))
     part.chmod(0o755)
@@ -148,7 +151,7 @@ def write_demo(root: Path, train_per_class: int = 300, test_per_class: int = 90,
                 for i in range(count):
                     rng = np.random.default_rng((seed, split_index, index, i))
                     Image.fromarray(render(index, rng, size)).save(folder / f"{i:04d}.jpg", quality=90)
-        (part / "demo.json").write_text(json.dumps(about, indent=1) + "\n")
+        save_json(about, part / "demo.json")
         if root.exists():
             shutil.rmtree(root)
         part.replace(root)

@@ -35,6 +35,20 @@ def place_neighbours(rows: Path, folder: Path, name: str, info: dict, checksums:
     return path
 
 
+def refuse_other_file(path: Path, info: dict) -> None:
+    """Raise UserError if ``path``, a finished neighbour or cluster file that is about to be made again, is not one of
+    what ``info`` says: of other images, of another network, or made in another way."""
+    if not path.exists():
+        return
+    twin = read_twin(path)
+    changed = None if twin is None else [f"{key} was {twin.get(key)!r}, now {value!r}" for key, value in info.items()
+                                         if twin.get(key) != value]
+    if changed is None or changed:
+        found = f"was made otherwise ({'; '.join(changed[:3])})" if changed else (
+            f"has no readable {path.with_suffix('.json').name} beside it, which says what it is")
+        raise UserError(f"--output {path} is there and {found}; choose another folder, or remove it")
+
+
 def load_neighbours(
     path: str | os.PathLike,
     source_fingerprint: str,

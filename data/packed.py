@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import struct
 import zlib
@@ -31,6 +30,7 @@ from data.image_files import open_regular
 from data.images import BadImage, open_rgb
 from data.sources import ImageSource, Names
 from runtime.errors import UserError
+from runtime.state import parse_json
 
 MAGIC, VERSION = b"\x89CoSSpk\n", 1
 # magic, version, 0, records, data's end = index's start, names' start, meta's start, size of the file, digest
@@ -214,8 +214,8 @@ class _Index:
 
 def _parsed(text: bytes) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 

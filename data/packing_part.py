@@ -16,6 +16,8 @@ import numpy as np
 from data.packed import HEADER_SIZE, MODES, RECORD, digest_of, pack_header
 from data.sources import ImageSource
 from runtime.errors import UserError
+from runtime.outputs import no_link
+from runtime.state import parse_json
 
 FLUSH_BYTES, FLUSH_SECONDS = 64 << 20, 2.0  # a kill costs at most about this much work
 
@@ -59,12 +61,12 @@ class UnfinishedPack:
         self.pending_bytes, self.flushed = 0, time.monotonic()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.index: BinaryIO = self.index_path.open("a+b", buffering=0)
+            self.index: BinaryIO = _open(self.index_path, "a+b")
             with contextlib.ExitStack() as on_error:
                 on_error.callback(self.index.close)
                 self._lock(path)
                 self.records = [self._take_up(plan)]
-                self.data: BinaryIO = self.data_path.open("a+b", buffering=0)
+                self.data: BinaryIO = _open(self.data_path, "a+b")
                 on_error.pop_all()
             ends = self.records[0]["offset"] + self.records[0]["size"]
             self.end = max(HEADER_SIZE, int(ends.max(initial=0)))
@@ -97,7 +99,7 @@ class UnfinishedPack:
             return records
         if self.data_path.is_file() and self.data_path.stat().st_size > HEADER_SIZE:
             with contextlib.suppress(ValueError, AttributeError):
-                found = json.loads(line)
+                found = parse_json(line)
                 changed = [f"{key} was {found.get(key)!r}, now {value!r}" for key, value in plan.items()
                            if found.get(key) != value and key != "fingerprint"] or ["the images have other names"]
                 raise UserError(f"{self.data_path} is an unfinished pack of something else ({'; '.join(changed)}); "
@@ -158,7 +160,7 @@ class UnfinishedPack:
         write_all(self.data, padding + tail)
         os.fsync(self.data.fileno())
         self.data.close()
-        with self.data_path.open("r+b", buffering=0) as file:  # the other one only appends
+        with _open(self.data_path, "r+b") as file:  # the other one only appends
             file.write(header)
             os.fsync(file.fileno())
         self.data_path.replace(path)
@@ -176,6 +178,10 @@ class UnfinishedPack:
                 self.data_path.unlink()
                 self.index_path.unlink()
         self.index.close()
+
+
+def _open(path: Path, mode: str) -> BinaryIO:
+    return open(path, mode, buffering=0, opener=no_link)  # noqa: PTH123, SIM115 - Path.open takes no opener
 
 
 def write_all(file: BinaryIO, content: bytes) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evals.results import read_results
 from runtime.errors import UserError
-from runtime.state import parse_json
+from runtime.state import load_json
 
 NOT_A_NAME = {"compared"}  # columns of text that say how a number was found, of which differences() speaks
 Evaluations = Mapping[str, Mapping[str, Any]]  # name -> record
@@ -39,17 +40,13 @@ def load_evaluations(path: Path, flag: str = "--compare") -> dict[str, dict[str,
     """Records by name, from an all.json, from one record, or from a results.jsonl, of which the newest line of each
     command counts. Raises :class:`UserError` for anything else."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise UserError(f"{flag} {path} could not be read ({reason}); give an all.json or a results.jsonl") from None
-    try:
-        records = [parse_json(text)]
-    except ValueError:
         try:
-            records = [parse_json(line) for line in text.splitlines() if line.strip()]
+            records = [load_json(path)]
         except ValueError:
-            records = []
+            records = read_results(path)
+    except OSError as error:
+        raise UserError(f"{flag} {path} could not be read ({error.strerror}); give an all.json or a results.jsonl"
+                        ) from None
     found: Any = None
     if records and all(isinstance(record, dict) and isinstance(record.get("command"), str) for record in records):
         found = records[-1].get("evaluations", {record["command"]: record for record in records})

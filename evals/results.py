@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,15 +59,19 @@ def _append(file: BinaryIO, line: bytes) -> None:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a results.jsonl, oldest first; [] without such a file."""
+    """Every whole line of a results.jsonl, oldest first; [] if there is no such file. A sentence on stderr counts the
+    others, which a kill has cut short. Raises OSError."""
     if not path.exists():
         return []
-    records = []
-    for line in path.read_bytes().split(b"\n"):
-        with contextlib.suppress(ValueError):  # cut short by a kill
+    records, lines = [], [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    for line in lines:
+        with contextlib.suppress(ValueError):
             record = parse_json(line)
             if isinstance(record, dict):
                 records.append(record)
+    if len(records) < len(lines):
+        print(f"{path}: {len(lines) - len(records):,} of {len(lines):,} lines are not whole records and are left out",
+              file=sys.stderr)
     return records
 
 

@@ -84,8 +84,8 @@ def main(words: Sequence[str] | None = None) -> None:
         print(*recipe_lines(name, student), sep="\n")
     elif words:
         path = Path(words[0])
-        before, _, rest = path.read_text().partition(BEGIN)
-        path.write_text(before + tables + rest.partition(END)[2])
+        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        path.write_text(before + tables + rest.partition(END)[2], encoding="utf-8")
     else:
         print(tables, end="")
 

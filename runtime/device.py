@@ -146,14 +146,14 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError, StopIteration, ValueError):  # not Linux
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
     with contextlib.suppress(OSError, StopIteration, ValueError):  # a container's own limit, "max" for none
         group = Path("/sys/fs/cgroup")
-        lines = (group / "memory.stat").read_text().splitlines()
+        lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
         cached = int(next(line for line in lines if line.startswith("inactive_file")).split()[1])
-        used = int((group / "memory.current").read_text()) - cached
-        free.append(int((group / "memory.max").read_text()) - used)
+        used = int((group / "memory.current").read_text(encoding="utf-8")) - cached
+        free.append(int((group / "memory.max").read_text(encoding="utf-8")) - used)
     return max(0, min(free)) // from_environment("LOCAL_WORLD_SIZE", 1, 1)
 
 

@@ -110,8 +110,13 @@ def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-si
         raise
 
 
+def without_codes(text: str) -> str:
+    """``text`` of several lines without the codes that a terminal obeys."""
+    return CODES.sub("?", text)
+
+
 def _write_plain(write: Callable[[str], int], text: str) -> int:
-    return write(CODES.sub("?", text))
+    return write(without_codes(text))
 
 
 def _prepare_streams() -> None:
@@ -120,7 +125,7 @@ def _prepare_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            stream = open(os.devnull, "w" if number else "r")  # noqa: PTH123, SIM115 - for the life of the process
+            stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: PTH123, SIM115 - for the life of the process
             setattr(sys, name, stream)
         if number and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

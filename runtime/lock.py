@@ -14,6 +14,7 @@ from typing import Any
 
 from runtime.errors import UserError
 from runtime.outputs import no_link
+from runtime.state import parse_json
 
 LOCK = "run.lock"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -78,8 +79,8 @@ class FileLock:
         os.pwrite(self.file, json.dumps(mine).encode(), 0)
 
     def _read(self) -> dict[str, Any] | None:
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            owner = json.loads(os.pread(self.file, 4096, 0))
+        with contextlib.suppress(OSError, ValueError):
+            owner = parse_json(os.pread(self.file, 4096, 0))
             return owner if isinstance(owner, dict) else None
         return None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime.device import all_reduce_mean
-from runtime.errors import UserError
+from runtime.errors import UserError, without_codes
 from runtime.outputs import check_output_file, no_link
 from runtime.state import CONFIG, parse_json, save_json, write_atomic
 
@@ -59,7 +59,8 @@ class RunLog:
         if self.is_main:
             self._show(text)
             with self._noting_trouble():
-                print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.text, flush=True)
+                line = without_codes(text).replace("\r", "?")
+                print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self.text, flush=True)
 
     def _show(self, text: str) -> None:
         """On the screen, as long as there is one: a run outlasts whoever looks at it, and log.txt has it all."""

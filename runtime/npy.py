@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import Damaged
+from runtime.state import load_json
 
 CHECKSUMS = "checksums"  # their name in the JSON beside an array
 PIECE = 32 << 20  # bytes that are read at once
@@ -91,8 +91,8 @@ def read_checksums(value: object) -> Checksums:
 def whole_json(path: Path) -> dict:
     """The object in a JSON file. Raises :class:`Damaged` for anything else, and OSError where it cannot be read."""
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        value = load_json(path)
+    except ValueError as error:
         raise Damaged(f"{path.name} is not whole JSON ({type(error).__name__})") from None
     if not isinstance(value, dict):
         raise Damaged(f"{path.name} holds a {type(value).__name__}, not an object")

@@ -67,7 +67,8 @@ def read_rates(entries: Iterable[str], files: Sequence[Path]) -> dict[str, float
     """The learning rate of each entry: its own line, or that of its loss, of the first file that has one."""
     found: dict[str, float] = {}
     for path in reversed([path for path in files if path.is_file()]):
-        lines = [line.split() for line in path.read_text().splitlines() if line and not line.startswith("#")]
+        text = path.read_text(encoding="utf-8")
+        lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
         rates = {words[0]: float(words[1]) for words in lines}
         found |= {entry: rates.get(entry, rates.get(entry.partition("@")[0])) for entry in entries
                   if entry in rates or entry.partition("@")[0] in rates}

@@ -56,7 +56,7 @@ class Row:
 
 
 def read(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def gather(folder: Path) -> tuple[dict[str, Row], dict[str, Row]]:
@@ -73,7 +73,7 @@ def gather(folder: Path) -> tuple[dict[str, Row], dict[str, Row]]:
             row.shared += overlap[name]["shared"].values()
         if run.is_dir():
             row.config = read(run / "config.json")
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
             row.curves.append([(x["step"] * row.passes_a_step, x["top1"]) for x in lines if x["group"] == "knn"])
     for run in sorted(path.parent for path in folder.glob(f"*/run/{ENDED}")):
         row = methods[run.parent.name.rpartition("-")[0]]
@@ -160,7 +160,7 @@ def main() -> None:
     yardsticks, methods = gather(folder)
     text = table(yardsticks, methods)
     print(f"\n{text}")
-    (folder / "report.md").write_text(text)
+    (folder / "report.md").write_text(text, encoding="utf-8")
     path = picture(folder, yardsticks, methods)
     print(f"table {folder / 'report.md'}" + (f", plot {path}" if path else "")
           + f"; curves: tensorboard --logdir {folder}")

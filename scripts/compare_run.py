@@ -80,8 +80,8 @@ def compare(args: argparse.Namespace) -> None:
         speed = c.measure(args.methods[0], args.data)
         path = folder / "scoring.json"
         if fresh:
-            path.write_text(json.dumps(scoring))
-        seconds = budget.passes / speed + 2 * json.loads(path.read_text())  # once in training too
+            path.write_text(json.dumps(scoring), encoding="utf-8")
+        seconds = budget.passes / speed + 2 * json.loads(path.read_text(encoding="utf-8"))  # once in training too
         print(f"2/3 {len(left)} students of {budget.passes:,} image passes, {c.jobs} side by side; at {speed:.0f} "
               "passes a second each, as measured, and with the scores about "
               f"{len(left) / c.jobs * seconds / 60:.0f} minutes")
@@ -98,17 +98,18 @@ def compare(args: argparse.Namespace) -> None:
 def overlap(c: Comparison) -> None:
     """What each student has in common with the teacher on test images: overlap.json, of those not in it yet."""
     args, path = c.args, c.folder / "overlap.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     students = {entry: c.folder / entry / "run/student.pth" for entry in finished(c.folder)}
     students = {name: file for name, file in students.items() if name not in known}
-    images = json.loads((c.folder / "teacher/knn.json").read_text())["test_images"]
+    images = json.loads((c.folder / "teacher/knn.json").read_text(encoding="utf-8"))["test_images"]
     if students:
         found, work = c.folder / "overlap.part", c.folder / "overlap"
         c.python(c.folder / "overlap.log", "evaluate.py", "overlap", "--data", args.data, "--teacher", args.teacher,
                  "--weights", *students.values(), "--names", *students, "--k", OVERLAP_K, "--subset",
                  min(1.0, OVERLAP_IMAGES / images), "--picture", "none", "--output", work, "-j", args.workers, "--json",
                  result=found, all_cores=True)
-        path.write_text(json.dumps({**known, **json.loads(found.read_text())["metrics"]}, indent=1) + "\n")
+        metrics = json.loads(found.read_text(encoding="utf-8"))["metrics"]
+        path.write_text(json.dumps({**known, **metrics}, indent=1) + "\n", encoding="utf-8")
         found.unlink()
         shutil.rmtree(work)
 

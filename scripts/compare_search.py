@@ -45,7 +45,7 @@ def search(args: argparse.Namespace) -> None:
         best = max(scores, key=scores.__getitem__)
         lines.append(f"{entry} {best:g} # " + ", ".join(f"{rate:g}: {score:.1f}" for rate, score in scores.items()))
     text = "\n".join(lines) + "\n"
-    (folder.parent / "rates.txt").write_text(text)
+    (folder.parent / "rates.txt").write_text(text, encoding="utf-8")
     print(f"{text}{folder.parent / 'rates.txt'}")
 
 

@@ -51,14 +51,14 @@ class Comparison:
         settings = {"data": args.data, "subset": args.subset, "teacher": _sha256(Path(args.teacher)),
                     "student": args.student, "stem": args.stem, "queue": args.queue, **vars(self.budget)}
         if path.exists():
-            before = json.loads(path.read_text())
+            before = json.loads(path.read_text(encoding="utf-8"))
             changed = [f"{key} was {before.get(key)}, now {value}" for key, value in settings.items()
                        if before.get(key) != value]
             if changed:
                 raise UserError(f"{self.folder} was made with other settings ({'; '.join(changed)}); set OUT to "
                                 "another folder or remove it")
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1) + "\n")
+        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
     def python(self, log: Path, *words: object, result: Path | None = None, slot: int | None = None,
                processes: int = 1, all_cores: bool = False) -> None:
@@ -71,15 +71,15 @@ class Comparison:
             environment.pop("OMP_NUM_THREADS", None)
         if slot is not None and self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(slot % self.gpus)
-        with log.open("a") as said:
+        with log.open("a", encoding="utf-8") as said:
             done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, text=True, check=False,
                                   stdout=subprocess.PIPE if result else said, stderr=said)
         if done.returncode:
-            last = log.read_text().strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
             raise UserError(f"{script} failed: {last[0][:300]} (all of it in {log})")
         if result:
             part = result.with_suffix(".part")
-            part.write_text(done.stdout)
+            part.write_text(done.stdout, encoding="utf-8")
             part.replace(result)
 
     def mine(self, data: str) -> None:
@@ -116,7 +116,7 @@ class Comparison:
 
     def image_size(self) -> int:
         """The side of the images that the teacher sees."""
-        return json.loads((self.folder / "neighbours/closek_info.json").read_text())["image_size"]
+        return json.loads((self.folder / "neighbours/closek_info.json").read_text(encoding="utf-8"))["image_size"]
 
     def score(self, folder: Path, *network: object, slot: int | None = None) -> None:
         """``folder``/knn.json and ``folder``/linear.json of a network."""
@@ -176,9 +176,9 @@ class Comparison:
                                 for folder in folders], 0)
             lines = [read_metrics(folder, "train")[-1] for folder in folders]
             found = min(line["images_per_second"] for line in lines) * needs_of(self.plans[entry].loss).passes
-            path.write_text(json.dumps({"passes_per_second": found, "jobs": self.jobs}) + "\n")
+            path.write_text(json.dumps({"passes_per_second": found, "jobs": self.jobs}) + "\n", encoding="utf-8")
             shutil.rmtree(self.folder / "speed")
-        return json.loads(path.read_text())["passes_per_second"]
+        return json.loads(path.read_text(encoding="utf-8"))["passes_per_second"]
 
 
 def ended(run: Path) -> bool:
@@ -189,7 +189,7 @@ def ended(run: Path) -> bool:
 def read_metrics(run: Path, group: str) -> list[dict[str, float]]:
     """A run's lines of metrics.jsonl of one group."""
     with contextlib.suppress(FileNotFoundError):
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         return [line for line in lines if line["group"] == group]
     return []
 

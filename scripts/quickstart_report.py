@@ -29,7 +29,7 @@ GROUPS = {"teacher": "teacher.json", "student (CoSS)": "student-*.json", "untrai
 
 def test_features(result: Path) -> torch.Tensor:
     """Features [m, d] of the test images that ``compute_knn.py eval --features FOLDER/NAME-features`` kept."""
-    size = json.loads(result.read_text())["test_images"]
+    size = json.loads(result.read_text(encoding="utf-8"))["test_images"]
     folder = result.with_name(result.stem + "-features")
     arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("features-*.npy"))]
     found = [a for a in arrays if len(a) == size]
@@ -46,8 +46,8 @@ def gather(folder: Path) -> dict[str, dict[str, list[Any]]]:
         results = sorted(folder.glob(pattern))
         if not results:
             raise UserError(f"{folder} holds no {pattern}; run scripts/quickstart.sh again")
-        groups[name] = {"arch": [json.loads(r.read_text())["arch"] for r in results],
-                        "top1": [json.loads(r.read_text())["knn"][0]["top1"] for r in results],
+        groups[name] = {"arch": [json.loads(r.read_text(encoding="utf-8"))["arch"] for r in results],
+                        "top1": [json.loads(r.read_text(encoding="utf-8"))["knn"][0]["top1"] for r in results],
                         "overlap": [list(shared_neighbours(teacher, test_features(r), OVERLAP_K).values())
                                     for r in results]}
     return groups
@@ -84,7 +84,7 @@ def picture(folder: Path, groups: dict[str, dict[str, list[Any]]]) -> Path | Non
     colours = dict(zip(groups, ("#444444", "#0072b2", "#d55e00"), strict=True))
     figure, (loss, bars, shared) = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for path in sorted(folder.glob("student-*/metrics.jsonl")):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         lines = [line for line in lines if line["group"] == "train"]
         seed = path.parent.name.rpartition("-")[2]
         loss.plot([x["step"] for x in lines], [x["loss"] for x in lines], label=f"seed {seed}", alpha=0.8)
@@ -121,7 +121,7 @@ def main() -> None:
     groups = gather(folder)
     text = table(groups)
     print(f"\n{text}")
-    (folder / "report.md").write_text(text)
+    (folder / "report.md").write_text(text, encoding="utf-8")
     path = picture(folder, groups)
     print(f"table {folder / 'report.md'}" + (f", picture {path}" if path else "")
           + f"; curves: tensorboard --logdir {folder}")

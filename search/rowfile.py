@@ -19,7 +19,7 @@ from runtime.device import Process, agree, barrier, gather_objects
 from runtime.errors import Damaged, UserError
 from runtime.lock import FileLock, Held
 from runtime.npy import Checksums, are_of_all, check_rows, checksum, map_array, pieces
-from runtime.outputs import reserve
+from runtime.outputs import no_link, reserve
 from runtime.state import load_json, save_json, write_atomic
 
 ROWS, IDENTITY = "rows.npy", "identity.json"
@@ -105,14 +105,14 @@ class RowFile:
         if data.shape[1:] != self.shape[1:] or first + len(data) > self.shape[0]:
             raise ValueError(f"rows {list(data.shape)} from {first} on do not fit into {list(self.shape)}")
         try:
-            with (self.folder / ROWS).open("r+b") as file:
+            with open(self.folder / ROWS, "r+b", opener=no_link) as file:  # noqa: PTH123
                 file.seek(self.offset + first * self.shape[1] * self.dtype.itemsize)
                 file.write(data.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
-            with (self.folder / f"done-{self.process.rank}.txt").open("a") as file:
+            with open(self.folder / f"done-{self.process.rank}.txt", "ab", opener=no_link) as file:  # noqa: PTH123
                 # What a kill left of the line before stands alone.
-                file.write(f"\n{first} {first + len(data)} {checksum(data)}\n")
+                file.write(f"\n{first} {first + len(data)} {checksum(data)}\n".encode())
         except OSError as error:
             raise UserError(self._full(error), every_process=False) from None
 
@@ -148,7 +148,7 @@ class RowFile:
         self._remove()  # what cannot be gone on with: its record was not written yet, or is damaged
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / ROWS).open("wb") as file:
+            with open(self.folder / ROWS, "wb", opener=no_link) as file:  # noqa: PTH123
                 header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False,
                           "shape": self.shape}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -206,7 +206,8 @@ class RowFile:
         """(first, last, CRC-32) of each range, in order."""
         blocks = set()
         for path in self.folder.glob("done-*.txt"):
-            for line in path.read_text(errors="replace").split("\n")[:-1]:  # a line that a kill cut short has no end
+            text = path.read_text(encoding="utf-8", errors="replace")
+            for line in text.split("\n")[:-1]:  # a line that a kill cut short has no end
                 words = line.split()
                 if len(words) == 3 and all(re.fullmatch(r"[0-9]{1,18}", word) for word in words):
                     first, last, expected = map(int, words)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,32 @@ def test_cluster_refuses(tree, teacher, tmp_path):
                            tmp_path / "out", "--num-clusters", 41, *ON_CPU)
     assert_refused(done, "--num-clusters 41", "40 images")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_file_of_something_else_stays(tree, work, teacher, neighbours, clusters, tmp_path):
+    """Of another network, of other images or made in another way; and one that nothing says anything about."""
+    torch.manual_seed(1)
+    torch.save({"arch": TEACHER, "image_size": 32, "state_dict": torchvision.models.get_model(TEACHER).state_dict()},
+               tmp_path / "other.pth")
+    shutil.copytree(work / "nn", tmp_path / "nn", ignore=lambda *_: ["features"])
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "nn").iterdir() if path.suffix in (".npy", ".pth")}
+    assert len(kept) == 3
+    flags = ["--data", tree, "--weights", teacher, "--output", tmp_path / "nn", *ON_CPU, "--features",
+             tmp_path / "features"]
+    mine, cluster = ["mine", "--k", 5], ["cluster", "--num-clusters", 5]
+    for command, more, words in (
+            (mine, ["--weights", tmp_path / "other.pth"], "closek_info.npy is there and was made otherwise (teacher"),
+            (mine, ["--data", tree / "red"], "made otherwise (fingerprint was"),
+            (mine, ["--metric", "l2"], "made otherwise (metric was 'cosine', now 'l2')"),
+            (cluster, ["--weights", tmp_path / "other.pth"], "clusters_5.pth is there and was made otherwise (teach"),
+            (cluster, ["--seed", 3], "made otherwise (seed was 0, now 3); choose another folder, or remove it")):
+        assert_refused(in_this_process("compute_knn.py", *command, *flags, *more), words)
+    well(in_this_process("compute_knn.py", *mine, *flags))  # the same with fewer neighbours
+    assert np.array_equal(np.load(tmp_path / "nn" / "closek_info.npy"), np.load(neighbours)[:, :5])
+    (tmp_path / "nn" / "closek_info.npy").write_bytes(kept["closek_info.npy"])
+    (tmp_path / "nn" / "closek_info.json").unlink()
+    assert_refused(in_this_process("compute_knn.py", *mine, *flags), "has no readable closek_info.json beside it")
+    assert {name: (tmp_path / "nn" / name).read_bytes() for name in kept} == kept
 
 
 # ---- training

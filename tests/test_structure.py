@@ -323,3 +323,49 @@ def test_values_that_make_no_sense_are_refused_by_the_parser(words, capsys):
     assert err.startswith("error: ")
     assert words[0] in err
     assert err.count("\n") == 1
+
+
+def text_opened(path):
+    """Lines of a file on which text is read or written without saying that it is UTF-8."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        modes = [x.value for x in (*node.args, *(k.value for k in node.keywords if k.arg == "mode"))
+                 if isinstance(x, ast.Constant) and isinstance(x.value, str) and set(x.value) <= set("rwaxbt+")]
+        is_builtin, is_binary = isinstance(node.func, ast.Name), any("b" in mode for mode in modes)
+        is_text = name in ("read_text", "write_text") or (
+            name in ("open", "fdopen") and not is_binary and bool(modes or is_builtin))
+        encoding = next((k.value for k in node.keywords if k.arg == "encoding"), None)
+        said = isinstance(encoding, ast.Constant) and encoding.value in ("utf-8", "utf-8-sig")
+        if is_text and not said and "mode" not in {x.id for x in node.args if isinstance(x, ast.Name)}:
+            yield node.lineno
+
+
+def product_files():
+    return [path for path in python_files() if path.relative_to(ROOT).parts[0] != "benchmarks"]
+
+
+def test_text_is_utf8_whatever_the_locale():
+    assert [f"{path}:{line}" for path in product_files() for line in text_opened(path)] == []
+
+
+def test_text_that_does_not_say_utf8_would_be_found(tmp_path):
+    (tmp_path / "a.py").write_text(
+        'open(x)\nopen(x, "rb")\nx.read_text()\nx.open("w")\nx.open("wb")\nImage.open(x)\nsource.open(3)\n'
+        'x.write_text(y, encoding="utf-8")\nos.fdopen(3, "a")\nx.open("r", encoding="latin1")\nopen(x, mode="rb")\n')
+    assert sorted(text_opened(tmp_path / "a.py")) == [1, 3, 4, 9, 10]
+
+
+def test_json_of_files_is_read_in_one_place():
+    """runtime.state.parse_json says ValueError for all that is not JSON; json alone ends in RecursionError when it is
+    nested deeply. A copy through json is no file."""
+    found = []
+    for path in product_files():
+        if path.relative_to(ROOT).parts[0] == "scripts" or path.relative_to(ROOT).as_posix() == "runtime/state.py":
+            continue  # the scripts' reports read what the same script has written
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.load", "json.loads") and not (
+                    ast.unparse(node.args[0]).startswith("json.dumps(")):
+                found.append(f"{path}:{node.lineno}")
+    assert found == []

@@ -125,7 +125,7 @@ def numbers() -> str:
 
 def results() -> Figure:
     """One bar a method, the teacher and an untrained student beside them."""
-    tables = compared((HERE.parent / "RESULTS.md").read_text())
+    tables = compared((HERE.parent / "RESULTS.md").read_text(encoding="utf-8"))
     if len(tables) != 2:
         raise SystemExit(f"error: docs/RESULTS.md holds {len(tables)} tables that compare all methods, and the figure "
                          "shows two; change docs/figures/draw.py with them")

@@ -13,6 +13,7 @@ import numpy as np
 
 from data.sources import Names
 from runtime.errors import UserError
+from runtime.state import load_json
 
 VOC_TRAIN, VOC_TEST = (("VOC2007", "trainval"), ("VOC2012", "trainval")), ("VOC2007", "test")
 
@@ -130,7 +131,7 @@ def same_classes(train: BoxSource, test: BoxSource, flag: str = "--data") -> tup
 def read_coco(file: str | Path, images: str | Path, flag: str = "--data") -> BoxSource:
     """A file in COCO's format (images, annotations, categories) and the folder of its images."""
     try:
-        content = json.loads(Path(file).read_text())
+        content = load_json(Path(file))
         names = {category["id"]: str(category["name"]) for category in
                  sorted(content["categories"], key=lambda category: category["id"])}
         photos = {image["id"]: Photo(str(Path(images) / image["file_name"]), (image["height"], image["width"]), [])
@@ -161,7 +162,7 @@ def read_voc(parts: Sequence[tuple[str | Path, str]], flag: str = "--data") -> B
     for folder, split in parts:
         file = listing = Path(folder) / "ImageSets/Main" / f"{split}.txt"
         try:
-            for name in listing.read_text().split():
+            for name in listing.read_text(encoding="utf-8", errors="surrogateescape").split():
                 file = Path(folder) / "Annotations" / f"{name}.xml"
                 root = ElementTree.parse(file).getroot()
                 size = int(root.findtext("size/height")), int(root.findtext("size/width"))

@@ -65,7 +65,7 @@ def open_davis(root: str | Path, split: str = "val", flag: str = "--data") -> li
         raise UserError(f"{flag} {root} holds no DAVIS 2017: {listed} was not found, expected "
                         f"ImageSets/2017/{split}.txt, JPEGImages/480p/ and Annotations/480p/; get it from {WHERE}, "
                         "under its own terms")
-    names = listed.read_text(errors="replace").split()
+    names = listed.read_text(encoding="utf-8", errors="surrogateescape").split()
     if not names:
         raise UserError(f"{listed} names no sequence; unpack DAVIS again")
     return [_open_video(root, name) for name in names]

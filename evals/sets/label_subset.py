@@ -35,11 +35,10 @@ def listed_subset(source: ImageSource, path: str | Path, flag: str = "--labels")
     """The images that a text file lists, one a line, in the source's order: file names (SimCLR's 1percent.txt), or
     paths as the source names them. Raises UserError for a name that is not there, or that several images have."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise UserError(f"{flag} {path} could not be read ({reason}); give a share such as 0.01, or a file with one "
-                        "image name a line") from None
+        lines = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise UserError(f"{flag} {path} could not be read ({error.strerror}); give a share such as 0.01, or a file "
+                        "with one image name a line") from None
     wanted = {line.strip() for line in lines if line.strip()}
     if not wanted:
         raise UserError(f"{flag} {path} lists no image; write one image name a line")

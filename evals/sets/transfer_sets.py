@@ -251,6 +251,11 @@ def _caltech101(root: Path, name: str, metric: str, download: bool, seed: int) -
 SUN_PARTITIONS = "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip"
 
 
+def lines_of(file: Path) -> list[str]:
+    """The lines of a list of names that are not empty. Raises OSError."""
+    return [line for line in file.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if line.strip()]
+
+
 def _sun397(root: Path, name: str, metric: str, download: bool, seed: int) -> TransferSet:
     """The first of the ten official partitions: 50 images a class to train, 50 to test (Xiao et al., CVPR 2010)."""
     if download:
@@ -258,7 +263,7 @@ def _sun397(root: Path, name: str, metric: str, download: bool, seed: int) -> Tr
 
         datasets.SUN397(str(root), download=True)
     folder = root / "SUN397"
-    classes = [line[3:].strip() for line in (folder / "ClassName.txt").read_text().splitlines() if line.strip()]
+    classes = [line[3:].strip() for line in lines_of(folder / "ClassName.txt")]
     number = {c: i for i, c in enumerate(classes)}
     places = [folder, folder / "Partitions", folder / "partitions", root / "Partitions", root]
     home = next((place for place in places if (place / "Training_01.txt").is_file()), None)
@@ -267,7 +272,7 @@ def _sun397(root: Path, name: str, metric: str, download: bool, seed: int) -> Tr
                         f"or {folder}/Partitions; unpack {SUN_PARTITIONS} there")
 
     def listing(file: str) -> Listing:
-        lines = [line.strip().strip("/") for line in (home / file).read_text().splitlines() if line.strip()]
+        lines = [line.strip().strip("/") for line in lines_of(home / file)]
         return Listing([folder / line for line in lines],
                        np.array([number["/".join(line.split("/")[1:-1])] for line in lines], dtype=np.int64))
 
@@ -288,7 +293,7 @@ def _voc2007(root: Path, name: str, metric: str, download: bool, seed: int) -> T
         raise RuntimeError(f"no class's list in {lists}")
 
     def listing(part: str) -> Listing:
-        tables = [dict(line.split() for line in (lists / f"{c}_{part}.txt").read_text().splitlines() if line.strip())
+        tables = [dict(line.split() for line in lines_of(lists / f"{c}_{part}.txt"))
                   for c in classes]
         return Listing([folder / "JPEGImages" / f"{image}.jpg" for image in tables[0]],
                        np.array([[int(table[image]) for table in tables] for image in tables[0]], dtype=np.int64))

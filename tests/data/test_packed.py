@@ -486,3 +486,12 @@ def test_an_image_too_large_for_a_jpeg_is_named_with_the_limit(tmp_path):
     assert "at most 65,500 a side" in said
     assert "room" not in said
     assert len(PackedSource(pack(source, tmp_path / "y.pack", JPEG, 0, on_bad_image="skip").path)) == 1
+
+
+@pytest.mark.parametrize("end", [".part", ".part.index"])
+def test_an_unfinished_pack_is_not_written_through_a_link(tree, tmp_path, end):
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / f"new.pack{end}").symlink_to(tmp_path / "other")
+    assert "new.pack could not be written" in refusal(pack, open_source(str(tree)), tmp_path / "new.pack", Recipe(), 0)
+    assert (tmp_path / "other").read_text() == "mine"
+    assert not (tmp_path / "new.pack").exists()

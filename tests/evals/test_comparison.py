@@ -46,7 +46,7 @@ def test_students_with_other_heads_are_still_paired():
     assert differences(a, b) == ["overlap: other features of s (both heads; student's head, teacher's trunk)"]
 
 
-def test_the_files_that_are_read(tmp_path):
+def test_the_files_that_are_read(tmp_path, capsys):
     path = tmp_path / "x"
     path.write_text(json.dumps({"command": "all", "evaluations": A}))
     assert load_evaluations(path) == A
@@ -54,6 +54,9 @@ def test_the_files_that_are_read(tmp_path):
     assert load_evaluations(path) == {"linear": A["linear"]}
     path.write_text("".join(json.dumps(x) + "\n" for x in (B["linear"], B["knn"], A["linear"])))
     assert load_evaluations(path) == {"linear": A["linear"], "knn": B["knn"]}
+    path.write_bytes(path.read_bytes() + b'{"command": "kn\xff')  # a kill; the whole lines count
+    assert load_evaluations(path) == {"linear": A["linear"], "knn": B["knn"]}
+    assert "1 of 4 lines are not whole records" in capsys.readouterr().err
     for text in ("", "{}", "[1]", "no json", '{"a": 1}\n{"command": "x"}', "[" * 100_000, '{"command": 3}',
                  '{"command": "all", "evaluations": [1]}', '{"command": "x", "table": [3]}',
                  '{"command": "x", "sources": {"test": 3}}', '{"command": "x", "settings": [1]}'):

@@ -37,12 +37,13 @@ def test_a_line_cut_short_is_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["", '{"a": 2, "b', "\xff"])
-def test_a_record_never_joins_what_was_left_without_an_end(tmp_path, end):
+def test_a_record_never_joins_what_was_left_without_an_end(tmp_path, end, capsys):
     add_result(tmp_path, {"a": 1})
     path = tmp_path / RESULTS
     path.write_bytes(path.read_bytes().rstrip(b"\n") + (b"\n" + end.encode("latin1") if end else b""))
     add_result(tmp_path, {"a": 3})
     assert [record["a"] for record in read_results(path)] == [1, 3]
+    assert ("1 of 3 lines" in capsys.readouterr().err) is bool(end)
     assert path.read_bytes().endswith(b"}\n")
 
 
@@ -62,9 +63,11 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
     assert [record["a"] for record in read_results(path)] == [1, 3]
 
 
-def test_lines_that_are_no_records_are_passed_over(tmp_path):
+def test_lines_that_are_no_records_are_passed_over(tmp_path, capsys):
     (tmp_path / RESULTS).write_bytes(b'[1]\n3\n\xff\xfe\n' + b"[" * 100_000 + b'\n{"a": 1}\n')
     assert read_results(tmp_path / RESULTS) == [{"a": 1}]
+    said = f"{tmp_path / RESULTS}: 4 of 5 lines are not whole records and are left out\n"
+    assert capsys.readouterr() == ("", said)
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])

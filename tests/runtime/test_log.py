@@ -197,3 +197,12 @@ def test_names_with_bytes_that_are_not_utf8_reach_the_log(tmp_path):
     log.say("left out: " + os.fsdecode(b"caf\xe9.jpg"))
     log.close()
     assert b"left out: caf\xe9.jpg\n" in (tmp_path / "log.txt").read_bytes()
+
+
+def test_names_with_control_codes_do_not_reach_the_log(tmp_path):
+    """As on the terminal, which obeys them again when the file is shown."""
+    log = RunLog(tmp_path, {}, True)
+    log.say("bad\x1b]0;owned\x07.jpg \x1b[2J\u202egnp\r\ttab é\nsecond line")
+    log.close()
+    text = (tmp_path / "log.txt").read_bytes().decode()
+    assert text[len("2020-01-01 00:00:00 "):] == "bad?]0;owned?.jpg ?[2J?gnp?\ttab é\nsecond line\n"

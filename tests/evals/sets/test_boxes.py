@@ -190,3 +190,9 @@ def test_images_that_cannot_be_used(tmp_path):
     (tmp_path / "train2017/0.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"0\.png could not be used"):
         check_boxes(BoxDataset(source, np.arange(3)).__getitems__([0]))
+
+
+def test_json_nested_too_deep(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"a.json is not in COCO's format \(ValueError: nested too deep\)"):
+        read_coco(tmp_path / "a.json", tmp_path)

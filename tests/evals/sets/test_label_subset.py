@@ -53,5 +53,11 @@ def test_a_list_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"--labels .*none.txt could not be read"):
         listed_subset(source(), tmp_path / "none.txt")
     (tmp_path / "image.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(UserError, match="not text"):
+    with pytest.raises(UserError, match="image.jpg lists 1 of 1 images that .* lacks"):
         listed_subset(source(), tmp_path / "image.jpg")
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"odd\xff.JPEG\n")
+    found = listed_subset(source(extra=("a/odd\udcff.JPEG", "b/other.JPEG")), tmp_path / "list.txt")
+    assert list(found.names) == ["a/odd\udcff.JPEG"]
