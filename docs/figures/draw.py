@@ -118,7 +118,7 @@ def compared(text: str) -> list[tuple[str, list[tuple[str, float, float]]]]:
 
 def numbers() -> str:
     """The numbers of results.svg in words, kept in the file so that a test sees whether it is up to date."""
-    tables = compared((HERE.parent / "RESULTS.md").read_text())
+    tables = compared((HERE.parent / "RESULTS.md").read_text(encoding="utf-8"))
     return "; ".join(f"{title}: " + ", ".join(f"{name} {top1} ± {deviation}" for name, top1, deviation in scores)
                      for title, scores in tables)
 
