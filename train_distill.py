@@ -167,7 +167,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
             network.compile()
     model = wrap(student, process)
     forward = updater.in_micro_batches(model, args.micro_batch)
-    answers = in_parts(lambda images: teacher.answers(images, needs.teacher), args.micro_batch)
+    answers = in_parts(lambda images: teacher.targets(images, needs.teacher), args.micro_batch)
     run.restore_own_state(args.seed)
 
     @torch.no_grad()

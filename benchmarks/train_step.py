@@ -144,7 +144,7 @@ class Ours:
             self.teacher.round(self.updater.dtype)
         optimizer.register_step_pre_hook(lambda *_: self.watch.mark("backward"))
         self.forward = self.updater.in_micro_batches(self.student, micro_batch)
-        self.answers = in_parts(lambda x: self.teacher.answers(x, ("features",)), micro_batch)
+        self.targets = in_parts(lambda x: self.teacher.targets(x, ("features",)), micro_batch)
         images = [x.pin_memory() for x in images] if device.type == "cuda" else images      # uint8, on the host
         self.batches = [Batch((x,), torch.arange(len(x)), []) for x in images]
         self.device, self.ahead = device, without != "ahead"
@@ -163,7 +163,7 @@ class Ours:
             watch.mark("data")
             with self.updater.autocast():
                 inputs = self.loss.inputs(batch.views)
-                targets = tuple(y for x in inputs.teacher for y in self.answers(x))
+                targets = tuple(y for x in inputs.teacher for y in self.targets(x))
                 watch.mark("teacher")
                 outputs = self.forward(*inputs.student)
                 watch.mark("student")
@@ -211,7 +211,7 @@ def flops_an_image(networks: tuple[FrozenEncoder, Distiller], size: int) -> floa
     teacher, student = copy.deepcopy(networks)
     images = random_images(2, size)
     with FlopCounterMode(display=False) as counter:
-        target, = teacher.answers(images, ("features",))
+        target, = teacher.targets(images, ("features",))
         build_objective("coss")(student=student(images), teacher=(target,),
                                 **build_objective("coss").inputs((images,)).context)["loss"].backward()
     return counter.get_total_flops() / len(images)

@@ -82,7 +82,7 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: evalu
         test: ImageSource, trained: nn.Module, updater: Updater, rate: float, milestones: list[int],
         forward: Callable[[Tensor, Tensor], dict[str, Tensor]], score: Callable[[], dict[str, float]],
         export: Callable[[], Mapping[str, Tensor]], decided: Mapping[str, Any]) -> History:
-    """Train ``trained`` in OUTPUT/COMMAND-ID/ and score it after each epoch; the same command again goes on there.
+    """Train ``trained`` in OUTPUT/COMMAND-ID/ and score it after each epoch; the same command again resumes there.
 
     ``forward(images, labels)`` gives the parts of a step on this rank, ``score()`` the test images' ``top1``, ``top5``
     and what else is to stand beside them (a collective), ``export()`` the tensors of best.pth and last.pth. ID stands

@@ -87,7 +87,7 @@ class BadImageLog:
         if batch.bad and self.policy == "error":
             raise UserError(
                 f"{self._describe(batch.bad[0][0])} could not be opened; replace or remove the file, "
-                "or go on without such files by --on-bad-image skip",
+                "or continue without such files with --on-bad-image skip",
                 every_process=False,
             )
         if not batch.views:

@@ -224,7 +224,7 @@ def compare_with_twin(path: Path, name: str, source_fingerprint: str, teacher_sh
     if info is None or "fingerprint" not in info:
         raise UserError(
             f"{name}: {twin} beside it cannot be read or has no fingerprint; {remedy}, or "
-            "take the .json away to go on unchecked"
+            "remove the .json to continue unchecked"
         )
     if info["fingerprint"] != source_fingerprint:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Writing a packed file: in parallel, so that it can be killed and gone on with, whole or not there."""
+"""Writing a packed file: in parallel, resumable after a kill, and either complete or absent."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pack(
     """Write `source` into one file at `path`, images in the same order and under the same names.
 
     The file appears when it is whole. Until then PATH.part and PATH.part.index beside it hold what is done, and
-    the same call goes on from there. workers 0: in this process. on_bad_image 'error' stops at an image that
+    the same call resumes from there. workers 0: in this process. on_bad_image 'error' stops at an image that
     cannot be decoded; 'skip' leaves it out, so that all after it move up and the fingerprint is another.
     progress wraps (images to come, how many are done, how many there are), for a bar.
     Raises UserError for a broken image, a full disk, a path that is taken, and a part of another pack.
@@ -74,17 +74,17 @@ def pack(
         for image in wrapped:
             if image.content is None and on_bad_image == "error":
                 raise UserError(f"{source.location(part.done)} could not be packed ({image.reason}); replace it and "
-                                "go on by the same command, or leave such images out by --on-bad-image skip")
+                                "resume with the same command, or leave such images out with --on-bad-image skip")
             part.add(image)
         done.bad = _left_out(source, part.skipped())
         _refuse_gaps(done, part.data_path, on_bad_image)
         done.images, done.size = part.finish(path)
     except OSError as error:
         raise UserError(f"--output {path} could not be written ({error.strerror or error}) after {part.done:,} of "
-                        f"{len(source):,} images; make room and give the same command to go on from there") from None
+                        f"{len(source):,} images; make room and repeat the same command to resume from there") from None
     except BrokenProcessPool:
         raise UserError("a worker process was killed, perhaps for want of memory; give the same command with a smaller "
-                        f"--workers to go on after {part.done:,} of {len(source):,} images") from None
+                        f"--workers to resume after {part.done:,} of {len(source):,} images") from None
     finally:
         part.close()
     return done

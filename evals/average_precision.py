@@ -18,7 +18,7 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # COCO's first six: IoU 0.5
 
 
 def need_pycocotools() -> None:
-    """Refuse, before any work, to go on without the package that scores."""
+    """Refuse to start without the package that scores."""
     try:
         import pycocotools.cocoeval  # noqa: F401
     except ImportError:

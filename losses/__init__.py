@@ -1,14 +1,14 @@
 """The objectives by name, and sums of them.
 
-A loss is a :class:`losses.base.Loss`: it says in ``needs`` what it wants of the loop (views, a teacher's features or
-head, a momentum student, pairs of neighbours), in ``inputs`` which images each network sees, and is then called with
-keyword arguments, ``student=`` and where it asked for them ``teacher=`` and ``momentum=``: a tensor [b, d] where the
+A loss is a :class:`losses.base.Loss`: its ``needs`` say what it asks of the loop (views, a teacher's features or
+head, a momentum student, pairs of neighbours), its ``inputs`` which images each network sees. It is called with
+keyword arguments, ``student=`` and, if it asked for them, ``teacher=`` and ``momentum=``: a tensor [b, d] where the
 network saw one batch of images, a tuple of tensors where it saw several (two views). It returns a dict of scalars:
-``loss`` and its parts. The loop calls the :class:`losses.combine.Objective` that holds it; in a sum each loss has a
-head of the student's of its own unless two want the same.
+``loss`` and its parts. The loop calls the :class:`losses.combine.Objective` that holds it; in a sum each loss has
+its own student head unless two want the same one.
 
 To add one: a file with the citation, the formula and the paper's recipe, and a line in ``LOSSES``. Constructor
-arguments that carry a :class:`runtime.settings.Setting` become flags; those left out on the command line keep the
+arguments that carry a :class:`runtime.settings.Setting` become flags; a flag that is not given keeps the
 method's own default.
 """
 
@@ -41,7 +41,7 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def build_loss(name: str, **options: Any) -> Loss:
-    """The loss called ``name``; of ``options`` it takes those that its constructor names and that are not None."""
+    """The loss called ``name``, built with those of ``options`` that its constructor accepts and that are not None."""
     _known(name)
     defaults = {key: x.default for key, x in inspect.signature(LOSSES[name]).parameters.items()
                 if x.kind is x.POSITIONAL_OR_KEYWORD}
@@ -55,7 +55,7 @@ def build_objective(names: str, weights: Sequence[float] | None = None, beta: fl
                     widths: Mapping[str | None, int] | None = None, **options: Any) -> Objective:
     """``beta`` times the sum of the losses in ``names`` (``coss`` or ``coss+seed``), each with its weight (or 1).
 
-    ``widths``: of the outputs that a loss is given, by what they are compared with (``Needs.teacher``).
+    ``widths``: the width of the outputs given to a loss, by what they are compared with (``Needs.teacher``).
     """
     needs_of(names)
     return Objective({name: build_loss(name, dim=(widths or {}).get(LOSSES[name].needs.teacher), **options)
@@ -63,7 +63,7 @@ def build_objective(names: str, weights: Sequence[float] | None = None, beta: fl
 
 
 def needs_of(names: str) -> CombinedNeeds:
-    """What the losses in ``names`` need together; raises :class:`UserError` where they do not go together."""
+    """What the losses in ``names`` need together; raises :class:`UserError` if they cannot be combined."""
     split = names.split("+")
     for name in split:
         _known(name)

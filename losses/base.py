@@ -22,8 +22,8 @@ class Needs:
     """What a loss asks of the loop, in plain values.
 
     ``views``: augmented views of each image in a batch. ``pairs``: batches are pairs, an anchor and then one of its
-    nearest images. ``teacher``: what it is compared with, the teacher's pooled ``features``, the output of its own
-    ``head``, or None, no teacher at all. ``head``: the student's head, a name of models.heads.HEADS. ``momentum``:
+    nearest images. ``teacher``: what the student is compared with: the teacher's pooled ``features``, the output of its
+    own ``head``, or None for no teacher. ``head``: the student's head, a name of models.heads.HEADS. ``momentum``:
     a momentum copy of the student. ``passes``: student forward passes for each image of a batch. ``also``: what else
     the table of docs/METHODS.md names, such as a queue.
     """
@@ -41,11 +41,11 @@ class Needs:
 class Recipe:
     """How the method's own paper trains a ResNet on ImageNet, which scripts/methods.sh repeats.
 
-    ``batch``: anchors of a step over all processes, of which the original has ``gpus``. ``sampler``, ``nearest_k``,
+    ``batch``: anchors per step over all processes; the original uses ``gpus`` of them. ``sampler``, ``nearest_k``,
     ``total_k``, ``epochs``, ``warmup`` (None: the original CoSS code's), ``lr``, ``weight_decay``: as the flags of
-    train_distill.py. ``flags``: further ones, ``small``: those added for EfficientNet-B0, ``short``: those for the
+    train_distill.py. ``flags``: additional flags, ``small``: those added for EfficientNet-B0, ``short``: those for the
     short trainings of scripts/compare_methods.sh. ``published``: linear top-1 / top-5 / 10-NN by student; ``note``:
-    what else a reader of these numbers should know.
+    anything else that a reader of these numbers should know.
     """
 
     epochs: int
@@ -91,16 +91,16 @@ class Inputs:
 
 
 class Loss(nn.Module):
-    """An objective: no parameters that train, possibly buffers (a queue), which are part of a checkpoint.
+    """An objective: no trainable parameters, possibly buffers (a queue), which checkpoints include.
 
     Arguments of its constructor that carry a :class:`runtime.settings.Setting` become flags of train_distill.py;
-    ``dim`` and ``student_dim``, where it has them, are the widths of what it is compared with and of the student's
-    features. ``recipe`` is its paper's training.
+    ``dim`` and ``student_dim``, if it has them, are the widths of its target and of the student's features.
+    ``recipe`` is its paper's training.
 
     It is called once a step, in training, with keywords: ``student`` [b, d] always; ``teacher`` and ``momentum`` [b, d]
-    where ``needs`` names them, without gradient; what :meth:`inputs` left in ``context``. A keyword is a tensor where
-    :meth:`inputs` gave that network one batch of images, else a tuple of tensors in the same order. It returns a dict
-    of scalars: ``loss`` and its named parts.
+    if ``needs`` names them, without gradient; and what :meth:`inputs` put into ``context``. A keyword is a tensor if
+    :meth:`inputs` gave that network one batch of images, otherwise a tuple of tensors in the same order. It returns a
+    dict of scalars: ``loss`` and its named parts.
     """
 
     needs = Needs()
@@ -108,20 +108,19 @@ class Loss(nn.Module):
     recipe = Recipe(epochs=25, lr=0.03, batch=64, gpus=4, warmup=None, sampler="cf", nearest_k=15, total_k=31,
                     note="by CoSS's recipe; no published row here")
     settings: Mapping[str, Any] = {}  # the constructor's arguments, for a run's config.json
-    epoch = 0  # from 0 on, of the epoch that is going on
+    epoch = 0  # the current epoch, from 0
 
     @property
     def per_process(self) -> bool:
-        """Whether its value depends on how a batch is shared among processes, as one does that is taken over the batch
-        of each."""
+        """Whether its value depends on how a batch is split over processes: it is computed over each process's part."""
         return "local" in self.settings.values()
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch, for what changes during training."""
+        """Called before each epoch, for losses that change during training."""
         self.epoch = epoch
 
     def inputs(self, views: Sequence[Tensor]) -> Inputs:
-        """Who sees what of a batch's views, uint8 [b, 3, S, S] each: here everyone sees them as they are."""
+        """Which network sees which of a batch's views, uint8 [b, 3, S, S] each: by default all see all views."""
         return Inputs(views, views if self.needs.teacher else (), views if self.needs.momentum else ())
 
 
@@ -130,18 +129,18 @@ def weights(text: str) -> list[float]:
     return [number(float)(word) for word in text.split(",")]
 
 
-# Settings that several losses have, each with a default of its own
+# Settings that several losses share, each loss with its own default
 RowWeight = Annotated[float, Setting("weight of the row term", "--l_0")]
 SpaceWeight = Annotated[float, Setting("weight of the column (space similarity) term; the original's flag had 0.5",
                                        "--l_1")]
 StudentTemperature = Annotated[float, Setting("student temperature", "--s-temp", above=0, metavar="T")]
 TeacherTemperature = Annotated[float, Setting("teacher temperature", "--t-temp", above=0, metavar="T")]
 SpaceBatch = Annotated[str, Setting(
-    "the batch over which the statistics of a dimension are taken: local, each process's own, as in the original and "
-    "the paper's rows, or global, that of all processes, exactly: loss and gradients are then those of one process "
+    "the batch over which the statistics of a dimension are computed: local, each process's own, as in the original "
+    "and the paper's rows, or global, that of all processes: loss and gradients then equal those of one process "
     "with the whole batch", choices=SCOPES)]
-QueueSize = Annotated[int, Setting("outputs that are kept to compare with, over all processes; 65,536 of 128 numbers "
-                                   "take 33.6 MB", least=1, metavar="K", shared=True)]
+QueueSize = Annotated[int, Setting("earlier outputs to compare with, over all processes; 65,536 of 128 numbers take "
+                                   "33.6 MB", least=1, metavar="K", shared=True)]
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -153,7 +152,7 @@ def unit(x: Tensor, dim: int) -> Tensor:
     """``x / max(|x|, 1e-12)`` along ``dim``, with gradient zero where the vector is shorter than that.
 
     F.normalize's gradient there is 1e12 times the incoming one: a feature that is dead in the whole batch
-    would overflow half precision, although a cosine with nothing has no slope to follow.
+    would overflow half precision, although the cosine of a zero vector has no slope to follow.
     """
     norm = x.norm(dim=dim, keepdim=True)
     direction = x / norm.clamp_min(EPS)

@@ -1,4 +1,4 @@
-"""BINGO: an image, one of its neighbours and a mixture of both are drawn to the teacher's outputs for the pair.
+"""BINGO: pulls an image, one of its neighbours and a mixture of both towards the teacher's outputs for the pair.
 
 Xu et al., "Bag of Instances Aggregation Boosts Self-supervised Distillation", ICLR 2022, arXiv 2107.01691. Student
 inputs q, a and their CutMix m, teacher inputs k and b, the second views of the same two images; CE is InfoNCE with
@@ -7,8 +7,8 @@ a queue of earlier k as negatives:
     L = 1/3 [sum_{i in q,a} sum_{j in k,b} w_ij CE(i, j) + r CE(m, k) + (1 - r) CE(m, b)]
 
 r is the share of q in m, drawn from Beta(2, 2) once a batch; w is the identity in the first epochs, then one half. The
-original refuses a queue that the batch does not divide, and runs the frozen teacher in training mode, so that its
-running statistics move (--teacher-bn train takes the batch's and leaves them alone).
+original refuses a batch size that does not divide the queue, and runs the frozen teacher in training mode, so that its
+running statistics move (--teacher-bn train uses the batch's and leaves them unchanged).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def cutmix(images: Tensor, others: Tensor, concentration: float = 2.0) -> tuple[
     """``images`` [n, 3, H, W] with one box out of ``others``, and the share of ``images`` that is left.
 
     Yun et al., "CutMix", ICCV 2019: the box's sides are sqrt(1 - r) of the image's, r ~ Beta, and its centre is
-    anywhere; what lies outside is cut off, so the share is counted afterwards. Draws from torch's generator of the CPU.
+    anywhere; what lies outside is cut off, so the share is computed afterwards. Draws from torch's CPU generator.
     """
     height, width = images.shape[-2:]
     beta = torch.distributions.Beta(*torch.full((2,), concentration, device="cpu"))

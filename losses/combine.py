@@ -14,9 +14,9 @@ Outputs = Sequence[Tensor]
 
 
 class Objective(Loss):
-    """``beta`` times the weighted sum of losses by name; each is given just what it asked for.
+    """``beta`` times the weighted sum of losses by name; each receives only what it asked for.
 
-    What several losses ask for alike (the very same tensor) goes through a network once. With one loss its parts
+    If several losses ask for the same tensor, it goes through a network once. With one loss its parts
     keep their names; with several they are ``name/part``, ``name/loss`` among them, each before its weight.
     """
 
@@ -47,8 +47,8 @@ class Objective(Loss):
                 ) -> dict[str, Tensor]:
         """The outputs [b, d] of each network for its :meth:`inputs`, in that order, and their context.
 
-        Of the student and its momentum copy there is one for each head in ``needs.heads`` for the first input, then
-        as many for the second; likewise of the teacher for each in ``needs.teacher``. Returns scalars: ``loss``, and
+        The student and its momentum copy give one output for each head in ``needs.heads`` for the first input, then
+        as many for the second; likewise the teacher for each in ``needs.teacher``. Returns scalars: ``loss``, and
         the losses' parts. Call it once a step: queues are filled here.
         """
         given = {"student": student, "teacher": teacher, "momentum": momentum}
@@ -74,7 +74,7 @@ class Objective(Loss):
 
 
 def combined_needs(needs: Mapping[str, Needs]) -> CombinedNeeds:
-    """What a sum of losses needs; raises :class:`UserError` where two of them cannot be had in one run."""
+    """What a sum of losses needs; raises :class:`UserError` if they cannot be combined in one run."""
     every = list(needs.values())
     for name, wanted in needs.items():
         if wanted.pairs != every[0].pairs:
@@ -88,7 +88,7 @@ def combined_needs(needs: Mapping[str, Needs]) -> CombinedNeeds:
 
 
 def _place(tensors: list[Tensor], tensor: Tensor) -> int:
-    """Where this very tensor stands in the list, appended if it does not."""
+    """The index of this very tensor in the list; appends it if it is not there."""
     for i, other in enumerate(tensors):
         if other is tensor:
             return i

@@ -7,8 +7,8 @@ features, Q_s of a momentum student's, so that no projection between the two spa
     L = mean_i KL(softmax(z_t.Q_t / T) || softmax(z_s.Q_s / T))
 
 The queues are long and wide: 128,000 x 2,048 are 1.05 GB on each process, and 128,000 x 512 another 0.26 GB. In the
-original they begin with independent noise, which teaches nothing for K / B steps (here items not yet filled are left
-out), and are not saved with a checkpoint (here they are).
+original they begin with independent noise, which teaches nothing for K / B steps (here items not yet filled are
+excluded), and are not saved in checkpoints (here they are).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from losses.base import Loss, Needs, QueueSize, Recipe, StudentTemperature, TeacherTemperature
 from losses.queue import Queue, unit_rows
 
-NOTHING = -1e4  # of an item that is left out: its softmax is zero, and even over nothing else no NaN
+NOTHING = -1e4  # logit of an excluded item: its softmax is zero, and without any other item there is no NaN
 
 
 class CompRess(Loss):

@@ -6,9 +6,9 @@ arXiv 2409.13939, section 3:
     dot(t, s) = - sum_j (t_ij / |t_i|) (s_ij / |s_i|) / (T_t T_s)          for each row i
     L = l_0 mean_i dot(t, s) + l_1 mean_j dot(t^T, s^T)
 
-CentredCoSS is ours, not the paper's: the batch's mean is first taken off each dimension of t and s. Pooled features
-come from behind a ReLU and share a large common part, which a student of any weights has too; centred, the rows tell
-images apart from the first step on, and the space term is a correlation. docs/RESULTS.md has both.
+CentredCoSS is ours, not the paper's: the batch's mean is first subtracted from each dimension of t and s. Pooled
+features follow a ReLU and share a large common part, which a student with any weights has too; centred, the rows
+tell images apart from the first step on, and the space term is a correlation. docs/RESULTS.md has both.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from runtime.collectives import BatchStatistics
 class CoSS(Loss):
     """The CoSS loss. The temperatures are a pure scale: 1 / (0.1 * 0.07) is about 143.
 
-    ``space_batch``: the batch that both means and the space term are taken over, ``local``, this process's, as in the
-    original, or ``global``, that of all processes, whose loss and gradients are those of one process with all of it.
+    ``space_batch``: the batch over which both means and the space term are computed: ``local``, this process's, as in
+    the original, or ``global``, that of all processes, so that loss and gradients equal those of a single process.
     """
 
     centred = False
@@ -68,7 +68,7 @@ class CoSS(Loss):
 
 
 class CentredCoSS(CoSS):
-    """CoSS of features without the batch's mean; of ``space_batch``'s batch, as all else."""
+    """CoSS on features minus the mean of the batch that ``space_batch`` names."""
 
     centred = True
     recipe = Loss.recipe

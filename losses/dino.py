@@ -5,7 +5,7 @@ teacher and therefore without centring; the two baselines `dino` and `dinoss` of
 
     CE(t, s) = - sum_j softmax(t / T_t)_ij log softmax(s / T_s)_ij          for each row i
     dino:    L = mean_i CE(t, s)
-    dinoss:  L = mean_i CE(t, s) + 0.5 mean_j CE(t^T, s^T), weights that --l_0 and --l_1 leave as they are there too
+    dinoss:  L = mean_i CE(t, s) + 0.5 mean_j CE(t^T, s^T), weights that --l_0 and --l_1 do not change there either
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DINO(Loss):
 
 
 class DINOSS(Loss):
-    """With the same over the columns: each dimension as a distribution over the images.
+    """DINO plus the same over columns: each dimension as a distribution over the images.
 
     ``space_batch``: over those of this process's batch (``local``, as the original) or of all processes' (``global``).
     """

@@ -1,4 +1,4 @@
-"""DisCo: MoCo v2 for the student, and its outputs drawn to the teacher's.
+"""DisCo: MoCo v2 for the student, whose outputs are also pulled towards the teacher's.
 
 Gao et al., "DisCo: Remedying Self-supervised Learning on Lightweight Models with Distilled Contrastive Learning",
 ECCV 2022, arXiv 2104.09124. With unit outputs s and t of both heads for two views x1, x2:
@@ -7,7 +7,7 @@ ECCV 2022, arXiv 2104.09124. With unit outputs s and t of both heads for two vie
 
 The original sums the squares over a process's batch, so that the weight of the teacher falls as GPUs are added. Here it
 is a mean with a weight, 32 by default: what that sum comes to at its 256 images on 8 GPUs, whatever the number of GPUs.
-``summed`` is the original's sum. Its teacher runs in training mode (--teacher-bn train), ours does not unless told to.
+``summed`` is the original's sum. Its teacher runs in training mode; ours does only with --teacher-bn train.
 """
 
 from __future__ import annotations

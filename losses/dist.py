@@ -6,9 +6,9 @@ paper's code (which takes the column term over softmaxes of the transposes):
     L = l_0 mean_i (1 - rho(p_i, q_i)) + l_1 mean_j (1 - rho(p'_j, q'_j))
     p = softmax(s / T_s), q = softmax(t / T_t), p' = softmax(s^T / T_s), q' = softmax(t^T / T_t)
 
-Two faults of the originals are not repeated. The CoSS code hands the student's features over as the teacher's and the
-other way round, so that each is divided by the other's temperature. And 1e-8 was added to the product of the two
-norms, which is not small beside those of distributions over thousands of dimensions; here the quotient is exact.
+Two faults of the originals are not repeated. The CoSS code swaps the student's and the teacher's features,
+so that each is divided by the other's temperature. And 1e-8 was added to the product of the two norms, which is not
+small compared with those of distributions over thousands of dimensions; here the quotient is exact.
 """
 
 from __future__ import annotations

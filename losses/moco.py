@@ -18,7 +18,7 @@ from losses.queue import Queue, info_nce, unit_rows
 
 
 class MoCo(Loss):
-    """Two views, no teacher; what a small network learns by itself, the first row of every table."""
+    """Two views, no teacher: what a small network learns by itself, the baseline of every table."""
 
     needs = Needs(views=2, teacher=None, head="mlp", momentum=True, also="queue")
     recipe = Recipe(epochs=200, lr=0.03, flags=("--moco-dim", "128"), note="no teacher", published={

@@ -1,4 +1,4 @@
-"""The last so many outputs of a network, over all processes: what contrastive losses compare a batch with.
+"""A queue of a network's latest outputs over all processes, with which contrastive losses compare a batch.
 
 He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, section 3.2.
 """
@@ -16,13 +16,13 @@ from runtime.device import all_gather, need_memory
 class Queue(nn.Module):
     """A ring of ``size`` unit vectors of ``dim`` numbers, float32; 65,536 x 128 are 33.6 MB on each process.
 
-    It begins with random directions, as in MoCo; :meth:`filled` tells them from what was put in. Every process puts in
-    what all have, so all hold the same. Its buffers are part of a checkpoint, bit for bit.
+    It begins with random directions, as in MoCo; :meth:`filled` tells them from real entries. Every process puts in
+    the outputs of all, so all hold the same. Its buffers are part of a checkpoint, bit for bit.
     """
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
-        # as it is made: drawn, and divided by its lengths
+        # peak while it is made: the draw, its norms and the quotient
         need_memory(3 * 4 * size * dim, f"--queue-size {size} of {dim} numbers each")
         self.register_buffer("items", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))  # ever put in, by all processes
@@ -31,7 +31,7 @@ class Queue(nn.Module):
         return len(self.items)
 
     def similarities(self, z: Tensor) -> Tensor:
-        """[b, dim] -> dot products with every item, [b, size]; later changes of the queue leave the gradient alone."""
+        """[b, dim] -> dot products with every item, [b, size]; later queue changes do not affect the gradient."""
         return z @ self.items.to(z.dtype, copy=True).T
 
     def filled(self) -> Tensor:
@@ -42,10 +42,10 @@ class Queue(nn.Module):
     def put(self, z: Tensor) -> None:
         """The rows [b, dim] of all processes, in rank order, over the oldest items. A collective.
 
-        A row that is not finite (a step that half precision overflowed) leaves the item in its place as it was.
+        A row that is not finite (half precision overflowed in this step) leaves the old item in its place.
         """
         z = all_gather(z.detach()).to(self.items.dtype)
-        last = torch.arange(len(z), device=z.device)[-len(self):]  # of more than fit, the newest stay
+        last = torch.arange(len(z), device=z.device)[-len(self):]  # if more than fit, keep the newest
         places = (self.count + last) % len(self)
         self.items[places] = torch.where(z[last].isfinite().all(1, keepdim=True), z[last], self.items[places])
         self.count += len(z)

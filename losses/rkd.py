@@ -1,4 +1,4 @@
-"""RKD: the distances of pairs and the angles of triplets of images are to be the teacher's.
+"""RKD: the student matches the teacher's distances of pairs and angles of triplets of images.
 
 Park et al., "Relational Knowledge Distillation", CVPR 2019, section 3.2. Over all pairs and triplets of
 different images of this process's batch, each averaged, with Huber's l of delta 1:
@@ -6,8 +6,8 @@ different images of this process's batch, each averaged, with Huber's l of delta
     L = w_D mean_ij l(|t_i - t_j| / mu_t, |s_i - s_j| / mu_s) + w_A mean_ijk l(cos(t_i, t_j, t_k), cos(s_i, s_j, s_k))
 
 mu is the mean distance of the pairs and cos(x_i, x_j, x_k) the cosine of the angle at x_j. Weights 1 and 2, the
-paper's where RKD is the only loss. The difference vectors are made for a few x_j at a time, again in the backward
-pass: b^2 d numbers, as in the original, are 4 GB at 1,024 images of 1,024 features.
+paper's where RKD is the only loss. The difference vectors are computed for a few x_j at a time, and again in the
+backward pass: b^2 d numbers, as in the original, are 4 GB at 1,024 images of 1,024 features.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def two_weights(text: str) -> list[float]:
     """``1,2`` as the weights of distances and angles; raises argparse.ArgumentTypeError."""
     found = weights(text)
     if len(found) != 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma, for distances and angles")
+        raise argparse.ArgumentTypeError(f"{text!r} is not two comma-separated weights, for distances and angles")
     return found
 
 

@@ -5,7 +5,7 @@ Fang et al., "SEED: Self-supervised Distillation for Visual Representation", ICL
 
     p = softmax([z_t.z_t, z_t.Q] / T_t),  L = - mean_i sum_j p_ij log softmax([z_s.z_t, z_s.Q] / T_s)_ij
 
-The original refuses a queue that the batch does not divide; ours wraps around.
+The original refuses a batch size that does not divide the queue; ours wraps around.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from losses.queue import Queue, unit_rows
 
 
 class SEED(Loss):
-    """One view; the teacher with its own head, the student with one alike (Linear(d, d), ReLU, Linear(d, ``dim``))."""
+    """One view; the teacher with its own head, the student with a similar one (Linear(d, d), ReLU, Linear(d, ``dim``))."""
 
     needs = Needs(teacher="head", head="mlp", also="queue")
     recipe = Recipe(epochs=200, lr=0.03, warmup=None, published={

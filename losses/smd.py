@@ -1,4 +1,4 @@
-"""SMD: each image's hardest negative is pushed away and its hardest positive drawn near, by how wrong each is.
+"""SMD: pushes each image's hardest negative away and pulls its hardest positive closer, by how wrong each is.
 
 Liu and Ye, "Improving Self-supervised Lightweight Model Learning via Hard-Aware Metric Distillation", ECCV 2022.
 On unit rows, with the teacher's distances D_t[i,j] = |t_i - t_j| and the mixed D[i,j] = |t_i - s_j|, for image i:
@@ -30,8 +30,8 @@ WARM_EPOCHS = 2
 
 
 class SMD(Loss):
-    """The SMD loss. j goes over the images of all processes, so that how hard the hardest is does not depend on their
-    number; with ``smd_batch`` "local" over each process's own, as in the original.
+    """The SMD loss. j runs over the images of all processes, so that the hardest does not depend on their number;
+    with ``smd_batch`` "local" over each process's own, as in the original.
     """
 
     needs = Needs(views=2, head="linear", passes=2.0)
@@ -43,7 +43,7 @@ class SMD(Loss):
                      "temperature; default {default}, the paper's for ResNets (0.004 for EfficientNets and MobileNets)",
                      above=0, metavar="T")] = 0.04,
                  smd_batch: Annotated[str, Setting(
-                     "where the hardest images are sought: in the batch of all processes (global, default) or, as in "
+                     "where to look for the hardest images: in the batch of all processes (global, default) or, as in "
                      "the original, of each process (local), where more GPUs mean easier ones",
                      choices=SCOPES)] = "global") -> None:
         super().__init__()

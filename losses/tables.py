@@ -1,7 +1,7 @@
 """What the losses declare, as the table of docs/METHODS.md and as the command lines of scripts/methods.sh.
 
     python -m losses.tables                       # the table of docs/METHODS.md
-    python -m losses.tables docs/METHODS.md       # written there, in place of the one that it holds
+    python -m losses.tables docs/METHODS.md       # replaces the tables in that file
     python -m losses.tables recipe seed resnet18  # GPUs and files of its paper's training, then flags, one word a line
 """
 
@@ -49,7 +49,7 @@ def recipe_table() -> str:
 
 
 def recipe_flags(name: str, student: str) -> list[str]:
-    """The flags of train_distill.py with which the method's own paper trains ``student``, without any file.
+    """The flags of train_distill.py that train ``student`` as in the method's own paper, except for file names.
 
     Raises :class:`UserError` for an unknown loss or a student that is not in the table.
     """

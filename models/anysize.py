@@ -1,8 +1,8 @@
 """Trunks for images of any size and proportions: pooled features, and maps of features.
 
 A convolutional trunk takes such images as it is. A vision transformer's positions are interpolated, bicubic, as Caron
-et al. do ("Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021), and what is left of an image beside
-whole patches is cut off.
+et al. do ("Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021), and pixels that do not fill a whole
+patch are cut off.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class AnySize(nn.Module):
 class FeatureMap(nn.Module):
     """``backbone`` up to a map of features: images [b, 3, H, W] to [b, d, h, w], h and w about H and W by ``stride``.
 
-    A transformer's patch tokens behind its last layer, one a patch. Of a convolutional trunk the last stage with a
-    stride of 16 or less (a ResNet's layer3), whose strided convolutions are taken without stride until the map has
-    ``stride``: at 8 the usual map for following objects (Jabri et al., "Space-Time Correspondence as a Contrastive
+    For a transformer: the patch tokens after its last layer. For a convolutional trunk: the last stage with a
+    stride of 16 or less (a ResNet's layer3), whose strided convolutions lose their stride until the map has
+    ``stride``; 8 is usual for tracking objects (Jabri et al., "Space-Time Correspondence as a Contrastive
     Random Walk", NeurIPS 2020). Raises :class:`UserError` for a trunk that has no such map.
     """
 
@@ -83,12 +83,12 @@ class FeatureMap(nn.Module):
 
 
 def is_transformer(backbone: nn.Module) -> bool:
-    """Whether it is a ViT, torchvision's or timm's, whose positions bind it to a size."""
+    """Whether it is a ViT, torchvision's or timm's, whose position embeddings tie it to an image size."""
     return isinstance(backbone, VisionTransformer) or _is_timm_vit(backbone)
 
 
 def vit_tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """A ViT's tokens [b, prefix + h w, d] behind the last layer and its norm, and how many patches high and wide."""
+    """A ViT's tokens [b, prefix + h w, d] after the last layer and its norm, and the grid's size in patches."""
     patch = _patch(backbone)
     h, w = images.shape[2] // patch, images.shape[3] // patch
     if not h or not w:
@@ -133,7 +133,7 @@ def _patch(backbone: nn.Module) -> int:
 
 
 class _Found(Exception):
-    """Ends a forward pass behind the stage that was asked for."""
+    """Ends a forward pass after the requested stage."""
 
 
 def _stop(found: list[Tensor], output: Tensor) -> None:
@@ -146,7 +146,7 @@ PROBE = 256  # pixels
 
 @torch.no_grad()
 def _shapes(backbone: nn.Module) -> dict[nn.Module, tuple[int, int]]:
-    """Height of each module's input and output in the order of their ends, where both are maps [b, d, h, w]."""
+    """Height of each module's input and output in the order in which they finish, if both are maps [b, d, h, w]."""
     shapes: dict[nn.Module, tuple[int, int]] = {}
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
@@ -170,7 +170,7 @@ def _shapes(backbone: nn.Module) -> dict[nn.Module, tuple[int, int]]:
 
 def _stage(backbone: nn.Module) -> tuple[nn.Module, int]:
     """The last stage with stride 16 or less, and its stride. Stages are children; a child in which the map shrinks by
-    more than 2 is many stages, which are its children."""
+    more than 2 contains several stages, its own children."""
     shapes = _shapes(backbone)
 
     def stages(module: nn.Module) -> Iterator[nn.Module]:
@@ -195,7 +195,7 @@ def _power_of_two(side: int) -> int:
 
 
 def _refine(backbone: nn.Module, stride: int) -> None:
-    """Take the stride of 2 away that made the stage's map ``stride`` coarse, wherever a module took that step."""
+    """Remove the stride of 2 by which modules reach a total stride of ``stride``."""
     for module, (before, after) in _shapes(backbone).items():
         if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) or after == before:
             continue

@@ -1,4 +1,4 @@
-"""Any torchvision classifier, and any network of timm's, as a feature extractor: its head off, its width found."""
+"""Any torchvision or timm classifier as a feature extractor: without its head, and with its feature width known."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Spec:
 
     arch: str
     stem: str
-    image_size: int  # binds transformers only
+    image_size: int  # fixed for transformers only
     feature_dim: int
     head_name: str  # the child that was the classifier
 
@@ -59,10 +59,10 @@ def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, fla
     """A freshly initialised trunk that maps images [b, 3, H, W] to pooled features [b, feature_dim].
 
     ``arch`` is a torchvision classifier, one of :data:`models.vit.VITS` or :data:`models.original.ORIGINALS`, or
-    ``timm:NAME`` for a network of timm's. Its parameters keep the library's names without the head's; ``.spec`` says
-    what it is.
+    ``timm:NAME`` for a network of timm's. Its parameters keep the library's names, without the head's; ``.spec``
+    describes it.
 
-    ``stem="cifar"`` makes the first convolution 3x3 with stride 1 and removes the max-pool behind it
+    ``stem="cifar"`` makes the first convolution 3x3 with stride 1 and removes the max-pool after it
     (MoCo's and SimCLR's CIFAR networks), for images of about 32 pixels; ``cifar_pad2`` pads it by 2, as solo-learn.
     """
     check_arch(arch, flag)
@@ -72,7 +72,7 @@ def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, fla
 
 
 def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, flag: str = "--arch") -> nn.Module:
-    """:func:`build_backbone` without the trial of an image."""
+    """:func:`build_backbone` without the trial forward pass."""
     if stem not in STEMS:
         raise UserError(f"--stem {stem} is unknown; choose from {', '.join(STEMS)}")
     if arch.startswith(TIMM):
@@ -133,9 +133,9 @@ def _try_out(model: nn.Module, flag: str) -> None:
 
 
 def check_batch(module: nn.Module, images: int, flag: str = "--batch-size") -> None:
-    """Refuse a single image a process for a network with batch norm, which has no statistics of one."""
+    """Refuse one image per process for a network with batch norm, which needs at least two for statistics."""
     if images < 2 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
-        raise UserError(f"{flag} leaves one image a step for a process, and the network has batch norm; "
+        raise UserError(f"{flag} leaves one image per step for each process, and the network has batch norm; "
                         "give at least 2")
 
 
@@ -173,7 +173,7 @@ def _remove_head(model: nn.Module) -> tuple[str, int]:
     layers = list(head.children()) if isinstance(head, nn.Sequential) else [head]
     cut = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d)), None)
     if cut is None:
-        raise UserError(f"--arch {type(model).__name__}: no linear classifier was found in its last part '{name}'")
+        raise UserError(f"--arch {type(model).__name__}: no linear classifier in its last part '{name}'")
     kept = [layer for layer in layers[:cut] if not isinstance(layer, nn.Dropout)]
     if isinstance(layers[cut], nn.Conv2d):
         kept += [nn.AdaptiveAvgPool2d(1), nn.Flatten(1)]

@@ -11,7 +11,7 @@ from models.teachers import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 
 class Distiller(nn.Module):
-    """Everything that trains, so that DistributedDataParallel wraps it whole. Teacher and loss stand outside.
+    """Everything that trains, so that DistributedDataParallel wraps all of it. Teacher and loss are separate.
 
     State dict keys are ``backbone.*`` and ``proj_head.*``, as in the original code. ``head``: [b, d_s] -> [b, d], or a
     tuple of several, of models.heads.
@@ -25,7 +25,7 @@ class Distiller(nn.Module):
     def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
         """Batches of images uint8 [b, 3, H, W] to outputs [b, d]: of every head for the first, then for the second.
 
-        Each batch passes alone, so that its statistics in batch norm are one view's, as in the methods' own code.
+        Each batch passes separately, so that batch norm uses the statistics of one view, as in the methods' own code.
         """
         outputs: list[Tensor] = []
         for images in views:
@@ -44,11 +44,11 @@ class Distiller(nn.Module):
 
 @torch.no_grad()
 def agreement(student: Tensor, teacher: Tensor | None = None) -> dict[str, Tensor]:
-    """How near the student is, whatever the loss: for the log. Outputs [b, d] each; the first only without a
-    teacher, or where widths differ.
+    """How close the student is to the teacher, whatever the loss: for the log. Outputs [b, d] each; without a teacher,
+    or if widths differ, only the first measure.
 
     ``student_norm``: mean row norm; ``row_cosine``: mean cosine of rows; ``dim_correlation``: mean over
-    dimensions of the Pearson correlation with the teacher's same dimension over the batch, in [-1, 1].
+    dimensions of the Pearson correlation with the same dimension of the teacher, over the batch, in [-1, 1].
     """
     s = student.float()
     if teacher is None or teacher.shape != student.shape:

@@ -1,8 +1,8 @@
-"""The student's head, by name; and a pre-trained network's own head, rebuilt from its tensors.
+"""The student's head, by name; and a pretrained network's own head, rebuilt from its tensors.
 
 The second is MoCo's MLP, SimSiam's projector, a classifier. Its names are those of an ``nn.Sequential``
-(``0.weight``, ``2.weight`` ...) or of one layer (``weight``, ``bias``). What has no tensors is not in the file; in
-every public head of this kind it is a ReLU.
+(``0.weight``, ``2.weight`` ...) or of one layer (``weight``, ``bias``). Layers without tensors do not appear in the
+file; in every public head of this kind they are ReLUs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from runtime.errors import UserError
 from runtime.settings import Setting
 
 HeadNorm = Annotated[bool, Setting(
-    "batch norm behind both layers of the head, as in SimCLR v2 and MoCo v3; default none, as in MoCo v2 and all "
-    "of the methods' papers, but small networks and short trainings on small sets hardly start without", "--head-bn")]
+    "batch norm after both layers of the head, as in SimCLR v2 and MoCo v3; default none, as in MoCo v2 and all "
+    "of the methods' papers, but small networks and short trainings hardly learn without it", "--head-bn")]
 
 WIDE = 2048  # of the hidden layer, in the code of CoSS, BINGO and DisCo
 
 
 def mlp(width: int, hidden: int, out: int, batch_norm: bool = False) -> nn.Sequential:
-    """Linear(width, hidden), ReLU, Linear(hidden, out); with ``batch_norm`` one behind each linear layer."""
+    """Linear(width, hidden), ReLU, Linear(hidden, out); with ``batch_norm`` one after each linear layer."""
     layers = [nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out),
               nn.BatchNorm1d(out, affine=False)]
     return nn.Sequential(*(x for x in layers if batch_norm or not isinstance(x, nn.BatchNorm1d)))
@@ -42,7 +42,7 @@ HEADS: dict[str, Callable[[int, int, bool], nn.Module]] = {  # (width of the tru
 def build_head(name: str, width: int, out: int, batch_norm: bool = False) -> nn.Module:
     """The student's head [b, width] -> [b, out], by a name of ``HEADS``; ``none`` leaves the width as it is.
 
-    ``batch_norm``: one behind each layer of those that have two.
+    ``batch_norm``: one after each layer, in heads with two layers.
     """
     return HEADS[name](width, out, batch_norm)
 
@@ -64,7 +64,7 @@ def build_heads(wanted: Sequence[tuple[str, str | None]], width: int, outs: Mapp
 def head_from(tensors: Mapping[str, Tensor], whose: str) -> nn.Sequential:
     """The head [b, d_trunk] -> [b, d_head] that ``tensors`` fill, all of them.
 
-    Linear layers with or without bias, batch norm with or without weights, and a ReLU at each number left out
+    Linear layers with or without bias, batch norm with or without weights, and a ReLU at each missing number
     between two layers. Raises :class:`UserError`, beginning with ``whose``, for any other head (DINO's, for example).
     """
     layers: dict[int, dict[str, Tensor]] = {}
@@ -88,7 +88,7 @@ def head_from(tensors: Mapping[str, Tensor], whose: str) -> nn.Sequential:
 
 
 def width_of(head: nn.Module, width: int) -> int:
-    """The width of what a head makes of ``width`` numbers."""
+    """The output width of a head whose input has ``width`` numbers."""
     return [width, *(layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear))][-1]
 
 

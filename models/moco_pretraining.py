@@ -26,7 +26,7 @@ class MoCo(nn.Module):
 
     ``bn_parts``: see :func:`models.momentum.shuffled`.
 
-    ``head_bn`` puts batch norm behind both linear layers of the head, as SimCLR v2 and MoCo v3 do and MoCo v2 does
+    ``head_bn`` puts batch norm after both linear layers of the head, as SimCLR v2 and MoCo v3 do and MoCo v2 does
     not. A fresh network maps all images to nearly one direction, which drifts; until it has learnt otherwise the
     loss is lowered by telling new keys from old ones, not images. On small networks that takes longer than a short
     training lasts; centring the features ends it at once.
@@ -86,7 +86,7 @@ class MoCo(nn.Module):
 
     def trunk(self) -> Encoder:
         """A copy of the query encoder without its head, as an encoder of uint8 images."""
-        with torch.random.fork_rng(devices=[]):  # looking at the network must not change the training
+        with torch.random.fork_rng(devices=[]):  # copying the network must not change the training
             trunk = build_backbone(**self.spec.record())
         wanted, have = trunk.state_dict(), self.encoder_q.state_dict()
         wanted.update((name, have[name]) for name in wanted)

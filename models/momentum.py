@@ -1,4 +1,4 @@
-"""A network's moving average, and its outputs by batch norm over shuffled images.
+"""A network's moving average, and its outputs with batch norm over shuffled images.
 
 He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, equation 2 and section 3.3.
 """
@@ -20,8 +20,8 @@ ContrastedWidth = Annotated[int, Setting("width of the contrasted features; defa
 Momentum = Annotated[float, Setting("momentum of the copy that follows the network; default {default}, MoCo's",
                                     "--moco-m", least=0, below=1, metavar="M")]
 BatchNormParts = Annotated[int, Setting(
-    "parts over all processes into which the shuffled batch of the momentum copy is cut for batch norm, so that its "
-    "statistics do not give the positive away; default {default}, as on MoCo's 8 GPUs", "--bn-parts", least=1,
+    "parts over all processes into which the shuffled batch of the momentum copy is split for batch norm, so that its "
+    "statistics do not reveal the positive; default {default}, as on MoCo's 8 GPUs", "--bn-parts", least=1,
     metavar="N")]
 
 
@@ -43,7 +43,7 @@ class MomentumStudent(nn.Module):
 
 @torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, momentum: float) -> None:
-    """average <- momentum * average + (1 - momentum) * network, of the parameters; buffers are each one's own."""
+    """average <- momentum * average + (1 - momentum) * network, for parameters; each network keeps its own buffers."""
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - momentum)
 
 
@@ -51,9 +51,9 @@ def follow(average: nn.Module, network: nn.Module, momentum: float) -> None:
 def shuffled(encode: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, bn_parts: int) -> tuple[Tensor, ...]:
     """``encode(images)`` in their order, computed over a batch that is shuffled across processes and cut into parts.
 
-    ``bn_parts`` is into how many parts over all processes. The query's and the key's batch statistics must not come
-    from the same images, or the network recognises its positive by them; MoCo has 8 GPUs, one process cuts its batch
-    instead.
+    ``bn_parts``: the number of parts over all processes. The query's and the key's batch statistics must not come
+    from the same images, or the network recognises its positive by them; MoCo has 8 GPUs; a single process splits its
+    batch instead.
     """
     everything = all_gather(images)
     order = broadcast(send(torch.randperm(len(everything), device="cpu"), images.device))

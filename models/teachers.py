@@ -14,9 +14,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalise(nn.Module):
-    """uint8 images [b, 3, H, W] to float32, ``(x / 255 - mean) / std``, on whatever device they are.
+    """uint8 images [b, 3, H, W] to float32, ``(x / 255 - mean) / std``, on the device where they are.
 
-    Takes no part in state dicts: normalisation is said in a checkpoint's description, not in its weights.
+    Not in state dicts: a checkpoint's description records the normalisation, not its weights.
     """
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
 
 
 class FrozenEncoder(Encoder):
-    """An encoder that never trains: no gradients, and evaluation mode whatever a caller asks for.
+    """An encoder that never trains: no gradients, and always in evaluation mode, whatever a caller asks for.
 
     ``head`` is the pre-trained network's own head [b, d] -> [b, d_head], for the losses that ask for it, else None.
     """
@@ -64,7 +64,7 @@ class FrozenEncoder(Encoder):
         return self
 
     def use_batch_statistics(self) -> None:
-        """From now on batch norm goes by each batch's statistics; the running ones stay as they are, bit for bit."""
+        """From now on batch norm uses each batch's statistics; the running ones stay bit for bit the same."""
         self.by_batch = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for module in self.by_batch:
             module.track_running_stats = False
@@ -74,7 +74,7 @@ class FrozenEncoder(Encoder):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images)
 
-    def answers(self, images: Tensor, kinds: Sequence[str]) -> tuple[Tensor, ...]:
+    def targets(self, images: Tensor, kinds: Sequence[str]) -> tuple[Tensor, ...]:
         """The student's targets for each of ``kinds``: ``features`` [b, d], or the output of its own ``head``."""
         with torch.inference_mode():
             features = self(images)
@@ -85,7 +85,7 @@ class FrozenEncoder(Encoder):
         """Fold batch norms into the convolutions before them (models.fold); returns how many were.
 
         Features stay the same to within 1e-5 of their length in float32. The tensors then differ from the file's.
-        Batch norm that goes by each batch's statistics cannot be folded.
+        Batch norm that uses each batch's statistics cannot be folded.
         """
         if self.by_batch:
             return 0
@@ -102,6 +102,6 @@ class FrozenEncoder(Encoder):
                 module.to(dtype)
 
     def widths(self) -> dict[str, int]:
-        """Of each kind of :meth:`answers`."""
+        """The width of each kind of :meth:`targets`."""
         width = self.backbone.spec.feature_dim
         return {"features": width, **({"head": width_of(self.head, width)} if self.head else {})}

@@ -1,4 +1,4 @@
-"""Vision transformers that self-supervised teachers use and torchvision has no builder for.
+"""Vision transformers of self-supervised teachers for which torchvision has no builder.
 
 Touvron et al., "Training data-efficient image transformers", ICML 2021, table 1 (tiny and small); Caron et al.,
 "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021 (patches of 8); Chen et al., "An Empirical

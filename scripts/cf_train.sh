@@ -13,7 +13,7 @@
 # scripts/compute_knn.sh of the same row. Further flags are handed on:  bash scripts/cf_train.sh resnet18 --amp bf16
 # RESTARTS=3 has torchrun start the processes again, from the last checkpoint, if one of them dies. Under SLURM, on one
 # machine or several:  sbatch scripts/slurm.sbatch bash scripts/cf_train.sh resnet18
-# Paths are taken from the project's folder. A run that was cut short goes on from its last step when it is started again.
+# Paths are taken from the project's folder. An interrupted run resumes from its last step when you start it again.
 set -euo pipefail
 
 DATA=${DATA:-/data/imagenet}                       # holds train/ and val/

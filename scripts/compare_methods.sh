@@ -8,7 +8,7 @@
 #
 # Further variables: SUBSET STUDENT EPOCHS BATCH NEAREST_K TOTAL_K QUEUE EVERY WORKERS (-j of the scripts), GPUS
 # (processes a student), JOBS (students side by side, each on its own cores or GPU), MINUTES (start no student that
-# would not be done by then), OUT. Started again it goes on where it stopped.
+# would not be done by then), OUT. Started again, it resumes where it stopped.
 #
 # What is counted: an image pass is one image through the student that is trained, forwards and backwards. The teacher
 # and a momentum copy are not counted. Each student gets PASSES of them; with BATCH images of a view in each step:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What scripts/compare_methods.sh runs: its header says what is compared and how. Trains, scores, goes on, reports."""
+"""What scripts/compare_methods.sh runs: its header says what is compared and how. Trains, scores, resumes, reports."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def compare(args: argparse.Namespace) -> None:
               f"{len(left) / c.jobs * seconds / 60:.0f} minutes")
         work = [lambda slot, e=entry, s=seed: c.student(e, s, rates[e], slot) for entry, seed in left]
         if not c.pool("students", work, seconds):
-            print(f"MINUTES={args.minutes:g} are over; start it again to go on. So far:")
+            print(f"MINUTES={args.minutes:g} have passed; start it again to resume. So far:")
     for seed in args.seeds[1:]:
         c.untrained(seed)
     print("3/3 shared neighbours, table and plot")

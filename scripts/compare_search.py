@@ -37,7 +37,7 @@ def search(args: argparse.Namespace) -> None:
         print(f"{len(work)} candidates of {budget.passes:,} image passes, {c.jobs} side by side: more than "
               f"{len(work) / c.jobs * seconds / 60:.0f} minutes")
         if not c.pool("candidates", work, seconds):
-            raise UserError(f"MINUTES={args.minutes:g} are over; start it again to go on")
+            raise UserError(f"MINUTES={args.minutes:g} have passed; start it again to resume")
     lines = [f"# The best of {len(args.factors)} rates each, by 10-NN accuracy (behind the colons) on a fifth of the "
              f"training images of {args.data}", f"# that was held out; {budget.passes:,} image passes, one seed"]
     for entry in args.methods:

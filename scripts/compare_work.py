@@ -92,7 +92,7 @@ class Comparison:
 
     def train(self, folder: Path, entry: str, seed: int, rate: float, data: str, slot: int | None = None,
               epochs: int | None = None, steps: int | None = None, every: int | None = None) -> None:
-        """One student, ``folder``/student.pth; one that was cut short goes on. Numbers that are not finite are a result
+        """One student, ``folder``/student.pth; an interrupted one resumes. Numbers that are not finite are a result
         as well, see :func:`ended`."""
         args, plan, near = self.args, self.plans[entry], []
         if plan.sampler == "cf":

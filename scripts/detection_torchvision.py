@@ -7,7 +7,7 @@
 
 COCO holds annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/ and val2017/. The score
 is COCO's average precision, by the package pycocotools. Numbers to be set beside papers' come from detectron2, for
-which scripts/detection/ has the configurations. A run that is started again goes on from its last step.
+which scripts/detection/ has the configurations. A run that is started again resumes from its last step.
 """
 
 from __future__ import annotations

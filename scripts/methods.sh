@@ -13,7 +13,7 @@
 # but seed, disco, smd, moco and compress need neighbours first: bash scripts/compute_knn.sh mine resnet18.
 # The teacher of the table, 67.40 top-1, is MoCo's file of 200 epochs (that of 800 has 71.1). Scores: scripts/compute_knn.sh
 # eval FILE, and evaluate.py linear. Further flags are handed on: bash scripts/methods.sh seed resnet18 --amp bf16.
-# A run that was cut short goes on when it is started again.
+# An interrupted run resumes when you start it again.
 set -euo pipefail
 
 DATA=${DATA:-/data/imagenet}                       # holds train/ and val/

@@ -55,7 +55,7 @@ def extract(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], co
     ``loader_of(indices)`` gives batches ``(views, indices, bad)`` of those images in their order; each rank takes a
     contiguous share. ``check`` is called with each batch before it is used. The encoder is run in evaluation mode and
     put back as it was. Without ``keep`` they are float32 in the memory of every rank. With it each rank writes its
-    share into one file as it goes, a run after a kill goes on there, and the result is that file, memory-mapped, of
+    share into one file as it goes, a run after a kill resumes there, and the result is that file, memory-mapped, of
     ``keep.dtype``; no rank holds more than a few batches, and of several jobs that want the file one makes it.
     ``leave_out``: the row of an image that is in ``bad``, as (index, reason), is not its replacement's features but
     LEFT_OUT, which :func:`left_out` finds, in kept features too. Raises :class:`UserError` that names an image whose

@@ -1,4 +1,4 @@
-"""A .npy file that several processes write a range of rows at a time, and that goes on after a kill."""
+"""A .npy file that several processes write a range of rows at a time, resumable after a kill."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class RowFile:
             self._forget_changed_rows()
             return
         self._refuse_other_work()
-        self._remove()  # what cannot be gone on with: its record was not written yet, or is damaged
+        self._remove()  # it cannot be resumed: its record was not written yet, or is damaged
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.folder / ROWS, "wb", opener=no_link) as file:  # noqa: PTH123
@@ -173,7 +173,7 @@ class RowFile:
                        if before.get(key) != value]
             if changed:
                 raise UserError(f"{self.folder} is unfinished work of other settings ({'; '.join(changed[:3])}); give "
-                                "those to go on there, or remove it")
+                                "those to resume there, or remove it")
 
     def _remove(self) -> None:
         """Our files, and the folder unless others lie in it."""

@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dist-url", default="auto", metavar="URL",
                         help="where they meet, tcp://HOST:PORT; default auto, for one machine")
     parser.add_argument("--no-resume", action="store_true",
-                        help="start anew; default: go on from the last checkpoint in --output, if there is one")
+                        help="start anew; default: resume from the last checkpoint in --output, if any")
     parser.add_argument("--eval-only", action="store_true", help="score the last checkpoint in --output, or --weights")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="NAME VALUE", help="settings to change")
     return parser.parse_args(argv)
@@ -78,7 +78,7 @@ def read_weights(path: str) -> dict[str, Any]:
 
 
 def check_depth(config: str, depth: int, weights: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a configuration for another network: detectron2 would leave out what does not fit, and go on."""
+    """Refuse a configuration for another network: detectron2 would silently skip what does not fit."""
     found = settings.get("MODEL.RESNETS.DEPTH", depth)
     if found != depth:
         raise UserError(f"--weights {weights} is a ResNet-{found} and --config {config} is for a ResNet-{depth}; take "

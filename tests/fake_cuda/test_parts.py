@@ -59,7 +59,7 @@ def test_every_loss(name, default, gpu):
     with torch.device(default), torch.autocast("cuda", torch.float16):
         inputs = loss.inputs(views)
         outputs = student(*inputs.student)
-        targets = {"teacher": tuple(y for x in inputs.teacher for y in teacher.answers(x, loss.needs.teacher))}
+        targets = {"teacher": tuple(y for x in inputs.teacher for y in teacher.targets(x, loss.needs.teacher))}
         if momentum:
             momentum.update(student)
             targets["momentum"] = tuple(y for x in inputs.momentum for y in momentum(x))

@@ -48,7 +48,7 @@ def test_no_loss_makes_the_host_wait(name, amp, device, watched):
             with torch.no_grad():
                 found = {}
                 if needs.teacher:
-                    found["teacher"] = tuple(y for x in inputs.teacher for y in teacher.answers(x, needs.teacher))
+                    found["teacher"] = tuple(y for x in inputs.teacher for y in teacher.targets(x, needs.teacher))
                 if momentum:
                     momentum.update(student)
                     found["momentum"] = tuple(y for x in inputs.momentum for y in momentum(x))

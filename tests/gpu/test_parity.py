@@ -43,7 +43,7 @@ def test_features_are_the_cpus(arch, amp, tolerance, device):
     encoder = encoder.to(device, memory_format=torch.channels_last)
     updater = Updater(torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0), device, amp)
     with updater.autocast():
-        found = encoder.answers(IMAGES.to(device), ("features",))[0].float().cpu()
+        found = encoder.targets(IMAGES.to(device), ("features",))[0].float().cpu()
     assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < tolerance
 
 

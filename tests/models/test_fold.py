@@ -107,12 +107,12 @@ def test_a_teacher_folds_its_trunk_and_its_answers_may_be_kept_by_a_graph():
     assert teacher.fold() == 20
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     kinds = ("features", "head")
-    for found, expected in zip(teacher.answers(images, kinds), plain.answers(images, kinds), strict=True):
+    for found, expected in zip(teacher.targets(images, kinds), plain.targets(images, kinds), strict=True):
         assert (found - expected).norm() <= 1e-5 * expected.norm()
         scale = torch.ones((), requires_grad=True)
         (found * scale).sum().backward()
         assert torch.isfinite(scale.grad)
-    assert torch.equal(plain(images), plain.answers(images, ("features",))[0])
+    assert torch.equal(plain(images), plain.targets(images, ("features",))[0])
 
 
 def test_a_teacher_that_goes_by_batch_statistics_is_not_folded():

@@ -156,11 +156,11 @@ def test_answers_are_features_and_its_own_heads_output():
     backbone = build_backbone("squeezenet1_1", image_size=32)
     head = nn.Sequential(nn.Linear(512, 7), nn.ReLU(), nn.Linear(7, 3))
     teacher = FrozenEncoder(backbone, head=head)
-    features, projected = teacher.answers(images(), ("features", "head"))
+    features, projected = teacher.targets(images(), ("features", "head"))
     assert torch.equal(features, teacher(images()))
     assert torch.equal(projected, head(features))
     assert not projected.requires_grad
-    assert [len(x) for x in (teacher.answers(images(), ()), teacher.answers(images(), ("head",)))] == [0, 1]
+    assert [len(x) for x in (teacher.targets(images(), ()), teacher.targets(images(), ("head",)))] == [0, 1]
     assert teacher.widths() == {"features": 512, "head": 3}
     assert FrozenEncoder(backbone).widths() == {"features": 512}
 
@@ -190,5 +190,5 @@ def test_rounded_weights_answer_as_autocast_does_to_the_bit(arch):
     rounded.round(torch.bfloat16)
     assert any(value.dtype == torch.bfloat16 for value in rounded.state_dict().values())
     with torch.autocast("cpu", torch.bfloat16):
-        for found, expected in zip(rounded.answers(images(), kinds), plain.answers(images(), kinds), strict=True):
+        for found, expected in zip(rounded.targets(images(), kinds), plain.targets(images(), kinds), strict=True):
             assert torch.equal(found, expected)
