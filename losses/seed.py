@@ -18,7 +18,7 @@ from losses.queue import Queue, unit_rows
 
 
 class SEED(Loss):
-    """One view; the teacher with its own head, the student with a similar one (Linear(d, d), ReLU, Linear(d, ``dim``))."""
+    """One view; the teacher with its own head, the student with one like it: Linear(d, d), ReLU, Linear(d, ``dim``)."""
 
     needs = Needs(teacher="head", head="mlp", also="queue")
     recipe = Recipe(epochs=200, lr=0.03, warmup=None, published={
