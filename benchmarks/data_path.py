@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Augmented views a second: a reference pipeline beside the fast data path, on any images.
+"""Augmented views per second: a reference pipeline compared with the fast data path, on any images.
 
     python benchmarks/data_path.py --data DIR                 # one thread, stage by stage
     python benchmarks/data_path.py --data DIR -j 2            # also through loaders with two workers
-    python benchmarks/data_path.py --data DIR train.pack      # several sources beside the folder's reference
+    python benchmarks/data_path.py --data DIR train.pack      # several sources, compared with the folder's reference
     python benchmarks/data_path.py --device                   # colour and whole views on a GPU, if there is one
 
 The reference is a folder opened with Pillow and torchvision's transforms in the original's order (crop, jitter, grey,
@@ -124,7 +124,7 @@ def our_stages(source: ImageSource, name: str, size: int, seed: int) -> dict[str
         image, boxes = stages.measure("decode", source.crops, i, lambda *size, row=i: drawn.boxes(*size, [row]))
         stages.measure("crop + resize", fast_crop, image, boxes[0], drawn.flip[i], views[i])
     colour = torch.from_numpy(drawn.colour)
-    stages.measure("colour", lambda: apply_colour(views.contiguous(), colour))  # as in a batch: behind the crops
+    stages.measure("colour", lambda: apply_colour(views.contiguous(), colour))  # as in a batch: after the crops
     return stages.per_image(len(source))
 
 
@@ -263,7 +263,7 @@ def from_files(args: argparse.Namespace, device: torch.device) -> None:
     stages = median(reference)
     total = sum(stages.values())
     print(f"{len(first)} images of {args.data[0]}, {args.aug} at {args.image_size}; torch {torch.__version__}")
-    print(f"one thread, {args.rounds} rounds in turns\n  reference: "
+    print(f"one thread, {args.rounds} rounds, alternating\n  reference: "
           + "  ".join(f"{k} {v:.2f}" for k, v in stages.items()))
     show("reference", total, total)
     for spec in sources:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Rates of an evaluation's parts on this machine, and what ImageNet would take at them, on paper.
+"""Measures the parts of an evaluation on this machine, and estimates from them what ImageNet would take.
 
     python -m benchmarks.evaluation --data imagenet-sample --arch resnet18 resnet50
     python -m benchmarks.evaluation --data imagenet-sample --arch resnet18 resnet50 --device cuda --amp bf16
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64, help="images a measurement; default 64")
     parser.add_argument("--batch-size", type=int, default=32, help="images of a forward pass; default 32")
     parser.add_argument("--repeats", type=int, default=3, help="of which the median counts; default 3")
-    parser.add_argument("--cores", type=int, default=2, help="of the machine on paper; default 2")
+    parser.add_argument("--cores", type=int, default=2, help="of the machine in the estimate; default 2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="of the network; default off")
     args = parser.parse_args()
@@ -108,7 +108,7 @@ def main() -> None:
             *({"arch": arch, "job": f"finetune {name}, 20 epochs, a test after each",
                "hours": 20 * (share * TRAIN * a_pass(train, both) + TEST * a_pass(test, ahead)) / HOUR}
               for name, share in (("1 %", 0.01), ("10 %", 0.1)))]
-    print(table(measured), f"\nImageNet on paper, {args.cores} cores" + ("" if on_cpu else ", one GPU"), table(paper),
+    print(table(measured), f"\nFor ImageNet, {args.cores} cores" + ("" if on_cpu else ", one GPU"), table(paper),
           sep="\n")
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Our nearest-neighbour search beside the reference algorithm, in one run, alternating, by medians.
+"""Our nearest-neighbour search compared with the reference algorithm: in one run, alternating, medians.
 
     python benchmarks/knn.py                                              # 25,000 x 512, k = 384, on what there is
     python benchmarks/knn.py --rows 1281167 --dim 2048 --device cuda --repeats 1 --reference-rows 128116 \\
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--clusters", type=int, default=100, help="centres of the made features; default 100")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cpu, cuda or cuda:N; default: a GPU, if any")
-    parser.add_argument("--repeats", type=int, default=3, help="times that each is run, in turn; default 3")
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions, alternating; default 3")
     parser.add_argument("--memory", type=float, default=None, metavar="GB",
                         help="limit of our search, in GiB; default: half of what is free")
     parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=["float32"],
@@ -107,7 +107,7 @@ def gathered(blocks: object) -> Tensor:
 
 
 class Peak:
-    """The most memory taken meanwhile, in bytes: of the GPU, or of this process, looked at every 5 ms."""
+    """Peak memory in bytes: of the GPU, or of this process, sampled every 5 ms."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.most, self.over = device, 0, threading.Event()
@@ -224,7 +224,7 @@ def whole(features: Tensor, products: str, bare: float, args: argparse.Namespace
     scores[torch.arange(len(sample), device=device), sample.to(device)] = -torch.inf
     same = same_rows(found, scores.topk(args.k, dim=1).indices.cpu())
     print(f"  {products}: {seconds:.1f} s, {seconds / bare:.2f} of the bare product ({bare:.1f} s), "
-          f"{peak / 1e6:,.0f} MB beside the features, {100 * same:.1f} % of {len(sample)} rows as in the reference",
+          f"{peak / 1e6:,.0f} MB more than the features, {100 * same:.1f} % of {len(sample)} rows as in the reference",
           flush=True)
     return {"seconds": seconds, "of_product": seconds / bare, "peak_mb": peak / 1e6, "same": same}
 
@@ -283,7 +283,7 @@ def compared(features: Tensor, args: argparse.Namespace, device: torch.device) -
 def say_on_paper(medians: dict[str, float], rows: int, args: argparse.Namespace) -> None:
     """What it comes to for ImageNet."""
     n, d, k = IMAGENET
-    print(f"\nImageNet on paper ({n:,} x {d:,}, k = {k}): features {n * d * 4 / 1e9:.1f} GB in float32 or "
+    print(f"\nEstimate for ImageNet ({n:,} x {d:,}, k = {k}): features {n * d * 4 / 1e9:.1f} GB in float32 or "
           f"{n * d * 2 / 1e9:.1f} in float16, neighbours {n * k * 8 / 1e9:.1f} GB; on the disk while mining "
           f"{n * (d * 4 + k * 8) / 1e9:.1f} GB; on a device the bank and {n * (3 * k + 128) * 8 / 1e9:.1f} GB of "
           "candidates if one device is to make each product once (less memory: more products, at most twice as many)")

@@ -1,4 +1,4 @@
-"""Packed files beside the reference, torchvision's ImageFolder with Pillow: reading, starting, and workers' memory.
+"""Packed files compared with torchvision's ImageFolder with Pillow: reading, starting, and workers' memory.
 
     python -m benchmarks.packed --data DIR [--images 1281167] [--files 100000] [--scratch DIR]
 
@@ -57,7 +57,7 @@ def reading(data: str, scratch: Path, rounds: int) -> None:
     for _ in range(rounds + 1):
         for name, read in ways.items():
             times[name].append(timed(lambda r=read: [r(i) for i in range(len(source))])[0] / len(source))
-    print(f"\nReading {source.description}, {rounds} rounds in turn after one that is not counted")
+    print(f"\nReading {source.description}, {rounds} alternating rounds after one warm-up round")
     reference = statistics.median(times["reference: ImageFolder's pil_loader"][1:])
     for name, values in times.items():
         middle = statistics.median(values[1:])

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A training step of CoSS: the reference way of writing it beside this project's, in one run, in turns.
+"""A training step of CoSS: the usual implementation compared with this project's, alternating in one run.
 
     python benchmarks/train_step.py --each            # on a GPU: ResNet-50 -> ResNet-18 at 224, batches 256 and 1,024
     python benchmarks/train_step.py --micro-batch 128 --compile           # and ours in parts, and compiled
@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224, help="default 224")
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024], help="default 256 1024")
     parser.add_argument("--steps", type=int, default=10, help="of a round; default 10")
-    parser.add_argument("--rounds", type=int, default=7, help="in turns; default 7")
+    parser.add_argument("--rounds", type=int, default=7, help="alternating; default 7")
     parser.add_argument("--amp", choices=("auto", *DTYPES), default="auto", help="default auto, as the scripts")
     parser.add_argument("--tf32", choices=TF32, default="conv", help="as the scripts'; default conv")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU")

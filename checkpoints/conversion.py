@@ -1,6 +1,6 @@
 """A network out, in a format that other programs read; written only once it was read back and gives the same features.
 
-The file is made in a folder of its own beside its place, opened in the target's own way, its features are compared
+The file is written to a temporary folder next to its place, opened in the target's own way, its features are compared
 with the source's on the images given, and only then is it moved. After a difference nothing is left.
 """
 

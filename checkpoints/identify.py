@@ -1,4 +1,4 @@
-"""Which architecture a set of tensor names and shapes is, and, where it is none, what it is a near miss of."""
+"""Which architecture a set of tensor names and shapes belongs to, or which one it almost fits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's seco
 COUNTER = ".num_batches_tracked"  # not a weight; older and converted files lack it
 Shapes = Mapping[str, Size]
 
-FAMILIES = (  # where a name like this is, only such architectures can fit
+FAMILIES = (  # if a name like this is present, only these architectures can fit
     (r"layer1\.", r"resnet|resnext|wide_resnet"), (r"class_token$", r"vit_"), (r"stage2\.", r"shufflenet"),
     (r"trunk_output\.", r"regnet"), (r"features\.denseblock1", r"densenet"), (r"inception3a", r"googlenet"),
     (r"Mixed_5b", r"inception"), (r"blocks\.0\.layers", r"maxvit"), (r"layers\.0\.weight", r"mnasnet"),
@@ -43,7 +43,7 @@ NEAR_MISSES = (  # name, and what has it
 
 @dataclass
 class Fit:
-    """How a file's names and shapes lie in a trunk: names on the file's side that match, lack, or are too many."""
+    """How a file's names and shapes lie in a trunk: names in the file that match, are missing or are unexpected."""
 
     found: list[str] = field(default_factory=list)
     head: list[str] = field(default_factory=list)
@@ -111,7 +111,7 @@ def lay(shapes: Shapes, identity: Identity) -> Fit | None:
 
 
 def candidates(shapes: Shapes) -> list[str]:
-    """The architectures of the family that the names point to; all of them where they point to none."""
+    """The architectures of the family that the names suggest, or all if they suggest none."""
     for sign, archs in FAMILIES:
         if any(re.match(sign, name) for name in shapes):
             return [arch for arch in arch_names() if re.match(archs, arch)]
@@ -126,7 +126,7 @@ def transformer_image_size(shapes: Shapes) -> int | None:
 
 
 def near_miss(shapes: Shapes) -> str:
-    """What this is like, as the end of a sentence."""
+    """The architecture that this resembles, as the end of a sentence."""
     for sign, what in NEAR_MISSES:
         if any(re.match(sign, name) for name in shapes):
             return f"it is {what}"

@@ -1,4 +1,4 @@
-"""Checkpoint files in, strictly: which layout a file has, what of it fills a trunk, and what is left over.
+"""Strict reading of checkpoint files: which layout a file has, which tensors fill a trunk, which are left over.
 
 One table of layouts; nothing else in the project knows the name of a key. Matching is strict both ways: every
 tensor of the trunk is filled and no tensor that looks like a trunk's is left over. (ResNet-34 weights fill a
@@ -186,7 +186,7 @@ def _matches(layout: Layout, tensors: dict[str, Tensor]) -> bool:
 
 
 def _meta(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file records of its network, where it is of use here."""
+    """What the file records about its network, as far as it is useful here."""
     inner = raw.get("meta")  # mmengine
     epoch = raw.get("epoch", inner.get("epoch") if isinstance(inner, Mapping) else None)
     colours = {name: raw[name] for name in ("mean", "std")

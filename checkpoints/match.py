@@ -60,12 +60,12 @@ class Checkpoint:
     container: str
     prefix: str  # of the branch that is taken
     tensors: dict[str, Tensor]
-    outside: dict[str, int]  # what else lies in the file, and how many tensors of it
+    outside: dict[str, int]  # other prefixes in the file, with their numbers of tensors
     meta: dict[str, Any]  # arch, stem, image_size, epoch, mean, std, where the file records them
 
     def identify(self, arch: str | None = None, stem: str | None = None, image_size: int | None = None, *,
                  arch_flag: str = "--arch", stem_flag: str = "--stem") -> Identity:
-        """What trunk to build; None is found from the file. Raises :class:`UserError` if no architecture fits."""
+        """Which trunk to build; None is determined from the file. Raises :class:`UserError` if no architecture fits."""
         recorded = self.meta.get("stem")
         if stem and recorded and stem != recorded:  # the shapes alone would not tell for every architecture
             raise UserError(f"{stem_flag} {stem} contradicts {self.path}, which was trained with the {recorded} stem; "
@@ -147,7 +147,7 @@ class Checkpoint:
         return [p for p in (self.layout.prefix, *self.layout.branches) if has_convolution(self.tensors, p)]
 
     def head(self) -> nn.Sequential:
-        """The branch's own head; raises :class:`UserError` where the file has none of a known kind."""
+        """The branch's own head; raises :class:`UserError` if the file has none of a known kind."""
         for pattern in self.layout.head:
             if tensors := self._head_tensors(pattern):
                 whose = f"{self.flag} {self.path}: the head {self._absolute(pattern)}*"
@@ -182,7 +182,7 @@ class Checkpoint:
         return tensors
 
     def _sorted(self, arch: str | None) -> tuple[dict[str, tuple[str, Tensor]], dict[str, list[Any]], list[str]]:
-        """The branch's tensors (trunk's name -> raw name, tensor), what lies beside them by prefix, and strays."""
+        """The branch's tensors (trunk's name -> raw name, tensor), other tensors by prefix, and unexpected ones."""
         names = [k[len(self.prefix):] for k in self.tensors if k.startswith(self.prefix)]
         scheme = find_scheme(names)
         if scheme == "timm ViT" and arch and arch.startswith(TIMM):
@@ -202,7 +202,7 @@ class Checkpoint:
         return inside, dropped, strays
 
     def _dropped_prefixes(self) -> tuple[str, ...]:
-        """Whatever may lie in the file beside the branch, most telling first."""
+        """Everything that a file may contain in addition to the branch, most specific first."""
         trunks = (p for p in (self.layout.prefix, *self.layout.branches) if p != self.prefix and p)
         return (*trunks, *map(self._absolute, self.layout.head), *self.layout.dropped)
 
@@ -245,7 +245,7 @@ class Checkpoint:
         if not fits:
             advice = near_miss(trunk)
         elif any((x.arch, x.stem) == (report.arch, report.stem) for x in fits):
-            advice = "its trunk fits, so save that alone, without what is left over, and give that"
+            advice = "its trunk fits, so save only the trunk, without the unexpected tensors, and give that"
         else:
             advice = f"it fits {fits[0].arch} with stem '{fits[0].stem}', so give that"
         return (f"{self.path} ({report.layout} layout) does not fit {report.arch} with stem '{report.stem}'"
@@ -253,7 +253,7 @@ class Checkpoint:
 
 
 def has_convolution(tensors: dict[str, Tensor], prefix: str) -> bool:
-    """Whether a trunk of convolutions or patches lies behind ``prefix``."""
+    """Whether ``prefix`` leads to a trunk of convolutions or patches."""
     return any(value.ndim == 4 and name.startswith(prefix) for name, value in tensors.items())
 
 

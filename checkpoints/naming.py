@@ -43,7 +43,7 @@ SIGNATURES = {  # all of these names must be there
 
 
 def find_scheme(names: Collection[str]) -> str | None:
-    """Whose names these are; None for torchvision's, and for unknown ones."""
+    """The scheme of these names; None for torchvision's and for unknown ones."""
     return next((scheme for scheme, signs in SIGNATURES.items() if all(sign in names for sign in signs)), None)
 
 

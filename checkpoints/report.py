@@ -1,4 +1,4 @@
-"""What became of each key of a checkpoint file; printed, logged, and saved with the run."""
+"""What happened to each key of a checkpoint file; printed, logged, and saved with the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.errors import printable
 
 @dataclass
 class Report:
-    """The match of one file and one trunk. ``ok`` is whether the trunk is whole; ``error`` says why not."""
+    """The match of one file and one trunk. ``ok``: whether the trunk is complete; ``error`` says why not."""
 
     file: str
     sha256: str = ""

@@ -29,7 +29,7 @@ from runtime.errors import Damaged, UserError
 from runtime.inert import Inert, inert_pickle
 from runtime.store import check_content
 
-# Whose classes lie in published checkpoints beside the tensors. They are stood in for, never imported.
+# Libraries whose objects published checkpoints contain. Placeholders replace them; they are never imported.
 KNOWN = re.compile(
     r"(omegaconf|easydict|addict|yacs|mmengine|mmcv|mmcls|mmselfsup|mmpretrain|openselfsup|pytorch_lightning|lightning|"
     r"lightning_fabric|lightning_utilities|torchmetrics|solo|lightly|vissl|classy_vision|fvcore|iopath|detectron2|timm|"
@@ -176,7 +176,7 @@ def _unpickle_inert(path: Path, flag: str) -> Any:
         raise UserError(f"{flag} {path} was saved by JAX ({few(sorted(seen))}), expected PyTorch tensors; "
                         "convert it to a PyTorch state dict first")
     if unknown := sorted(name for name in seen if not KNOWN.fullmatch(name)):
-        raise UserError(f"{flag} {path} holds Python objects beside its tensors ({few(unknown, 6)}) and was not opened "
+        raise UserError(f"{flag} {path} contains Python objects, not only tensors ({few(unknown, 6)}) and was not opened "
                         "(unpickling them can run code); save its weights alone with torch.save and give that, or, "
                         "if you trust where it comes from, add --trust-checkpoint")
     if problem:

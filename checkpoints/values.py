@@ -1,4 +1,4 @@
-"""Whether the numbers of a checkpoint's tensors can be a trained network's: what is not is refused by name."""
+"""Whether a checkpoint's tensors can belong to a trained network; one that cannot is refused by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.errors import UserError
 
 
 class Unsound(UserError):
-    """A checkpoint with tensors that no network that works has."""
+    """A checkpoint with tensors that no working network has."""
 
 
 def refuse_unsound(tensors: Mapping[str, Tensor], whose: str) -> None:
@@ -24,7 +24,7 @@ def refuse_unsound(tensors: Mapping[str, Tensor], whose: str) -> None:
 
 
 def sentence(whose: str, name: str, found: str) -> str:
-    """What is said of a tensor in which ``found`` was found."""
+    """The sentence about a tensor whose fault is ``found``."""
     return (f"{whose}: {name} {found}; its training went wrong or the file was changed, so take another checkpoint of "
             "this network")
 

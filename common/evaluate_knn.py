@@ -1,4 +1,4 @@
-"""Weighted k-NN accuracy, beside the other evaluations."""
+"""evaluate.py knn: weighted k-NN accuracy."""
 
 from __future__ import annotations
 

@@ -33,13 +33,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                             share_of="each class's images (of all, where they have no labels); default 1")
     group = parser.add_argument_group("overlap")
     group.add_argument("--teacher", required=True, metavar="FILE",
-                       help="checkpoint of the teacher, read as --weights; each network sees images of its own size")
+                       help="checkpoint of the teacher, read as --weights; each network sees its own image size")
     group.add_argument("--teacher-arch", default=None, metavar="ARCH", help="as --arch, of the teacher; default: found")
     cli.stem_flag(group, "--teacher-stem", whose="the teacher")
     group.add_argument("--teacher-branch", default=None, metavar="NAME", help="as --branch, of the teacher")
     group.add_argument("--names", nargs="+", default=None, metavar="NAME",
                        help="what the students are called in tables and picture, one name a file; default: the file's "
-                            "name, or its folder's where it is student.pth or checkpoint.pth")
+                            "name, or the folder's name for student.pth or checkpoint.pth")
     group.add_argument("--k", type=cli.number(int, 1), nargs="+", default=None, metavar="K",
                        help="sizes of neighbourhoods; default " + " ".join(map(str, KS)) + ", those below half of the "
                             "images")

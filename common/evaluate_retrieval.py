@@ -19,7 +19,7 @@ from runtime.errors import UserError
 
 HELP = "finding images: revisited Oxford and Paris, and images of a query's class in any labelled folder"
 DATA = ("labelled images: a folder that holds query/ and database/ (or gallery/), each with one sub-folder a class; or "
-        "an image folder, a packed file or a name, of whose test images each is looked for among the others")
+        "an image folder, a packed file or a name, whose test images are queries, each searched among the others")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--root", default=None, metavar="DIR",
                        help="folder that holds --datasets: NAME/gnd_NAME.pkl and NAME/jpg/*.jpg")
     group.add_argument("--datasets", nargs="+", choices=sorted(IMAGES_FROM), default=None, metavar="NAME",
-                       help="roxford5k, rparis6k, or both; they are looked for in --root")
+                       help="roxford5k, rparis6k, or both, in --root")
     group.add_argument("--scales", type=cli.number(float, above=0), nargs="+", default=[1.0], metavar="X",
                        help="with --datasets: sizes at which each image is seen, whose features are averaged; default "
                             "1; the literature's multi-scale rows use 1 0.7071 0.5")

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     _check(args, process)
     folder = evaluation.open_output(args)
     sets = [each.subset(args.subset) for each in _open_sets(args)]
-    if args.few_shot:  # what cannot be drawn is said before the work, not after
+    if args.few_shot:  # impossible episodes are refused before the work, not after
         for each in sets:
             if not each.marks:
                 labels = _few_shot_labels(each, args)

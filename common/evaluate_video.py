@@ -48,9 +48,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-k", type=cli.number(int, 1), default=usual.top_k, metavar="K",
                        help=f"places whose labels a place takes; default {usual.top_k}, DINO's (others take 7 or 10)")
     group.add_argument("--context", type=cli.number(int, 0), default=usual.context, metavar="N",
-                       help=f"frames before, beside the first, that are looked at; default {usual.context}, DINO's")
+                       help=f"earlier frames to compare with, plus the first; default {usual.context}, DINO's")
     group.add_argument("--radius", type=cli.number(int, 1), default=usual.radius, metavar="R",
-                       help=f"places up, down and to the sides that are looked at; default {usual.radius}, DINO's")
+                       help=f"radius of the search window, in cells of the feature map; default {usual.radius}, DINO's")
     group.add_argument("--temperature", type=cli.number(float, above=0), default=usual.temperature, metavar="T",
                        help=f"of the weights exp(cosine / T); default {usual.temperature}, DINO's")
     group.add_argument("--masks", default=None, metavar="DIR",

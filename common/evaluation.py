@@ -161,6 +161,6 @@ def finish(command: str, args: argparse.Namespace, process: Process, nets: Seque
 
 
 def missing(name: str, folder: Path | str, holds: str, where: str) -> UserError:
-    """The one sentence about a data set that is not there: what was looked for, and where its licence lets one get it.
+    """The error for a missing data set: what was looked for, and where to get it under its licence.
     """
     return UserError(f"{name} was not found: {folder} should hold {holds}; get it from {where}, under its own terms")

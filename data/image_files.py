@@ -56,7 +56,7 @@ def _counted(paths: list[str], what: str, which: str) -> str:
 
 
 def mixture_of(loose: Iterable[str], folders: Iterable[str]) -> str:
-    """What is said where images lie beside folders with images; '' where they do not."""
+    """The warning if images lie beside folders with images, otherwise ''."""
     loose, folders = sorted(loose), sorted(folders)
     if not loose or not folders:
         return ""

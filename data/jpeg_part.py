@@ -28,7 +28,7 @@ class _Region(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """libturbojpeg of version 3 or later; None where there is none."""
+    """libturbojpeg of version 3 or later, or None."""
     handle, number, data = ctypes.c_void_p, ctypes.c_int, (ctypes.c_char_p, ctypes.c_size_t)
     for place in _places():
         try:

@@ -197,7 +197,7 @@ def _check_left_out(name: str, ids: np.ndarray, twin: dict | None) -> None:
 
 
 def read_twin(path: Path) -> dict | None:
-    """The JSON beside a neighbour or cluster file; None where there is none or it cannot be read."""
+    """The JSON file beside a neighbour or cluster file; None if it is missing or unreadable."""
     try:
         return whole_json(path.with_suffix(".json"))
     except (OSError, Damaged):
@@ -219,7 +219,7 @@ def compare_with_twin(path: Path, name: str, source_fingerprint: str, teacher_sh
     """
     twin = path.with_suffix(".json")
     if not twin.is_file():
-        return [f"{path} has no {twin.name} beside it, so that it belongs to --data cannot be checked"]
+        return [f"{path} has no {twin.name} beside it, so it cannot be checked that it belongs to --data"]
     info = read_twin(path)
     if info is None or "fingerprint" not in info:
         raise UserError(

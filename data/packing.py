@@ -91,7 +91,7 @@ def pack(
 
 
 def encode(source: ImageSource, i: int, recipe: Recipe) -> Encoded:
-    """Image i of a source as it is to be stored. It is decoded in every mode: that is how broken ones are found."""
+    """Image i of a source in the form to store. Every mode decodes it, to detect broken ones."""
     try:
         content = source.encoded(i)
         image = source.open(i) if content is None else open_rgb(io.BytesIO(content))

@@ -55,7 +55,7 @@ class Parcel:
 
 
 def packed(batch: Any) -> Any:
-    """A collate_fn for data sets that give whole batches: a :class:`Parcel` in a worker, else the batch as it is."""
+    """A collate_fn for data sets that give whole batches: a :class:`Parcel` in a worker, else the batch unchanged."""
     return batch if get_worker_info() is None else Parcel.of(batch)
 
 

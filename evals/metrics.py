@@ -21,7 +21,7 @@ def places(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def of_one_class(classes: Sequence[str]) -> str:
-    """What is to be said of scores where there is but one class to choose; '' where there are more."""
+    """The warning about scores if there is only one class to choose from, otherwise ''."""
     return f"all images are of one class ({classes[0]}), so these scores mean nothing" if len(classes) == 1 else ""
 
 

@@ -88,7 +88,7 @@ def class_retrieval(queries: Tensor, query_labels: Tensor, database: Tensor | No
                     process: Process, at: Sequence[int] = RECALL_AT, progress: bool = False) -> dict[str, float]:
     """Recall@k and mAP in percent of finding, by cosine, the images of each query's class.
 
-    Features [q, d] and [n, d] with int64 labels; ``database`` None: each query is looked for among the other queries.
+    Features [q, d] and [n, d] with int64 labels; ``database`` None: each query is searched among the other queries.
     Recall@k is the share of queries with an image of their class among the k nearest (Jegou et al., TPAMI 2011); equal
     cosines rank in the database's order. AP is not interpolated, and images of equal cosine count together, as in
     scikit-learn's average_precision_score. Queries whose class has no (other) image there do not count;

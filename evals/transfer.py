@@ -119,7 +119,7 @@ def transfer(features: np.ndarray, labels: np.ndarray, validation: np.ndarray, t
 
 
 def logistic_regression() -> type:
-    """scikit-learn's class. Raises :class:`UserError` where it is not installed."""
+    """scikit-learn's class. Raises :class:`UserError` if it is not installed."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:

@@ -48,7 +48,7 @@ def plan_of(entry: str, budget: Budget) -> Plan:
     loss, _, sampler = entry.partition("@")
     needs = needs_of(loss)
     if sampler not in ("", "random", "cf"):
-        raise UserError(f"METHODS names {entry}; behind the @ may stand random or cf")
+        raise UserError(f"METHODS names {entry}; only random or cf may follow the @")
     neighbours = any(LOSSES[name].neighbour_batches for name in loss.split("+"))
     sampler = "cf" if needs.pairs else sampler or ("cf" if neighbours else "random")
     near, of = (0, 0) if sampler == "random" else (1, 5) if needs.pairs else (budget.nearest_k, budget.total_k)

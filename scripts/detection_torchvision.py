@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     group = parser.add_argument_group("data")
     group.add_argument("--data", metavar="DIR", default=None,
-                       help="a folder in COCO's layout (see above), or in VOC's: VOC2007/ and, where it is there, "
+                       help="a folder in COCO's layout (see above), or in VOC's: VOC2007/ and, if present, "
                             "VOC2012/ (or VOCdevkit/ that holds them), trained on trainval of both and tested on "
                             "VOC2007's test")
     for name in ("train", "test"):

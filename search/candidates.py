@@ -38,7 +38,7 @@ def capacity(keep: int) -> int:
 class Candidates:
     """The best ``keep`` of each of ``rows`` rows among all scores that were sifted, and some that may fall out yet.
 
-    ``floor`` float32 [rows]: scores below it are not looked at. It may start as a guess: a row for which the guess
+    ``floor`` float32 [rows]: scores below it are ignored. It may start as a guess: a row for which the guess
     was too high ends with too few. ``sign`` -1 looks for the lowest scores: they are negated, the floor's too.
     Ids must come in ascending order, call by call; so of equal scores the first come are the ones to keep.
     """

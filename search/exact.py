@@ -1,6 +1,6 @@
 """Exact nearest (and farthest) neighbours by inner product, cosine or Euclidean distance, of any number of rows.
 
-Products are made a tile at a time, and of a tile only what can still be among a row's best is looked at. A row's
+Products are made a tile at a time, and of a tile only scores that can still be among a row's best are examined. A row's
 threshold starts as the score of some rank in a random sample of the bank, so that it is all but surely too low; that k
 candidates passed proves that it was (a row with fewer is searched again without it). Where a bank is searched among
 itself each product serves both its rows, so that half of them are made.
@@ -63,7 +63,7 @@ def top_k(queries: Tensor, bank: Tensor, k: int, *, self_offset: int | None = No
 def search(queries: Tensor | None, bank: Tensor, k: int, *, rows: range | None = None, near: bool = True,
            far: bool = False, metric: str = "inner", products: str = "float32", memory: int | None = None,
            device: torch.device | str = "cpu", label: str = "search", progress: bool = False) -> Iterator[Block]:
-    """Blocks of results in ascending order of the queries, each as soon as it is whole.
+    """Blocks of results in ascending order of the queries, each as soon as it is complete.
 
     queries [q, d]: searched among all of ``bank`` [n, d]; None: the bank's own rows, each among all others.
     rows: which queries (None: all). Both may be float32, float16 or bfloat16, and memory-mapped files.
@@ -71,7 +71,7 @@ def search(queries: Tensor | None, bank: Tensor, k: int, *, rows: range | None =
     metric: ``inner`` product; ``cosine``, where a zero row has similarity 0 to all; ``l2``, with squared distances.
     products: ``float32``; ``tf32`` and ``bf16`` pick a wider list, which is scored again in float32, and a row whose
     list is not proven by the error's bound to hold its k best is searched again in float32.
-    memory: bytes taken on ``device`` beside the inputs (some 50 MB are always taken); None: half of what is free.
+    memory: bytes to use on ``device`` in addition to the inputs (at least some 50 MB); None: half of what is free.
     The bank made ready for products (normalised, on the GPU) is held if it fits into half of that, an eighth on a CPU.
 
     Guaranteed: the result of a full sort of the scores as the products give them, equal scores in the order of their

@@ -1,4 +1,4 @@
-"""The same search by faiss, where it is installed: another pair of hands for the same work, and an oracle for tests."""
+"""The same search by faiss, if it is installed: an alternative backend, and an oracle for tests."""
 
 from __future__ import annotations
 

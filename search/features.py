@@ -38,7 +38,7 @@ class Keep:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What stands beside the file."""
+        """The record that is stored beside the file."""
         return {**self.identity, "dtype": self.dtype} if self.dtype != "float32" else dict(self.identity)
 
     @property
@@ -164,7 +164,7 @@ def _is_kept(keep: Keep, count: int, process: Process) -> bool:
     problem = _changed(keep, count, process)
     problems = gather_objects(problem)
     if problem and keep.path.exists():
-        print(f"{keep.path} is damaged ({problem}); its features are made again", flush=True)
+        print(f"{keep.path} is damaged ({problem}); its features are computed again", flush=True)
     return not any(x is not None for x in problems)
 
 

@@ -31,9 +31,9 @@ WAIT_SECONDS = 2.0
 def one_writer(path: Path, process: Process) -> Iterator[None]:
     """Keep other jobs from writing ``path`` meanwhile: around the life of its :class:`RowFile`, by all ranks together.
 
-    The first rank holds the lock, the file ``path.stem + .lock`` beside it. Where another job has it, all wait until
-    that ends, and one line says so; what was looked for before may be there by then. Raises :class:`UserError` where
-    the lock cannot be written.
+    The first rank holds the lock, the file ``path.stem + .lock`` beside it. If another job has it, all wait until that
+    ends, and one line says so; the result may exist by then, so check again. Raises :class:`UserError` if the
+    lock cannot be written.
     """
     lock, told = None, False
     while True:

@@ -24,7 +24,7 @@ TEACHER = ("--arch", "regnet_y_400mf", "--stem", "cifar", "--image-size", 32, "-
 TRAIN_AND_KEEP = '"$PYTHON" train_teacher.py --output "$0" "${@:2}" && cp "$0/teacher.pth" "$1"'
 KEPT = ("*/knn.json", "*/linear.json", "*.json", "report.*", "*/run/config.json", "*/run/metrics.jsonl",
         "*/run/not-finite", "teacher.pth")
-RESERVE = 40.0   # seconds for the table behind the last student
+RESERVE = 40.0   # seconds for the table after the last student
 TRAINING = 240.0  # that there must be where the teacher is to be trained first
 
 

@@ -199,7 +199,7 @@ def _coco_part(folder: Path, word: str, flag: str) -> tuple[Path, Path]:
 
 
 def _checked(source: BoxSource, file: str | Path, flag: str) -> BoxSource:
-    """Refuse what cannot be meant: no image, no object, or a folder that does not hold the first image."""
+    """Refuse a set without images or objects, or a folder that does not hold the first image."""
     if not len(source) or not len(source.boxes):
         raise UserError(f"{flag} {file} lists {len(source)} images with {len(source.boxes)} objects, expected some of "
                         "both; give another file")
