@@ -176,7 +176,7 @@ def _unpickle_inert(path: Path, flag: str) -> Any:
         raise UserError(f"{flag} {path} was saved by JAX ({few(sorted(seen))}), expected PyTorch tensors; "
                         "convert it to a PyTorch state dict first")
     if unknown := sorted(name for name in seen if not KNOWN.fullmatch(name)):
-        raise UserError(f"{flag} {path} contains Python objects, not only tensors ({few(unknown, 6)}) and was not opened "
+        raise UserError(f"{flag} {path} holds Python objects, not only tensors ({few(unknown, 6)}) and was not opened "
                         "(unpickling them can run code); save its weights alone with torch.save and give that, or, "
                         "if you trust where it comes from, add --trust-checkpoint")
     if problem:

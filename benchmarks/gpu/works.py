@@ -30,4 +30,4 @@ def harvest(job: Job) -> Found:
     return Found(figure, rows, {"tests": lines}, "" if counts["passed"] and not failed else figure)
 
 
-WORKS = Part("works", "Does it work: every script and loss; results compared with the CPU's", 45, 120, commands, harvest)
+WORKS = Part("works", "Does it work: every script and loss; results against the CPU's", 45, 120, commands, harvest)
