@@ -29,7 +29,7 @@ def need_pycocotools() -> None:
 @torch.inference_mode()
 def detect(model: nn.Module, batches: Iterable[Any], process: Process, check: Callable[[Any], None],
            ) -> list[dict[str, Any]]:
-    """What ``model`` finds on this rank's ``batches`` (``views``, ``indices``), of all ranks, in COCO's result format.
+    """Detections of ``model`` on this rank's ``batches`` (``views``, ``indices``), of all ranks, as COCO's results.
 
     A collective. ``check`` looks at each batch before it is used. The model is left in evaluation mode.
     """
@@ -56,7 +56,7 @@ def as_results(image: int, output: dict[str, Tensor]) -> list[dict[str, Any]]:
 
 
 def average_precision(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """COCO's average precision in percent: :data:`NAMES`, None where no object is of that size, and ``classes``, AP of
+    """COCO's average precision in percent: :data:`NAMES`, None if no object has that size, and ``classes``, AP of
     each class by name.
 
     ``truth`` is in COCO's format, ``results`` in that of its results. Crowds count neither way.
@@ -84,7 +84,7 @@ def average_precision(truth: dict[str, Any], results: list[dict[str, Any]]) -> d
 
 
 def _mean(values: np.ndarray) -> float:
-    """Of those that are there; -1 stands for none."""
+    """The mean without the entries of -1, which mean none."""
     return float(values[values > -1].mean()) if (values > -1).any() else -1.0
 
 

@@ -1,4 +1,4 @@
-"""A trunk with a linear classifier, and whether a frozen trunk stayed as it was."""
+"""A trunk with a linear classifier, and the check that a frozen trunk has not changed."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def classification_parts(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def labels_of(labels: Tensor) -> Callable[[Tensor, list[tuple[int, str]]], Tensor]:
-    """What gives a batch's labels from its indices int64 [b] and its images that could not be opened: another picture
-    stands in for such a one, so its label is IGNORED."""
+    """What gives a batch's labels from its indices int64 [b] and its images that could not be opened: another image
+    replaces it, so its label is IGNORED."""
     def of(indices: Tensor, bad: list[tuple[int, str]]) -> Tensor:
         found = labels[indices.cpu()]
         for index, _ in bad:

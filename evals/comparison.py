@@ -17,7 +17,7 @@ Evaluations = Mapping[str, Mapping[str, Any]]  # name -> record
 
 def long_table(evaluations: Evaluations) -> list[dict[str, Any]]:
     """A row for each number of each evaluation's own table: ``evaluation``, ``what`` (the texts that name the row),
-    ``metric``, ``value``. A text such as 71.2 ± 0.4 is a number with its interval."""
+    ``metric``, ``value``. A cell such as 71.2 ± 0.4 counts as a number with an interval."""
     rows = []
     for name, record in evaluations.items():
         for row in record.get("table", ()):
@@ -65,7 +65,7 @@ def _is_record(record: Any) -> bool:
 
 
 def compared(first: Evaluations, second: Evaluations) -> list[dict[str, Any]]:
-    """A row for each number that either has: ``A``, ``B`` and ``B - A``, None where one lacks it."""
+    """A row for each number that either has: ``A``, ``B`` and ``B - A``, None if one lacks it."""
     tables = [{(row["evaluation"], row["what"], row["metric"]): number(row["value"]) for row in long_table(each)}
               for each in (first, second)]
     rows = []
@@ -77,8 +77,8 @@ def compared(first: Evaluations, second: Evaluations) -> list[dict[str, Any]]:
 
 
 def differences(first: Evaluations, second: Evaluations) -> list[str]:
-    """Sentences about evaluations that do not compare like with like: other images, other settings, other
-    features of a network."""
+    """Warnings about evaluations that are not comparable: different images, settings or features of a
+    network."""
     said = []
     for name in first.keys() & second.keys():
         a, b = first[name], second[name]

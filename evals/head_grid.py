@@ -19,7 +19,7 @@ CHUNK = 8192
 
 @dataclass(frozen=True)
 class Scale:
-    """Features at zero mean and unit variance of the training set: a linear head undoes it, so it decides nothing but
+    """Features at zero mean and unit variance of the training set: a linear head can undo it, so it affects only
     the conditioning, and one grid of rates suits every network. A feature that does not vary becomes 0."""
 
     mean: Tensor    # [d]

@@ -56,7 +56,7 @@ def lbfgs_heads(features: Tensor, labels: Tensor, num_classes: int, decays: Sequ
 
 
 def minimise(objective: Objective, theta: Tensor, iterations: int, tolerance: float, progress: bool = False) -> Tensor:
-    """Each row of ``theta`` [H, P] brought to the minimum of its own convex objective (Nocedal and Wright, Numerical
+    """Minimises each row of ``theta`` [H, P] by its own convex objective (Nocedal and Wright, Numerical
     Optimization, algorithm 7.5 with backtracking); a row has its own memory and step length."""
     value, gradient = objective(theta)
     steps: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Top-k accuracy whose ties are decided."""
+"""Top-k accuracy with deterministic ties."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def places(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes stand before the true one: int64 [...] of logits [..., C] and labels int64 [...].
+    """How many classes rank before the true one: int64 [...] of logits [..., C] and labels int64 [...].
 
     Of equal logits the lower class number stands first, as for argmax. A true class whose logit is not a number stands
     last.

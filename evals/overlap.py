@@ -1,4 +1,4 @@
-"""How far a student places images where its teacher does: what distillation is for, measured without labels.
+"""How well a student's space agrees with its teacher's: the aim of distillation, measured without labels.
 
 Neighbourhoods (shared nearest neighbours, trustworthiness and continuity) and linear CKA compare spaces of any widths.
 What the losses ask for (cosines of rows and of columns) compares features of one width, after the student's projection.
@@ -115,7 +115,7 @@ def ranks_of(ids: Tensor, space: Tensor, rows: range, device: torch.device, prog
 
 def similarity(teacher: Tensor, student: Tensor, projected: Tensor | None, process: Process,
                target: Tensor | None = None) -> dict[str, float | None]:
-    """What the two spaces have in common as wholes, of features [n, d_t] and [n, d_s] of the same images.
+    """Global similarity of the two spaces, from features [n, d_t] and [n, d_s] of the same images.
 
     ``cka``: linear centred kernel alignment (Kornblith et al., ICML 2019, equation 4), in [0, 1].
     ``cka_unbiased``: the same of the unbiased estimate of HSIC (Song et al., JMLR 2012, equation 5), which does not

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a line of results.jsonl, and a table."""
+"""What an evaluation writes: a line of results.jsonl, and a table."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were computed with."""
+    """The versions of the libraries that computed the numbers."""
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
             "numpy": np.__version__}
 

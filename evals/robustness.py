@@ -1,4 +1,4 @@
-"""A linear head on images from elsewhere: accuracy among the classes that are there, calibration, corruption errors."""
+"""A linear head on out-of-distribution images: accuracy among the present classes, calibration, corruption errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALEXNET = {
 
 def head_scores(logits: Callable[[Tensor], Tensor], features: Tensor, labels: np.ndarray, columns: np.ndarray,
                 device: torch.device | str = "cpu") -> dict[str, float]:
-    """What a head says of features [n, d] with labels int64 [n] that are all among the classes ``columns``, int64 [c].
+    """Scores of a head on features [n, d] with labels int64 [n] that are all among the classes ``columns``, int64 [c].
 
     ``logits`` maps [b, d] on ``device`` to [b, C]. ``top1`` and ``top5`` in percent, ``ece`` in percent (15 bins) and
     ``nll`` in nats are those of a softmax over ``columns`` alone, as ImageNet-R and -A are scored (Hendrycks et al.,

@@ -1,4 +1,4 @@
-"""Whether a network has learnt anything: its features of a few images beside those of the same network untrained."""
+"""Whether a network has learnt anything: its features of a few images compared with those of an untrained copy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def leave_one_out(features: Tensor, labels: Tensor) -> float:
 def same_image(first: Tensor, second: Tensor) -> float:
     """Percent of images whose second view [n, d] is the nearest of all second views to their first view [n, d].
 
-    Which crop belongs to which image is what contrastive pre-training learns; it needs no label.
+    Which crop belongs to which image is what contrastive pretraining learns; it needs no label.
     """
     _, ids = top_k(F.normalize(first, dim=1), F.normalize(second, dim=1), 1)
     return 100 * float((ids[:, 0] == torch.arange(len(first))).double().mean())

@@ -31,7 +31,7 @@ NAMES = {"top1": "top-1", "per_class": "mean per class", "map11": "11-point mAP"
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a set came to. score, validation: percent of the metric, on the test and validation images. l2: the chosen
+    """The result on a set. score, validation: percent of the metric, on the test and validation images. l2: the chosen
     penalty. top1, per_class: of the test images, whatever the metric (None for several labels an image). path: the
     validation score at each of PENALTIES. unconverged: fits of the path that stopped at the largest number of
     iterations."""
@@ -129,7 +129,7 @@ def logistic_regression() -> type:
 
 
 class _Fit:
-    """A classifier of all classes, or (``several``) of one against the rest, and what it said when it was asked."""
+    """A classifier of all classes, or (``several``) of one against the rest, and its validation predictions."""
 
     def __init__(self, model: Any, several: bool) -> None:
         self.model, self.several, self.answers = model, several, None

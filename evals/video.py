@@ -1,4 +1,4 @@
-"""Following objects through a video by features alone: the masks of the first frame are propagated, and measured.
+"""Tracks objects through a video by features alone: propagates the masks of the first frame and measures them.
 
 The protocol of Jabri et al. ("Space-Time Correspondence as a Contrastive Random Walk", NeurIPS 2020) with the numbers
 of Caron et al. (DINO, ICCV 2021), and the measures of DAVIS (Perazzi et al., CVPR 2016; the 2017 challenge).
@@ -23,7 +23,7 @@ SCORES = {"cpu": 4 << 20, "cuda": 64 << 20}  # at a time
 
 @dataclass(frozen=True)
 class Propagation:
-    """How labels are carried on. Defaults are DINO's: each place takes the labels of the ``top_k`` places nearest to it
+    """How labels are propagated. Defaults are DINO's: each place takes the labels of the ``top_k`` places nearest to it
     by exp(cosine / ``temperature``), of those within ``radius`` places in the first frame and the ``context`` last."""
 
     top_k: int = 5

@@ -8,12 +8,12 @@
 #   resnet18_r101    MoCo-v2 ResNet-101  ResNet-18         63.40
 #   resnet18_mocov3  MoCo-v3 ResNet-50   ResNet-18         67.20
 #
-# ImageNet, 25 epochs of about 20,000 steps of 1,024 images; the paper's run has 4 GPUs (the space term is taken over
-# each GPU's batch, so another number of GPUs is another batch for it). Make the neighbours first, with
-# scripts/compute_knn.sh of the same row. Further flags are handed on:  bash scripts/cf_train.sh resnet18 --amp bf16
-# RESTARTS=3 has torchrun start the processes again, from the last checkpoint, if one of them dies. Under SLURM, on one
+# ImageNet, 25 epochs of about 20,000 steps of 1,024 images; the paper uses 4 GPUs (the space term is computed
+# over each GPU's batch, so the number of GPUs changes it). Mine the neighbours first, with
+# scripts/compute_knn.sh for the same row. Additional flags are passed on:  bash scripts/cf_train.sh resnet18 --amp bf16
+# RESTARTS=3 makes torchrun start the processes again, from the last checkpoint, if one of them dies. Under SLURM, on one
 # machine or several:  sbatch scripts/slurm.sbatch bash scripts/cf_train.sh resnet18
-# Paths are taken from the project's folder. An interrupted run resumes from its last step when you start it again.
+# Paths are relative to the project's folder. An interrupted run resumes from its last step when you start it again.
 set -euo pipefail
 
 DATA=${DATA:-/data/imagenet}                       # holds train/ and val/

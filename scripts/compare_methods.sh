@@ -8,9 +8,9 @@
 #
 # Further variables: SUBSET STUDENT EPOCHS BATCH NEAREST_K TOTAL_K QUEUE EVERY WORKERS (-j of the scripts), GPUS
 # (processes a student), JOBS (students side by side, each on its own cores or GPU), MINUTES (start no student that
-# would not be done by then), OUT. Started again, it resumes where it stopped.
+# could not finish by then), OUT. Started again, it resumes where it stopped.
 #
-# What is counted: an image pass is one image through the student that is trained, forwards and backwards. The teacher
+# What is counted: an image pass is one image through the trained student, forwards and backwards. The teacher
 # and a momentum copy are not counted. Each student gets PASSES of them; with BATCH images of a view in each step:
 #   coss coss_centred seed compress dist dino dinoss cosine mse rkd moco
 #                                                             one view (moco's other goes through its copy)  BATCH a step
@@ -18,15 +18,15 @@
 #   bingo                                                     pairs, and a mixture of both             1.5 x BATCH a step
 # so smd and disco take half as many steps as the first row, and bingo two thirds. coss and coss_centred make a step of BATCH / (1 +
 # NEAREST_K) anchors with NEAREST_K of their TOTAL_K nearest each, the others of random images; NAME@random or NAME@cf
-# in METHODS says otherwise. For all: EPOCHS stretches of equal length, a linear warm-up in the first and half a cosine,
+# in METHODS overrides it. For all: EPOCHS periods of equal length, a linear warm-up in the first and half a cosine,
 # SGD with momentum 0.9, weight decay 1e-4, moco_v2 augmentation.
 #
 # Learning rates: $OUT/rates.txt, else scripts/compare_rates/. --search makes the former by the same rule for each method:
-# the rate that was there times each of FACTORS, one seed, SEARCH_PASSES (half of PASSES), and of these the best by 10-NN
-# on a fifth of the training images that was held out. The test images have no say in it. Searched again, it goes on
-# from what it found. A student whose numbers end (not finite) counts as 0 there, and is named in the table.
+# the previous rate times each of FACTORS, one seed, SEARCH_PASSES (half of PASSES), and of these the best by 10-NN
+# on a held-out fifth of the training images. The test images play no part in it. A second search starts from the
+# result of the first. A student whose loss is not finite counts as 0, and the table names it.
 #
-# Not the papers', for so short a training: QUEUE, a momentum of 0.99, batch norm in the heads of disco and moco, bingo's
+# Different from the papers, for such short trainings: QUEUE, a momentum of 0.99, batch norm in the heads of disco and moco, bingo's
 # images alone for 1 epoch (11 of 200 in its paper). Everything else is the method's default.
 set -euo pipefail
 source "$(dirname -- "$0")/_env.sh"

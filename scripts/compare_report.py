@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""The table and the plot of scripts/compare_methods.sh, from what the students left in a folder.
+"""The table and the plot of scripts/compare_methods.sh, from the students' results in a folder.
 
     python scripts/compare_report.py runs/compare
 
 Reads FOLDER/{teacher,untrained-SEED,METHOD-SEED}/{knn,linear}.json, FOLDER/overlap.json and each student's
-run/config.json and run/metrics.jsonl, or run/not-finite where there is nothing to score. Writes FOLDER/report.md and
+run/config.json and run/metrics.jsonl, or run/not-finite if there is nothing to score. Writes FOLDER/report.md and
 FOLDER/report.png. May be run while students train.
 """
 

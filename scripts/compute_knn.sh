@@ -5,8 +5,8 @@
 #   bash scripts/compute_knn.sh eval resnet18          # scores runs/resnet18/student.pth (and any other row)
 #   bash scripts/compute_knn.sh eval path/to/file.pth
 #
-# Rows are those of scripts/cf_train.sh; three of them share one teacher and so one neighbour file. Further flags are
-# handed on to compute_knn.py. Paths are taken from the project's folder.
+# Rows are those of scripts/cf_train.sh; three of them share one teacher and so one neighbour file. Additional flags
+# are passed on to compute_knn.py. Paths are relative to the project's folder.
 set -euo pipefail
 
 DATA=${DATA:-/data/imagenet}                       # holds train/ and val/

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Distils (or, moco, trains alone) a student by one of the methods with its own paper's numbers, on ImageNet:
+# Distils a student (moco: trains it without a teacher) by one method with its own paper's settings, on ImageNet:
 #
 #   bash scripts/methods.sh seed                   # ResNet-18
 #   bash scripts/methods.sh bingo efficientnet_b0
 #
 # The numbers stand with each loss (losses/NAME.py: recipe), beside its published linear top-1 / top-5 / 10-NN; docs/METHODS.md has
-# them as a table. Methods that have no row of their own train by CoSS's recipe.
+# them as a table. Methods without their own row train with CoSS's recipe.
 #
-# At an equal number of image passes instead: scripts/compare_methods.sh. These runs have not been repeated here and no
-# time was taken. GPUS (processes on this machine) is that of the originals by default: 4 for coss and those that share
-# its recipe, whose column terms are taken over each GPU's batch, and 8 for the others; -b counts over all of them. All
+# For an equal number of image passes use scripts/compare_methods.sh. These runs have been neither repeated nor timed
+# here. GPUS (processes on this machine) is the originals' by default: 4 for coss and those that share
+# its recipe, whose column terms are computed over each GPU's batch, and 8 for the others; -b counts over all of them. All
 # but seed, disco, smd, moco and compress need neighbours first: bash scripts/compute_knn.sh mine resnet18.
-# The teacher of the table, 67.40 top-1, is MoCo's file of 200 epochs (that of 800 has 71.1). Scores: scripts/compute_knn.sh
-# eval FILE, and evaluate.py linear. Further flags are handed on: bash scripts/methods.sh seed resnet18 --amp bf16.
+# The teacher of the table, 67.40 top-1, is MoCo's 200-epoch checkpoint (the 800-epoch one has 71.1). Scores: scripts/compute_knn.sh
+# eval FILE, and evaluate.py linear. Additional flags are passed on: bash scripts/methods.sh seed resnet18 --amp bf16.
 # An interrupted run resumes when you start it again.
 set -euo pipefail
 

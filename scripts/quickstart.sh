@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The whole story, small: a MoCo v2 teacher, its neighbours, students distilled from it with CoSS, and k-NN of teacher,
+# The whole pipeline at a small scale: a MoCo v2 teacher, its neighbours, students distilled from it with CoSS, and k-NN of teacher,
 # students and untrained students; a table, a picture and TensorBoard events in runs/quickstart/.
 #
 #   bash scripts/quickstart.sh                   # built-in images, under 4 minutes on 2 CPU cores; the teacher is
-#                                                # assets/demo_teacher.pth, pre-trained as assets/README.md says
-#   bash scripts/quickstart.sh --from-scratch    # pre-trains that teacher again first (about 25 minutes on 2 cores)
+#                                                # assets/demo_teacher.pth, pretrained as assets/README.md says
+#   bash scripts/quickstart.sh --from-scratch    # first pretrains that teacher again (about 25 minutes on 2 cores)
 #   DATA=cifar10 bash scripts/quickstart.sh      # CIFAR-10 (downloaded); sized for one GPU. For a few CPU cores:
 #                                                # DATA=cifar10 SUBSET=0.1 TEACHER_EPOCHS=8 STUDENT_EPOCHS=4 SEEDS=0 ...
-# What is there already is used again; remove the folder to start anew.
+# Existing results are reused; remove the folder to start anew.
 set -euo pipefail
 source "$(dirname -- "$0")/_env.sh"
 environment

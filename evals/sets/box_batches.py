@@ -69,7 +69,7 @@ class BoxDataset(Dataset):
 
 
 def check_boxes(batch: BoxBatch) -> None:
-    """Look at a batch before using it. Raises UserError that names the file and the reason."""
+    """Check a batch before using it. Raises UserError with the file and the reason."""
     for file, reason in batch.bad:
         raise UserError(f"{file} could not be used ({reason}); replace the file, or take it out of the annotations",
                         every_process=False)

@@ -102,7 +102,7 @@ class BoxSource:
 
 def open_pair(root: str, flag: str = "--data") -> tuple[BoxSource, BoxSource]:
     """Training and test images of a folder in COCO's layout (annotations/instances_NAME.json and NAME/) or in VOC's
-    (VOC2007, and VOC2012 where it is; VOCdevkit above them may be given or not). Raises :class:`UserError`.
+    (VOC2007 and, if present, VOC2012; the folder may be VOCdevkit or the one above). Raises :class:`UserError`.
     """
     folder = Path(root)
     for place in (folder, folder / "VOCdevkit"):

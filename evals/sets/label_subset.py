@@ -1,4 +1,4 @@
-"""The few labelled images of semi-supervised evaluation: drawn, equally many a class, or listed."""
+"""The few labelled images of semi-supervised evaluation: drawn, equally many per class, or listed."""
 
 from __future__ import annotations
 

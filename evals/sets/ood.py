@@ -1,4 +1,4 @@
-"""Images from elsewhere, in folders whose classes are those of a training set or some of them."""
+"""Out-of-distribution images, in folders whose classes are those of a training set or some of them."""
 
 from __future__ import annotations
 
