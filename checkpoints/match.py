@@ -245,7 +245,7 @@ class Checkpoint:
         if not fits:
             advice = near_miss(trunk)
         elif any((x.arch, x.stem) == (report.arch, report.stem) for x in fits):
-            advice = "its trunk fits, so save only the trunk, without the unexpected tensors, and give that"
+            advice = "its trunk fits, so save that alone, without what is left over, and give that"
         else:
             advice = f"it fits {fits[0].arch} with stem '{fits[0].stem}', so give that"
         return (f"{self.path} ({report.layout} layout) does not fit {report.arch} with stem '{report.stem}'"

@@ -195,8 +195,8 @@ def test_what_was_given_or_fits_already_is_not_advised(tmp_path):
     content = {**under("encoder.", state()), "encoder_of_text.weight": torch.ones(2, 2)}
     for asked in ("resnet18", None):
         text = refusal(saved(content, tmp_path), asked)
-        assert "1 left over (encoder_of_text.weight); its trunk fits, so save only the trunk" in text
-        assert "so give that" not in text.replace("the unexpected tensors, and give that", "")
+        assert "1 left over (encoder_of_text.weight); its trunk fits, so save that alone" in text
+        assert "so give that" not in text.replace("what is left over, and give that", "")
 
 
 def test_a_lying_name_is_not_believed(tmp_path):
