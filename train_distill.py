@@ -49,6 +49,7 @@ from runtime.micro_batches import in_parts, parts_of
 from runtime.optim import Updater
 from runtime.optimizers import Optimization
 from runtime.run import Run
+from runtime.settings import add_settings
 
 # In config.json and free to differ when a run resumes, beside what is declared so: the teacher's file may lie elsewhere
 # (what it holds is compared), and --loss's numbers are recorded as "losses", with the defaults that they stand for
@@ -71,6 +72,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists; every tensor of "
                             "the trunk must be filled and none may be left over. Losses without a teacher need none")
     cli.add_network_flags(group, "--teacher-")
+    cli.only(group, "--teacher_arch --teacher-stem --teacher-branch --teacher-mean --teacher-std",
+             "with a loss that has a teacher", lambda args: bool(needs_of(args.loss).teacher))
 
     methods.add_loss_flags(parser)
 
@@ -80,11 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="keep a moving average of the student with this decay (0.999, 0.9999) and write it to "
                             "student_ema.pth; default 0, none")
     group = cli.add_speed_flags(parser)
-    group.add_argument("--micro-batch", type=cli.number(int, 0), default=0, metavar="M",
-                       help="images of a process that pass through the networks at once, for batches greater than its "
-                            "memory: the student passes twice, and the gradient is that of the whole batch, for every "
-                            "loss. Only batch norm differs, whose statistics are then those of M images (of a view), "
-                            "as if the batch had been M; default 0, all at once")
+    add_settings(group, parts_of)
     group = cli.add_run_flags(parser)
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)

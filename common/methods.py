@@ -103,6 +103,12 @@ def check_loss(args: argparse.Namespace) -> None:
         if len(set(own)) > 1 and not one.setting.shared:
             raise UserError(f"{one.flag} {said(given)} would go to all of {', '.join(owners)}, whose own values "
                             f"differ ({', '.join(own)}); leave it out, and each keeps its own")
+    for name in args.loss.split("+"):
+        own = losses.settings([name])
+        weights = [own[key][name] for key in ("l_0", "l_1") if {"l_0", "l_1"} <= own.keys()]
+        if weights and not any(x.default if vars(args)[x.name] is None else vars(args)[x.name] for x in weights):
+            raise UserError(f"{' and '.join(f'{x.flag} 0' for x in weights)} leave --loss {name} nothing to train on; "
+                            "give one of them a weight")
     if needs.teacher and not args.distill:
         raise UserError(f"--loss {args.loss} needs --distill PATH, the teacher's checkpoint; train one with "
                         "train_teacher.py if you have none")

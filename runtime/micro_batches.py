@@ -7,18 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+
+from runtime.settings import Setting
 
 Outputs = Callable[[Tensor], tuple[Tensor, ...]]
 Context = Callable[[], AbstractContextManager[Any]]
 
 
-def parts_of(rows: int, size: int) -> int:
-    """How many parts, equal to within one row, leave none with more than ``size`` of the ``rows`` (0: no limit)."""
-    return max(1, -(-rows // size)) if size else 1
+MicroBatch = Annotated[int, Setting(
+    "images of a process that pass through the networks at once, for batches greater than its memory: the student "
+    "passes twice, and the gradient is that of the whole batch, for every loss. Only batch norm differs, whose "
+    "statistics are then those of M images (of a view), as if the batch had been M, so a run that resumes with another "
+    "M does not train quite the same; default 0, all at once", least=0, metavar="M", resumable=True,
+    changes_numbers=True)]
+
+
+def parts_of(rows: int, micro_batch: MicroBatch = 0) -> int:
+    """How many parts, equal to within one row, leave none with more than ``micro_batch`` of the ``rows`` (0: no limit).
+    """
+    return max(1, -(-rows // micro_batch)) if micro_batch else 1
 
 
 def in_parts(function: Outputs, size: int) -> Outputs:

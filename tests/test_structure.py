@@ -289,8 +289,9 @@ PLACES = {"data", "output", "resume", "workers", "print_freq", "device", "knn_ev
 
 @pytest.mark.parametrize("script", ["train_distill", "train_teacher"])
 def test_only_where_things_lie_and_how_the_work_is_done_may_differ_on_resume(script):
-    files = {"closek_info", "fark_info", "cluster_info"}  # what they hold is compared with the data
-    assert parse((script,)).resumable == PLACES | (files if script == "train_distill" else set())
+    own = {"closek_info", "fark_info", "cluster_info",  # what they hold is compared with the data
+           "micro_batch"}  # what a run that ran out of memory is told to change
+    assert parse((script,)).resumable == PLACES | (own if script == "train_distill" else set())
 
 
 def test_a_resumable_setting_that_shows_in_the_result_belongs_to_an_evaluations_settings():

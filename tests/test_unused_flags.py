@@ -14,6 +14,8 @@ UNUSED = [  # script, flags, those without an effect, what they are for
     (DISTIL, "--sampler random --closek-info x --fark-info y", "--closek-info --fark-info", ""),
     (DISTIL, "--sampler cf --coverage 0.5", "--coverage", "with --sampler cluster+cf"),
     (DISTIL, "--sampler cf --cluster-info c", "--cluster-info", "with --sampler cluster and cluster+cf"),
+    (DISTIL, "--loss moco --teacher-stem cifar --teacher-mean 0 0 0 --teacher-std 1 1 1 --teacher-branch b -k resnet50",
+     "--teacher-stem --teacher-mean --teacher-std --teacher-branch -k", "with a loss that has a teacher"),
     (DISTIL, "--knn-data x", "--knn-data", "with --knn-every"),
     (TEACHER, "--schedule 3 4", "--schedule", "with --cos false"),
     (TEACHER, "--nonfinite-limit 3", "--nonfinite-limit", "with --on-nonfinite skip"),
@@ -23,7 +25,8 @@ UNUSED = [  # script, flags, those without an effect, what they are for
     (LINEAR, "--cached -b 3", "-b", "without --cached, or with --solver sgd"),
     (LINEAR, "--solver sgd", "--solver", "with --cached"),
     (("evaluate", "finetune"), "--schedule 1", "", "")]
-USED = [(DISTIL, "--sampler cluster --closek-info clusters.pth"),
+USED = [(DISTIL, "--teacher-stem cifar --teacher-branch b -k resnet50"),
+        (DISTIL, "--sampler cluster --closek-info clusters.pth"),
         (DISTIL, "--sampler cluster+cf --coverage 0.5 --nearest-k 3 --total-k 7 --closek-info x --cluster-info y"),
         (DISTIL, "--cos false --schedule 3 --knn-every 1 --knn-data x --on-nonfinite skip --nonfinite-limit 3"),
         (LINEAR, "--cached --solver sgd --rates 1 -b 64 --epochs 3"), (LINEAR, "--lr 3 --epochs 9 -b 3")]

@@ -20,6 +20,8 @@ def parse(names, *more):
     ("seed+coss+disco", ["--s-temp", 0.1], ["--s-temp 0.1", "seed, coss, disco", "0.2, 0.1, 0.2"]),
     ("disco", ["--disco-sum", "--disco-weight", 3], ["--disco-sum", "--disco-weight 3"]),
     ("disco", ["--disco-sum", "--disco-weight", 0], ["--disco-weight 0"]),
+    ("coss", ["--l_0", 0, "--l_1", 0], ["--l_0 0 and --l_1 0 leave --loss coss nothing to train on"]),
+    ("seed+coss", ["--l_0", 0, "--l_1", 0], ["--l_0 0 and --l_1 0 leave --loss coss nothing"]),
 ])
 def test_refused(names, more, words):
     with pytest.raises(UserError) as error:
@@ -31,6 +33,7 @@ def test_refused(names, more, words):
 @pytest.mark.parametrize(("names", "more"), [
     ("coss+seed", []), ("coss+mse", ["--t-temp", 0.05]), ("coss+dist", ["--l_1", 0.5, "--s-temp", 0.2]),
     ("seed+compress", ["--queue-size", 8]), ("disco", ["--disco-sum"]), ("disco", ["--disco-weight", 3]),
+    ("coss", ["--l_0", 0]), ("coss", ["--l_1", 0]), ("seed", ["--l_0", 0, "--l_1", 0]),
 ])
 def test_accepted(names, more):
     methods.check_loss(parse(names, *more))
