@@ -59,7 +59,7 @@ def _append(file: BinaryIO, line: bytes) -> None:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a results.jsonl, oldest first; [] if there is no such file. A sentence on stderr counts the
+    """Every whole line of a results.jsonl, oldest first; [] without such a file. A sentence on stderr counts the
     others, which a kill has cut short. Raises OSError."""
     if not path.exists():
         return []
