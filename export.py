@@ -70,7 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--data", default=None, metavar="DIR",
                        help="real images to compare features on, in any form that train_distill.py takes; default: "
                             "rendered ones, which are built in")
-    group.add_argument("--images", type=cli.number(int, 1), default=8, metavar="N",
+    group.add_argument("--images", type=cli.number(int, 1, 4096), default=8, metavar="N",
                        help="how many of them, the first; default 8, beside 4 of random noise")
     cli.add_opening_flags(group, workers=False)
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

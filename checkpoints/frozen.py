@@ -28,9 +28,9 @@ def load_frozen(
         metavar="NAME")] = None,
     mean: Annotated[Sequence[float] | None, Setting(
         "mean of red, green and blue that the network was trained with, of images in [0, 1]; default: its layout's, "
-        "which the report shows (ImageNet's for most)", nargs=3, item=float, metavar="X")] = None,
-    std: Annotated[Sequence[float] | None, Setting("the same for the standard deviation", nargs=3, item=float, above=0,
-                                                   metavar="X")] = None,
+        "which the report shows (ImageNet's for most)", nargs=3, item=float, least=0, most=1, metavar="X")] = None,
+    std: Annotated[Sequence[float] | None, Setting("the same for the standard deviation", nargs=3, item=float,
+                                                   least=0.001, most=1, metavar="X")] = None,
     checkpoint_key: Annotated[str | None, Setting(
         "entry of the file that holds the weights; default: found (state_dict, model, or bare)",
         "--checkpoint-key --checkpoint_key", metavar="KEY")] = None,

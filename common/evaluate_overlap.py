@@ -60,6 +60,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     source = open_source(args.data, "test").subset(args.subset)
     ks = _ks(args.k, len(source))
     names = student_names(args.weights, args.names)
+    heads = {file: heads_of(file, args.branch, args) for file in args.weights}  # a bad file is refused before the work
     teacher_args = changed(args, arch=args.teacher_arch, stem=args.teacher_stem, branch=args.teacher_branch, mean=None,
                            std=None)
     teacher = evaluation.open_network(teacher_args, process, args.teacher, "--teacher")
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         own = changed(args, arch=None, stem=None) if found_in_file else args  # --arch is what the untrained one needs
         student = evaluation.open_network(own, process, file)
         features, _ = evaluation.features(student, source, own, process, f"features of {name}")
-        target, projected, how = common_space(space, features, own_heads, heads_of(file, args.branch, args))
+        target, projected, how = common_space(space, features, own_heads, heads[file])
         found[name] = {**neighbourhoods(space, features, ks, process, process.is_main),
                        **similarity(space, features, projected, process, target)}
         compared[name] = how

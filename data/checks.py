@@ -108,13 +108,14 @@ def images_called(source: ImageSource, name: str) -> Iterator[str]:
 
 
 def check_apart(folder: str | Path, data: str | None, flag: str = "--output") -> None:
-    """Refuse a ``folder`` for results that is the folder ``data``, or one in it that holds images: what is written
-    there would be in the way of the images. Raises UserError."""
+    """Refuse a ``folder`` for results that is the folder ``data``, or one in it that holds images or folders of images:
+    what is written there would be in the way of the images. Raises UserError."""
     root, folder = Path(data or ""), Path(folder)
     if not (data and root.is_dir() and folder.is_dir()):
         return
     if folder.samefile(root) or (root.resolve() in folder.resolve().parents and any(
-            path.name.lower().endswith(IMAGE_EXTENSIONS) for path in folder.iterdir())):
+            path.name.lower().endswith(IMAGE_EXTENSIONS)
+            for place in (folder, *filter(Path.is_dir, folder.iterdir())) for path in place.iterdir())):
         raise UserError(f"{flag} {folder} is a folder of the images of --data {data}; choose one elsewhere for what is "
                         "written")
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from data import scan_cache
 from data.folders import list_folder, scan, unreadable
-from data.image_files import IMAGE_EXTENSIONS, ImageNames, open_regular
+from data.image_files import IMAGE_EXTENSIONS, ImageNames
 from data.packed import PackedSource, is_packed
 from data.sources import UNMIX, ArraySource, FileSource, ImageSource
 from runtime.errors import UserError
 from runtime.outputs import no_link
+from runtime.regular import open_regular
 
 EVALUATION_FOLDERS = ("val", "test", "valid", "validation")  # looked for in this order
 SPEC_HELP = (

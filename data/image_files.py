@@ -1,11 +1,9 @@
-"""Which files are images, by one rule for folders, lists and tars, and how they are opened: only regular files."""
+"""Which files are images, by one rule for folders, lists and tars."""
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
-from typing import BinaryIO
 
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -63,14 +61,3 @@ def mixture_of(loose: Iterable[str], folders: Iterable[str]) -> str:
     more = f" and {len(loose) - 1:,} more images lie" if len(loose) > 1 else " lies"
     shown = ", ".join(f"{name}/" for name in folders[:3]) + ", ..." * (len(folders) > 3)
     return f"{loose[0]}{more} beside the folder{'s' * (len(folders) > 1)} {shown}, so that all are taken without labels"
-
-
-def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a file to be read. Raises OSError, at once, for a FIFO, a socket, a device or a folder."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags)  # a FIFO would keep a plain open waiting; what a name stands for may change
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise OSError(0, "is a directory" if stat.S_ISDIR(mode) else "not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")

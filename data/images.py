@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.functional import pil_to_tensor
 
-from data.image_files import open_regular
 from data.jpeg_part import decode_part
+from runtime.regular import open_regular
 
 try:
     import simplejpeg  # optional, libjpeg-turbo alone: the same pixels an eighth sooner than torchvision's

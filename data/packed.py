@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.image_files import open_regular
 from data.images import BadImage, open_rgb
 from data.sources import ImageSource, Names
 from runtime.errors import UserError
+from runtime.regular import open_regular
 from runtime.state import parse_json
 
 MAGIC, VERSION = b"\x89CoSSpk\n", 1

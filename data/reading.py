@@ -20,12 +20,12 @@ def default_workers() -> int:
 
 Workers = Annotated[int, Setting(
     "processes a rank that open and augment images; default: the machine's cores shared among its ranks, at most 8",
-    "-j --workers --num_workers", least=0, metavar="N", resumable=True)]
+    "-j --workers --num_workers", least=0, most=512, metavar="N", resumable=True)]
 
 
 MaxPixels = Annotated[int, Setting(
     "an image of more pixels is unreadable: a small file can ask for all memory. Default {default}, Pillow's limit; "
-    "raise it for large images that you trust", least=1, most=10**12, metavar="N", resumable=True,
+    "raise it for large images that you trust", least=1000, most=10**12, metavar="N", resumable=True,
     changes_numbers=True)]
 
 

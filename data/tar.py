@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from data.datasets import EVALUATION_FOLDERS
-from data.image_files import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, ImageNames, is_hidden, mixture_of, open_regular
+from data.image_files import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, ImageNames, is_hidden, mixture_of
 from data.images import BadImage, open_rgb
 from data.sources import ImageSource
 from runtime.errors import UserError
+from runtime.regular import open_regular
 
 NO_CONTENT = -1  # of a link or a sparse file
 MOST_DIGITS, MOST_CLASSES = 32, 10_000_000

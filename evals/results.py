@@ -20,6 +20,7 @@ import torchvision
 
 from runtime.errors import UserError
 from runtime.outputs import check_output_file, no_link
+from runtime.regular import read_regular
 from runtime.state import parse_json, write_atomic
 
 RESULTS = "results.jsonl"
@@ -63,7 +64,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     others, which a kill has cut short. Raises OSError."""
     if not path.exists():
         return []
-    records, lines = [], [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    records, lines = [], [line for line in read_regular(path).split(b"\n") if line.strip()]
     for line in lines:
         with contextlib.suppress(ValueError):
             record = parse_json(line)

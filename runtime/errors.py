@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import json
@@ -17,6 +18,8 @@ from collections.abc import Callable
 EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_LOST, EXIT_PAUSED = 2, 3, 4, 75  # 75 is sysexits' EX_TEMPFAIL: try again
 # What a terminal obeys, or turns around, but for line ends, tabs and the step up that progress bars take.
 CODES = re.compile("(?!\x1b\\[A)[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+OF_A_NAME = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS}  # which a path that is given has
+SHOWN = 200  # letters of a path
 WAIT_FOR_LAUNCHER = 10.0  # seconds that a process whose peer is gone leaves to torchrun, which names the one that died
 
 
@@ -103,6 +106,11 @@ def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-si
                            "4096), or lower --workers", every_process=False))
         if memory := memory_that_ran_out(error):
             _end(RunStopped(f"{memory}; {less_memory}, and start the same command again", every_process=False))
+        if isinstance(error, OSError) and error.filename and error.errno in OF_A_NAME:
+            name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+            name = name if len(name) <= SHOWN else f"{name[:SHOWN]}..."
+            _end(UserError(f"{name} cannot be opened ({error.strerror}); give another path, or make this one readable "
+                           "and writable", every_process=False))
         if isinstance(error, OSError) and not _can_print():
             _discard_output()
             _end(UserError(f"the output could not be written ({error.strerror or error}); send it where there is room"))

@@ -15,6 +15,7 @@ import torch
 
 from runtime.errors import UserError
 from runtime.outputs import new_file
+from runtime.regular import read_regular
 
 CONFIG = "config.json"
 GO_ON = "choose another folder, or add --resume to go on from its checkpoint with the new settings"
@@ -62,7 +63,7 @@ def parse_json(text: str | bytes) -> Any:
 
 def load_json(path: Path) -> Any:
     """What a JSON file says. Raises OSError and, as :func:`parse_json`, ValueError."""
-    return parse_json(Path(path).read_bytes())
+    return parse_json(read_regular(path))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from data.sources import Names
 from runtime.errors import UserError
+from runtime.regular import open_regular, read_regular_text
 from runtime.state import load_json
 
 VOC_TRAIN, VOC_TEST = (("VOC2007", "trainval"), ("VOC2012", "trainval")), ("VOC2007", "test")
@@ -162,9 +163,10 @@ def read_voc(parts: Sequence[tuple[str | Path, str]], flag: str = "--data") -> B
     for folder, split in parts:
         file = listing = Path(folder) / "ImageSets/Main" / f"{split}.txt"
         try:
-            for name in listing.read_text(encoding="utf-8", errors="surrogateescape").split():
+            for name in read_regular_text(listing).split():
                 file = Path(folder) / "Annotations" / f"{name}.xml"
-                root = ElementTree.parse(file).getroot()
+                with open_regular(file) as stream:
+                    root = ElementTree.parse(stream).getroot()
                 size = int(root.findtext("size/height")), int(root.findtext("size/width"))
                 photos.append(Photo(str(Path(folder) / "JPEGImages" / f"{name}.jpg"), size,
                                     [_voc_box(entry) for entry in root.findall("object")]))

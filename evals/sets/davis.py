@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from data.image_files import open_regular
 from data.images import BadImage, decode_rgb, read_bytes, reason_of
 from runtime.errors import UserError
+from runtime.regular import open_regular
 
 WHERE = "https://davischallenge.org/davis2017/code.html (TrainVal, 480p)"
 VOID = 255  # a pixel that belongs to nothing in particular
@@ -68,6 +68,9 @@ def open_davis(root: str | Path, split: str = "val", flag: str = "--data") -> li
     names = listed.read_text(encoding="utf-8", errors="surrogateescape").split()
     if not names:
         raise UserError(f"{listed} names no sequence; unpack DAVIS again")
+    odd = next((name for name in names if "/" in name or name == ".."), None)  # results are written under these names
+    if odd:
+        raise UserError(f"{listed} names {odd}, expected names of folders in JPEGImages/480p/; unpack DAVIS again")
     return [_open_video(root, name) for name in names]
 
 

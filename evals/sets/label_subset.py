@@ -8,6 +8,7 @@ import numpy as np
 
 from data.sources import ImageSource
 from runtime.errors import UserError
+from runtime.regular import read_regular_text
 
 
 def balanced_subset(source: ImageSource, share: float, seed: int, flag: str = "--labels") -> ImageSource:
@@ -35,7 +36,7 @@ def listed_subset(source: ImageSource, path: str | Path, flag: str = "--labels")
     """The images that a text file lists, one a line, in the source's order: file names (SimCLR's 1percent.txt), or
     paths as the source names them. Raises UserError for a name that is not there, or that several images have."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        lines = read_regular_text(path).splitlines()
     except OSError as error:
         raise UserError(f"{flag} {path} could not be read ({error.strerror}); give a share such as 0.01, or a file "
                         "with one image name a line") from None

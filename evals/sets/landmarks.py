@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from data.image_files import open_regular
 from data.images import BadImage, reason_of
 from data.sources import FileSource
 from runtime.errors import UserError
 from runtime.inert import plain_pickle
+from runtime.regular import open_regular
 
 IMAGES_FROM = {"roxford5k": "https://www.robots.ox.ac.uk/~vgg/data/oxbuildings/",
                "rparis6k": "https://www.robots.ox.ac.uk/~vgg/data/parisbuildings/"}

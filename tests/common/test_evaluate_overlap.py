@@ -128,6 +128,9 @@ def test_bad_input(files):
             overlap(files, "--picture", str(files / name))
     with pytest.raises(UserError, match="--teacher"):
         overlap(files, "--teacher", str(files / "none.pth"))
+    with pytest.raises(UserError, match=r"--weights .*none.pth is not a file"):
+        overlap(files, "--weights", str(files / "teacher" / "student.pth"), str(files / "none.pth"), output="early")
+    assert not (files / "early").exists()                    # refused before features were made
 
 
 def test_the_picture_without_matplotlib(files, monkeypatch, capsys):

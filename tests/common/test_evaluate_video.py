@@ -150,6 +150,10 @@ def test_bad_input(davis, tmp_path):
     (davis / "ImageSets" / "2017" / "none.txt").write_text("\n")
     with pytest.raises(UserError, match="names no sequence"):
         open_davis(davis, "none")
+    for name in ("../run", "/etc", ".."):                    # scores and masks would be written there
+        (davis / "ImageSets" / "2017" / "odd.txt").write_text(f"run\n{name}\n")
+        with pytest.raises(UserError, match=f"names {name}, expected names of folders"):
+            open_davis(davis, "odd")
     sequence = open_davis(davis)[0]
     assert sequence.mask(0).max() == 2                       # 255 is no object
     Image.new("RGB", (96, 64)).save(tmp_path / "rgb.png")

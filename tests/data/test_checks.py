@@ -195,7 +195,7 @@ def test_results_do_not_go_among_the_images(tmp_path):
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).touch() if "." in name else (data / name).mkdir()
     (tmp_path / "link").symlink_to(data)
-    for folder in (data, data / "train" / "a", tmp_path / "link"):
+    for folder in (data, data / "train", data / "train" / "a", tmp_path / "link"):
         with pytest.raises(UserError, match=f"--output {folder} is a folder of the images of --data {data}"):
             checks.check_apart(folder, str(data))
     for folder in (data / "runs", data / "runs" / "one", data / "empty", data / "new", tmp_path, tmp_path / "new"):

@@ -1,5 +1,6 @@
 """Exit codes and the one line on stderr."""
 
+import errno
 import json
 import os
 import subprocess
@@ -57,6 +58,27 @@ def test_one_line_a_machine_for_what_every_process_meets(monkeypatch, capsys, lo
 def test_what_is_nobodys_fault_but_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_script(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("x" * 300, "File name too long"), ("x/" * 3000, "File name too long"), ("a", "Permission denied"),
+    ("loop", "Too many levels of symbolic links")])
+def test_a_path_that_cannot_be_is_a_sentence(name, reason, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+
+    def main():
+        if name == "a":  # which root would be allowed
+            raise PermissionError(errno.EACCES, reason, name)
+        Path(name).stat()
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.startswith(f"error: {name[:200]}")
+    assert said.endswith(f" cannot be opened ({reason}); give another path, or make this one readable and writable\n")
+    assert len(said) < 400
 
 
 def test_a_pause_is_no_failure_that_torchrun_should_answer_by_starting_again(monkeypatch, capsys):
