@@ -46,7 +46,7 @@ def add_training_flags(parser: argparse.ArgumentParser, data: cli.Group, *, epoc
                        help=f"see --schedule; default {factor:g}, {source}")
     declared(Hardware)["amp"].add_to(group, "off", "mixed precision of the network, the classifier stays float32: off "
                                      "(default, as the original), fp16 with a gradient scaler, bf16, or auto: fp16 on "
-                                     "a GPU, on a CPU bf16 if it is faster there")
+                                     "a GPU and off on a CPU")
     declared(RunSettings)["print_freq"].add_to(group)
     return group
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import math
-import time
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from runtime.device import Process
@@ -25,8 +21,8 @@ class Hardware:
     """Precision, and how a GPU is used."""
 
     amp: Annotated[str, Setting(
-        "mixed precision: auto (default) is fp16 with a gradient scaler on a GPU, as in the original; on a CPU bf16 "
-        "if a short test finds it faster there, else off; a run that goes on keeps it, and config.json has it as "
+        "mixed precision: auto (default) is fp16 with a gradient scaler on a GPU, as in the original, and off on a "
+        "CPU, where bf16 may be faster but not every network learns as much in it; config.json has what was taken as "
         "precision", choices=AMP, resumable=True, changes_numbers=True)] = "auto"
     tf32: Annotated[str, Setting(
         "what of float32 runs on a GPU's TF32 units, 10 bits of mantissa: conv, convolutions (default, and PyTorch's "
@@ -62,28 +58,6 @@ def use_hardware(tf32: str = "conv") -> None:
     torch.backends.cudnn.allow_tf32 = tf32 != "off"
     # As the exact search does: torch refuses to say the precision of products where two ways of setting it were mixed.
     torch.set_float32_matmul_precision("high" if tf32 == "all" else "highest")
-
-
-@functools.cache
-def bfloat16_is_faster() -> bool:
-    """Whether this CPU convolves in bfloat16 at least half as fast again as in float32, measured in some milliseconds.
-
-    Names of instructions do not tell: with avx512_bf16 and without AMX it took twice as long (docs/RESULTS.md). One
-    thread's own time is what other work on the machine changes least.
-    """
-    images = torch.ones(8, 64, 14, 14).contiguous(memory_format=torch.channels_last)
-    kernels = torch.ones(64, 64, 3, 3).contiguous(memory_format=torch.channels_last)
-    best, threads = {torch.float32: math.inf, torch.bfloat16: math.inf}, torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        for _ in range(8):
-            for dtype in best:
-                pair = images.to(dtype), kernels.to(dtype)
-                start = time.thread_time()
-                F.conv2d(*pair, padding=1)
-                best[dtype] = min(best[dtype], time.thread_time() - start)
-    torch.set_num_threads(threads)
-    return 1.5 * best[torch.bfloat16] <= best[torch.float32]
 
 
 def check_compiler(device: torch.device) -> None:

@@ -11,9 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from runtime.device import gather_objects
 from runtime.errors import UserError
-from runtime.hardware import bfloat16_is_faster
 from runtime.micro_batches import MicroBatches
 
 ACCUMULATED = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}}  # of a parameter, by optimizer; of others momentum_buffer
@@ -38,12 +36,10 @@ def learning_rate(epoch: int, step: int, steps: int, *, base: float, epochs: int
 
 
 def precision(amp: str, device: torch.device) -> str:
-    """--amp with ``auto`` decided (a collective): fp16 on a GPU, as in the original; on a CPU bf16 where that is faster
-    on every rank's, else off."""
-    if amp == "auto" and device.type == "cpu":
-        return "bf16" if all(gather_objects(bfloat16_is_faster())) else "off"
+    """--amp with ``auto`` decided: fp16 on a GPU, as in the original, off on a CPU. There bf16 may be several times as
+    fast, but small networks without batch norm learnt less in it (docs/RESULTS.md)."""
     if amp == "auto":
-        return "fp16"
+        return "fp16" if device.type == "cuda" else "off"
     if amp == "fp16" and device.type == "cpu":
         raise UserError("--amp fp16 needs a card and this run is on a CPU; use --amp bf16 or off")
     return amp
@@ -53,20 +49,17 @@ class Updater:
     """One optimisation step in the chosen precision; what is off is a no-op, so that one loop serves all.
 
     ``amp``: ``off``, ``fp16`` (with a gradient scaler that lives as long as the run), ``bf16``, or ``auto``, what
-    :func:`precision` makes of it; a run that goes on keeps that, on another machine too. ``clip``: the greatest norm of
-    all gradients together, 0 for none. ``after``: called after each update, as a moving average is.
+    :func:`precision` makes of it. ``clip``: the greatest norm of all gradients together, 0 for none. ``after``: called
+    after each update, as a moving average is.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, amp: str = "off", clip: float = 0.0,
                  after: Callable[[], None] | None = None) -> None:
         self.optimizer, self.device_type, self.clip, self.after = optimizer, device.type, clip, after
-        self.auto = amp == "auto"
-        self._use(precision(amp, device))
+        self.amp = precision(amp, device)
+        self.dtype = {"off": None, "fp16": torch.float16, "bf16": torch.bfloat16}[self.amp]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == "fp16")
         self.passes: MicroBatches | None = None
-
-    def _use(self, amp: str) -> None:
-        self.amp, self.dtype = amp, {"off": None, "fp16": torch.float16, "bf16": torch.bfloat16}[amp]
-        self.scaler = torch.amp.GradScaler(self.device_type, enabled=amp == "fp16")
 
     @property
     def decided(self) -> dict[str, str]:
@@ -102,9 +95,9 @@ class Updater:
             self.after()
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer, scaler and precision."""
-        return {"amp": self.amp, "device": self.device_type, "kind": type(self.optimizer).__name__,
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        """Optimizer and scaler."""
+        return {"kind": type(self.optimizer).__name__, "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`: what has been accumulated. Options (decay, momentum) stay this run's."""
@@ -119,8 +112,6 @@ class Updater:
             for name, value in values.items():  # fused kernels want the layout of the weights, channels last or not
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        if self.auto and state["device"] == self.device_type:
-            self._use(state["amp"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -90,7 +90,7 @@ class Run:
 
         path, state, notes = _find(folder, resume, check, process, per_process, closing)
         state = restore_on_all(modules, state, path, process)
-        for module in modules.values():  # what was left to a machine to decide, and stays so on another
+        for module in modules.values():  # what auto came to here
             config.update(getattr(module, "decided", {}))
         epoch, step, steps = (state["epoch"], state["step"], state["steps"]) if state else (0, 0, 0)
         if start_epoch is not None and not (state and resume == "auto"):  # a restart goes on, whatever it began with

@@ -89,7 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        metavar="W", help="weight decay, of all but batch norm; default 1e-4, detectron2's")
     group.add_argument("--amp", choices=("auto", "off", "fp16", "bf16"), default="off",
                        help="mixed precision: off (default, as detectron2), fp16 with a gradient scaler, bf16, or "
-                            "auto: fp16 on a GPU, on a CPU bf16 if it is faster there")
+                            "auto: fp16 on a GPU and off on a CPU")
     group.add_argument("--eval-every", type=cli.number(int, 0), default=0, metavar="N",
                        help="score every N epochs too; default 0, after the last only")
     cli.add_run_flags(parser, "folder of this run: detector.pth, detection.md, a line of results.jsonl, the log")
