@@ -1,14 +1,22 @@
-"""Every test, and every process that a test starts, computes with one thread: the same numbers on any machine."""
+"""Every test, and every process that a test starts, computes with one thread and, where nothing else is asked for, in
+float32 (--amp auto is bf16 on CPUs with units for it): the same numbers on any machine."""
 
 import os
 
-THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-os.environ.update(THREADS)  # before torch is imported, and inherited by subprocesses
+os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+                   "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"})  # before torch is imported, and inherited by subprocesses
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from helpers.interpreter import warm_python  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """xdist's workers share one."""
+    if getattr(config.option, "numprocesses", None):
+        warm_python()
 
 
 @pytest.fixture(autouse=True)

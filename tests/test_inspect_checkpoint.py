@@ -1,12 +1,11 @@
 """inspect_checkpoint.py as it is run: what it prints, its JSON, its exit code, and the table in the docs."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.scripts import in_this_process
 from torchvision import models
 
 from checkpoints.report import Report
@@ -20,9 +19,8 @@ KEYS = {"file", "ok", "layout", "arch", "branch", "matched", "missing", "unexpec
 
 
 def inspect(*arguments):
-    result = subprocess.run([sys.executable, str(ROOT / "inspect_checkpoint.py"), *map(str, arguments)],
-                            capture_output=True, text=True, check=False, cwd=ROOT)
-    assert "Traceback" not in result.stderr, result.stderr
+    result = in_this_process("inspect_checkpoint.py", *arguments)
+    assert "Traceback" not in result.err, result.err
     return result
 
 
@@ -49,8 +47,8 @@ def files(tmp_path_factory):
 
 def test_json_gives_one_object_a_file_and_the_exit_code_says_whether_all_are_whole(files):
     result = inspect(*files.values(), folder := files["page"].parent / "nowhere.pth", "--json")
-    assert result.returncode == 2
-    objects = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.rc == 2
+    objects = [json.loads(line) for line in result.out.splitlines()]
     assert [x["file"] for x in objects] == [*map(str, files.values()), str(folder)]
     assert all(x.keys() >= KEYS for x in objects)
     moco, short, page, named, nowhere = objects
@@ -71,20 +69,20 @@ def test_json_gives_one_object_a_file_and_the_exit_code_says_whether_all_are_who
 
 def test_text_for_a_person(files):
     result = inspect(files["moco"])
-    assert result.returncode == 0, result.stderr
+    assert result.rc == 0, result.err
     for words in ("MoCo in state_dict, branch encoder_q", "other branches  encoder_k",
                   "resnet18, stem imagenet, 224 px", "whole: 120 tensors", "encoder_k. (another branch)",
                   "mean 0.485 0.456 0.406"):
-        assert words in result.stdout
-    assert "encoder_q" in inspect(files["moco"], "--branch", "teacher").stdout
-    assert inspect(files["moco"], "--branch", "teacher").returncode == 2
+        assert words in result.out
+    assert "encoder_q" in inspect(files["moco"], "--branch", "teacher").out
+    assert inspect(files["moco"], "--branch", "teacher").rc == 2
 
 
 def test_arch_flag_shows_the_difference_from_that_one(files):
-    report = json.loads(inspect(files["short"], "--arch", "resnet34", "--json").stdout)
+    report = json.loads(inspect(files["short"], "--arch", "resnet34", "--json").out)
     assert len(report["missing"]) == 10  # two convolutions, two batch norms of four
     assert all(name.startswith("layer3.5.") for name in report["missing"])
-    wrong = json.loads(inspect(files["moco"], "--arch", "resnet34", "--json").stdout)
+    wrong = json.loads(inspect(files["moco"], "--arch", "resnet34", "--json").out)
     assert wrong["missing"]
     assert "it fits resnet18" in wrong["error"]
 
@@ -92,21 +90,21 @@ def test_arch_flag_shows_the_difference_from_that_one(files):
 def test_a_network_of_random_weights_is_told_from_a_trained_one(tmp_path):
     write_demo(tmp_path / "demo", train_per_class=25, test_per_class=1)
     data = tmp_path / "demo" / "train"
-    teacher = json.loads(inspect(ROOT / "assets" / "demo_teacher.pth", "--data", data, "-j", 0, "--json").stdout)
+    teacher = json.loads(inspect(ROOT / "assets" / "demo_teacher.pth", "--data", data, "-j", 0, "--json").out)
     assert teacher["sanity"]["verdict"] == "it has learnt"
     assert teacher["sanity"]["percent"] > teacher["sanity"]["percent_fresh"] + 20
     torch.manual_seed(7)
     torch.save({"image_size": 64, "state_dict": models.squeezenet1_1().state_dict()}, tmp_path / "random.pth")
     for images in (data, min(data.iterdir())):  # with labels, without
-        random = json.loads(inspect(tmp_path / "random.pth", "--data", images, "-j", 0, "--json").stdout)
+        random = json.loads(inspect(tmp_path / "random.pth", "--data", images, "-j", 0, "--json").out)
         assert random["ok"]
         assert "no better than fresh weights" in random["sanity"]["verdict"]
 
 
 def test_nothing_to_inspect_is_said():
     result = inspect()
-    assert result.returncode == 2
-    assert "at least one FILE" in result.stderr
+    assert result.rc == 2
+    assert "at least one FILE" in result.err
 
 
 def test_the_docs_hold_the_codes_own_table():

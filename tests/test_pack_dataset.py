@@ -1,12 +1,12 @@
 """pack_dataset.py as a person runs it: pack, verify, mine from the pack for the folder, and bad input."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.scripts import script, well
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -15,13 +15,6 @@ from data.datasets import open_source
 from data.neighbours import load_neighbours
 from data.packed import PackedSource
 from runtime.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def script(*arguments):
-    return subprocess.run([sys.executable, str(ROOT / "pack_dataset.py"), *map(str, arguments)], capture_output=True,
-                          text=True, timeout=120, env=dict(os.environ))
 
 
 @pytest.fixture
@@ -44,9 +37,9 @@ def run(monkeypatch, *arguments):
 
 def test_the_script(tree, tmp_path):
     path = tmp_path / "packs" / "train.pack"
-    done = script("--data", tree, "--output", path, "--mode", "jpeg", "--short-side", "32", "-j", "2")
-    assert done.returncode == 0, done.stderr
-    assert f"{path}: 12 images, " in done.stdout
+    done = script("pack_dataset.py", "--data", tree, "--output", path, "--mode", "jpeg", "--short-side", 32, "-j", 2)
+    assert done.rc == 0, done.err
+    assert f"{path}: 12 images, " in done.out
     source = PackedSource(path)
     assert source.meta | {"source": ""} == {"mode": "jpeg", "short_side": 32, "quality": 90, "classes": ["a", "b"],
                                            "source": "", "source_fingerprint": source.fingerprint()}
@@ -55,12 +48,12 @@ def test_the_script(tree, tmp_path):
     content = bytearray(path.read_bytes())
     content[int(source.records["offset"][7]) + 9] ^= 1
     path.write_bytes(content)
-    done = script("--verify", path)
-    assert done.returncode == 2
-    assert f"damaged: {path}: record {source.names[7]}" in done.stdout
-    assert done.stderr.splitlines()[-1] == (f"error: --verify {path}: 1 of 12 are damaged, first {source.names[7]}; "
+    done = script("pack_dataset.py", "--verify", path)
+    assert done.rc == 2
+    assert f"damaged: {path}: record {source.names[7]}" in done.out
+    assert done.err.splitlines()[-1] == (f"error: --verify {path}: 1 of 12 are damaged, first {source.names[7]}; "
                                             "copy the file again, or pack again")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.err
 
 
 def test_splits_tars_and_a_second_run(tree, tmp_path, monkeypatch, capsys):
@@ -145,10 +138,8 @@ def test_several_things_that_are_no_tars(tree, tmp_path, monkeypatch):
 def test_neighbours_mined_from_the_pack_fit_the_folder(tree, tmp_path, monkeypatch):
     path = tmp_path / "train.pack"
     run(monkeypatch, "--data", tree, "--output", path, "-j", "0")
-    done = subprocess.run([sys.executable, str(ROOT / "compute_knn.py"), "mine", "--data", path, "--output", tmp_path,
-                           "--weights", "untrained", "--arch", "squeezenet1_1", "--image-size", "32", "--k", "3",
-                           "--workers", "1", "--device", "cpu"], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    well(script("compute_knn.py", "mine", "--data", path, "--output", tmp_path, "--weights", "untrained", "--arch",
+                "squeezenet1_1", "--image-size", 32, "--k", 3, "--workers", 1, "--device", "cpu"))
     folder = open_source(str(tree))
     ids, warnings = load_neighbours(tmp_path / "closek_info.npy", folder.fingerprint(), len(folder), 3)
     assert ids.shape == (12, 3)

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_end_to_end import in_this_process, render, well
+from helpers.images import render
+from helpers.scripts import in_this_process, well
 from torch import nn
 
 from models.backbones import build_backbone

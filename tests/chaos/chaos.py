@@ -24,9 +24,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from compare import differences
-
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from helpers.compare import differences  # noqa: E402
+
 COMMON = ["--data", "demo", "--subset", "0.04", "--image-size", "32", "-b", "8", "--epochs", "6", "-p", "3",
           "--save-every", "5", "--keep", "3", "--workers", "1", "--device", "cpu"]
 FLAGS = {

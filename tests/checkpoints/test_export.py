@@ -9,7 +9,6 @@ import pickle
 import resource
 import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from helpers.scripts import script
 from PIL import Image
 from torch import nn
 
@@ -438,10 +438,9 @@ def test_the_script(tmp_path, sources, images):
         Image.effect_noise((80, 70), 40 + i).save(data / f"{i}.png")
     out = tmp_path / "o.pth"
     common = ("--weights", weights, "--to", "torchvision", "--output", out)
-    done = subprocess.run([sys.executable, str(ROOT / "export.py"), *map(str, common), "--with-projector", "--data",
-                           str(data)], capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stderr) == (0, "")
-    report, summary, *code = done.stdout.splitlines()
+    done = script("export.py", *common, "--with-projector", "--data", data)
+    assert (done.rc, done.err) == (0, "")
+    report, summary, *code = done.out.splitlines()
     assert report.startswith(f"{weights}: CoSS layout")
     assert "compared on 4 random and 3 real images: largest difference 0 of" in summary
     assert "the network needs the 3x3 stem" in summary

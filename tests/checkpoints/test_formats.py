@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from sources import (
+from helpers.sources import (
     IMAGENET,
     OPTIMIZER,
     _no_initialisation,  # noqa: F401

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from sources import (
+from helpers.sources import (
     IMAGENET,
     OPTIMIZER,
     SWAV,

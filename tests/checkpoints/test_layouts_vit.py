@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 import pytest
 import torch
-from sources import (
+from helpers.sources import (
     IMAGENET,
     OPTIMIZER,
     _no_initialisation,  # noqa: F401

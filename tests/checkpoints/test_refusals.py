@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from sources import (
+from helpers.sources import (
     OPTIMIZER,
     _no_initialisation,  # noqa: F401
     head,

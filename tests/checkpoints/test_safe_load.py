@@ -16,7 +16,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from sources import features, images, imaginary, old_tar, source, state
+from helpers.sources import features, images, imaginary, old_tar, source, state
 from torch._tensor import _rebuild_from_type_v2
 from torch.serialization import SourceChangeWarning
 from torch.storage import _load_from_bytes

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sources import state, training, under
+from helpers.sources import state, training, under
 from torch import nn
 
 from checkpoints.frozen import load_frozen

@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "chaos"))
+sys.path[:0] = [str(ROOT / "tests" / "chaos"), str(ROOT / "tests")]
 
 from chaos import FLAGS, children, send, start  # noqa: E402
-from compare import differences  # noqa: E402
+from helpers.compare import differences  # noqa: E402
 
 TRAIN = [*FLAGS["train_distill.py"], "--epochs", "3", "--save-every", "4", "--workers", "0"]
 ADDRESSES = ("10.213.71.1", "10.213.71.2")

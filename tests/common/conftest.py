@@ -1,23 +1,12 @@
 """A tiny labelled tree and a checkpoint, for the sub-commands."""
 
-import numpy as np
 import pytest
 import torch
-from test_end_to_end import render
+from helpers.experiment import tree  # noqa: F401
 
 from models.backbones import build_backbone
 
 ARCH = "shufflenet_v2_x0_5"
-
-
-@pytest.fixture(scope="session")
-def tree(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
-    for split, count in (("train", 10), ("val", 3)):
-        for kind, name in enumerate(("across", "down", "fall", "rise")):
-            for i in range(count):
-                render(root / split / name / f"{split}{i:02d}.jpg", kind, rng)
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_end_to_end import in_this_process, well
+from helpers.scripts import in_this_process, well
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import json
 import shutil
 
 import pytest
+from helpers.scripts import in_this_process, well
 from PIL import Image
-from test_end_to_end import in_this_process, well
 
 BAD = ("train/across/train03.jpg", "val/down/val01.jpg")
 

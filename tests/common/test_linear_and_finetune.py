@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_end_to_end import in_this_process, script, well
+from helpers.scripts import in_this_process, script, well
 from torch import nn
 from torchvision import datasets
 from torchvision import transforms as T

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from test_end_to_end import in_this_process, well
+from helpers.scripts import in_this_process, well
 
 SAID = "all images are of one class (across), so these scores mean nothing"
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from ranks import on_ranks
+from helpers.ranks import on_ranks
 from torch import nn
 
 from data.batches import Batch

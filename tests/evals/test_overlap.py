@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import on_ranks
+from helpers.ranks import on_ranks
 from sklearn.manifold import trustworthiness
 
 from evals.overlap import cosines, neighbourhoods, ranks_of, shared_neighbours, similarity, usable_ks

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import on_ranks
+from helpers.ranks import on_ranks
 from sklearn.metrics import average_precision_score
 
 from evals.retrieval import average_precision, class_retrieval, precision_at, revisited, trapezoidal_ap

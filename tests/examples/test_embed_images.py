@@ -3,13 +3,12 @@
 import contextlib
 import io
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.scripts import script
 from PIL import Image
 from torchvision.transforms.functional import normalize
 
@@ -40,14 +39,13 @@ def embedded(path):
 
 
 def example(*words):
-    return subprocess.run([sys.executable, ROOT / "examples" / "embed_images.py", *map(str, words)],
-                          capture_output=True, text=True, timeout=300)
+    return script("examples/embed_images.py", *words)
 
 
 def test_it_embeds_a_folder(photos, tmp_path):
     done = example(TEACHER, photos, tmp_path / "features.npz")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("features.npz: 3 images, 512 numbers each\n")
+    assert (done.rc, done.err) == (0, "")
+    assert done.out.endswith("features.npz: 3 images, 512 numbers each\n")
     with np.load(tmp_path / "features.npz") as found:
         assert [Path(name).name for name in found["names"]] == ["0.png", "1.png", "2.png"]
         expected = np.stack([embedded(name) for name in found["names"]])
@@ -58,8 +56,8 @@ def test_it_embeds_a_folder(photos, tmp_path):
 def test_an_unreadable_image_is_named_and_nothing_is_written(photos, tmp_path):
     (photos / "1.png").write_bytes(b"not an image")
     done = example(TEACHER, photos, tmp_path / "features.npz")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "1.png is unreadable" in done.stderr
+    assert done.rc == 2
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1 and "1.png is unreadable" in done.err
     assert not (tmp_path / "features.npz").exists()
 
 

@@ -3,7 +3,7 @@ search's tiles, k-means, features of a data set."""
 
 import pytest
 import torch
-from stand_in import MEANT, ROOT, StandIn
+from helpers.stand_in import MEANT, ROOT, StandIn
 from torch import nn
 
 from losses import LOSSES, build_objective

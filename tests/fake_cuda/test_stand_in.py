@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from stand_in import Event, Misuse, StandIn, Stream
+from helpers.stand_in import Event, Misuse, StandIn, Stream
 from torch import nn
 
 CUDA = torch.device("cuda", 0)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers.stand_in import MEANT, StandIn
 from PIL import Image
-from stand_in import MEANT, StandIn
 from torch import nn
 
 import train_distill

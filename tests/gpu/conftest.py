@@ -8,6 +8,8 @@ import os
 
 import pytest
 import torch
+from helpers.experiment import neighbours, teacher, teacher_run, tree, work  # noqa: F401
+from helpers.methods import method_files  # noqa: F401
 
 DEVICE = os.environ.get("COSS_TEST_DEVICE", "cuda")
 

@@ -5,8 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_end_to_end import in_this_process, metrics, well
-from test_end_to_end_methods import flags, work  # noqa: F401 - a fixture
+from helpers.methods import flags
+from helpers.runs import metrics
+from helpers.scripts import in_this_process, well
 
 from data.augment import augmentation
 from data.loader import build_loader
@@ -85,13 +86,13 @@ def test_clusters_are_the_cpus(rows, device):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_first_steps_of_every_loss_are_the_cpus(name, work, device, tmp_path):  # noqa: F811
+def test_the_first_steps_of_every_loss_are_the_cpus(name, method_files, device, tmp_path):  # noqa: F811
     """Four steps or more by train_distill.py itself, float32: the first loss to 0.2 %, those after updates to 5 %."""
     lines = {}
     for where in ("cpu", str(device)):
         folder = tmp_path / where.replace(":", "")
-        well(in_this_process("train_distill.py", *flags(work, name, folder, "--device", where, "--amp", "off", "--tf32",
-                                                        "off")))
+        more = ["--device", where, "--amp", "off", "--tf32", "off"]
+        well(in_this_process("train_distill.py", *flags(method_files, name, folder, *more)))
         lines[where] = [line["loss"] for line in metrics(folder)]
     expected, found = lines["cpu"], lines[str(device)]
     assert len(expected) >= 4

@@ -7,25 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_end_to_end import (  # noqa: F401 - fixtures
-    ROOT,
-    in_this_process,
-    load,
-    metrics,
-    neighbours,
-    script,
-    teacher,
-    tree,
-    well,
-    work,
-)
-from test_end_to_end_resume import at
+from helpers.runs import load, metrics
+from helpers.scripts import AT_STEP, ROOT, at, in_this_process, launched, script, well
 
 STUDENT = "shufflenet_v2_x0_5"
 
 
 @pytest.fixture
-def line(tree, teacher, neighbours, device):  # noqa: F811
+def line(tree, teacher, neighbours, device):
     """A training line without --output: 2 epochs of 10 steps of 16 images."""
     return ["--data", tree / "train", "-a", STUDENT, "--distill", teacher, "--sampler", "cf", "--closek-info",
             neighbours, "--nearest-k", 3, "--total-k", 6, "-b", 4, "--epochs", 2, "-p", 1, "--lr", 0.001,
@@ -44,7 +33,7 @@ def losses_of(folder):
 
 
 @pytest.mark.parametrize("amp", ["fp16", "bf16", "off"])
-def test_a_whole_experiment(amp, line, tree, teacher, device, tmp_path):  # noqa: F811
+def test_a_whole_experiment(amp, line, tree, teacher, device, tmp_path):
     """Mined, distilled, killed and gone on with, scored: all on the device."""
     common = ["--device", device, "--workers", 0]
     well(in_this_process("compute_knn.py", "mine", "--data", tree / "train", "--weights", teacher, "--output",
@@ -52,9 +41,8 @@ def test_a_whole_experiment(amp, line, tree, teacher, device, tmp_path):  # noqa
     assert np.load(tmp_path / "nn/closek_info.npy").shape == (40, 12)
     more = [*line, "--closek-info", tmp_path / "nn/closek_info.npy", "--amp", amp_for(amp, device), "--save-every", 3,
             "--output", tmp_path / "run"]
-    killed = subprocess.run([sys.executable, ROOT / "tests/chaos/at_step.py", "0:0:5:KILL", "train_distill.py",
-                             *map(str, more)], capture_output=True, text=True, timeout=120)
-    assert killed.returncode == -9, killed.stderr
+    killed = script(AT_STEP, "0:0:5:KILL", "train_distill.py", *more)
+    assert killed.rc == -9, killed.err
     well(in_this_process("train_distill.py", *more))
     assert [entry["step"] for entry in metrics(tmp_path / "run")] == list(range(1, 21))
     assert np.isfinite(losses_of(tmp_path / "run")).all()
@@ -92,12 +80,12 @@ def test_what_the_flags_for_speed_and_memory_do_there(more, line, tmp_path):
 def test_compiled(gpu, line, tmp_path):
     """The first loss is the eager one's; torch.compile may add in another order."""
     for name, more in (("eager", []), ("compiled", ["--compile"])):
-        well(script("train_distill.py", *line, *more, "--epochs", 1, "--amp", "off", "--tf32", "off", "--output",
-                    tmp_path / name, timeout=300))
+        well(launched("train_distill.py", *line, *more, "--epochs", 1, "--amp", "off", "--tf32", "off", "--output",
+                      tmp_path / name))
     assert losses_of(tmp_path / "compiled")[0] == pytest.approx(losses_of(tmp_path / "eager")[0], rel=1e-3)
 
 
-def test_a_teacher_is_trained(tree, device, tmp_path):  # noqa: F811
+def test_a_teacher_is_trained(tree, device, tmp_path):
     well(in_this_process("train_teacher.py", "--data", tree / "train", "--arch", STUDENT, "--stem", "cifar", "-b", 8,
                          "--image-size", 32, "--bn-parts", 2, "--moco-k", 16, "--epochs", 1, "-p", 1, "--workers", 0,
                          "--device", device, "--output", tmp_path / "teacher"))
@@ -108,13 +96,13 @@ def test_a_teacher_is_trained(tree, device, tmp_path):  # noqa: F811
 
 
 def test_one_process_under_torchrun(line, tmp_path):
-    well(script("train_distill.py", *line, "--epochs", 1, "--output", tmp_path / "run", processes=1))
+    well(launched("train_distill.py", *line, "--epochs", 1, "--output", tmp_path / "run", processes=1))
 
 
 def test_two_processes_on_one_gpu_are_refused_in_a_sentence(line, tmp_path, monkeypatch, device):
     """NCCL cannot; gloo can, on the CPU, where the same line is served."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    done = script("train_distill.py", *line, "--epochs", 1, "--output", tmp_path / "run", processes=2)
+    done = launched("train_distill.py", *line, "--epochs", 1, "--output", tmp_path / "run", processes=2)
     if device.type == "cuda":
         assert done.rc == 1  # torchrun's
         assert "asks for GPU 1, counted from 0, but this machine shows 1 GPU(s)" in done.err

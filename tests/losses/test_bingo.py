@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from naive import Ring, info_nce, units
+from helpers.naive import Ring, info_nce, units
 
 from losses.bingo import BINGO, cutmix
 

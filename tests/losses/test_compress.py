@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from naive import Ring, dot, log_softmax, mean, units
+from helpers.naive import Ring, dot, log_softmax, mean, units
 
 from losses.compress import CompRess
 

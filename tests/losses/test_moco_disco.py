@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from naive import Ring, dot, info_nce, mean, squared_distance, units
+from helpers.naive import Ring, dot, info_nce, mean, squared_distance, units
 
 from losses.disco import DisCo
 from losses.moco import MoCo

@@ -4,8 +4,8 @@ import io
 
 import pytest
 import torch
-from naive import Ring
-from ranks import on_ranks
+from helpers.naive import Ring
+from helpers.ranks import on_ranks
 
 from losses.queue import Queue, info_nce
 

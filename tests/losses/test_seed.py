@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from naive import Ring, dot, log_softmax, mean, units
+from helpers.naive import Ring, dot, log_softmax, mean, units
 
 from losses.seed import SEED
 

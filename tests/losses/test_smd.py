@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from ranks import on_ranks
+from helpers.ranks import on_ranks
 
 from losses.smd import SMD
 from runtime.device import all_reduce_mean

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sources import randomise
+from helpers.sources import randomise
 from torch import nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from sources import randomise, state, training, under
+from helpers.sources import randomise, state, training, under
 from torch import nn
 
 from checkpoints.frozen import load_frozen

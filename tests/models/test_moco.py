@@ -2,14 +2,12 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.scripts import script, well
 from torch import nn
 
 from checkpoints.layouts import read_checkpoint
@@ -175,7 +173,7 @@ TWO_PROCESSES = """
 import sys
 import torch
 import torch.nn.functional as F
-sys.path[:0] = [{root!r}, {here!r}]
+sys.path[:0] = [{root!r}, {root!r} + "/tests", {here!r}]
 from test_moco import make, views
 from models.teachers import Normalise
 from runtime.device import start_process, wrap
@@ -214,9 +212,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
     here = Path(__file__).resolve().parent
     program = tmp_path / "two.py"
     program.write_text(TWO_PROCESSES.format(root=str(here.parent.parent), here=str(here), out=str(tmp_path)))
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                           str(program)], capture_output=True, text=True, timeout=120, env={**os.environ})
-    assert done.returncode == 0, done.stderr
+    well(script(program, processes=2))
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["well", "well"]
 
 

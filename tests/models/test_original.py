@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from sources import randomise
+from helpers.sources import randomise
 from torch import nn
 
 from checkpoints.conversion import export

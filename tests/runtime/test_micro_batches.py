@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from ranks import on_ranks
+from helpers.ranks import on_ranks
 from torch import nn
 
 from losses import LOSSES, build_objective, needs_of

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import on_ranks
+from helpers.ranks import on_ranks
 from torch import nn
 
 from runtime.device import Process, highest, on_first_rank, share_error, wrap

@@ -1,19 +1,16 @@
 """k-means against scikit-learn and a naive loop, from the same start; one process against two."""
 
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.ranks import on_ranks
 
 from runtime.device import Process
 from search import kmeans as module
 from search.kmeans import kmeans
 
-ROOT = Path(__file__).resolve().parents[2]
 ALONE = Process(0, 1, torch.device("cpu"))
 
 
@@ -183,20 +180,12 @@ def test_what_makes_no_sense(count, options):
         kmeans(torch.randn(6, 2), count, ALONE, **options)
 
 
-TWO = """
-import sys, torch
-from runtime.device import start_process
-from search.kmeans import kmeans
-with start_process("cpu") as process:
-    saved = torch.load(sys.argv[1], weights_only=True)
-    mine = saved["rows"][:saved["cut"]] if process.rank == 0 else saved["rows"][saved["cut"]:]
-    results = []
-    for options in saved["cases"]:
-        found = kmeans(mine, 9, process, seed=1, **options)
-        results.append({"labels": found.labels, "centres": found.centres, "objective": found.objective,
-                        "passes": found.passes})
-    torch.save(results, f"{sys.argv[1]}.{process.rank}")
-"""
+def share_of_clusters(rank, path):
+    saved, process = torch.load(path, weights_only=True), Process(rank, 2, torch.device("cpu"))
+    mine = (saved["rows"][:130], saved["rows"][130:])[rank]
+    found = [kmeans(mine, 9, process, seed=1, **options) for options in saved["cases"]]
+    torch.save([{"labels": x.labels, "centres": x.centres, "objective": x.objective, "passes": x.passes}
+                for x in found], f"{path}.{rank}")
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
@@ -206,11 +195,8 @@ def test_two_processes_find_what_one_finds(tmp_path):
     cases = [{"metric": metric, **more} for metric in module.METRICS for more in (
         {}, {"init": "random"}, {"batch_rows": 50, "tolerance": 1e-3}, {"init": start})]
     path = tmp_path / "two.pth"
-    torch.save({"rows": rows, "cut": 130, "cases": cases}, path)
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                           "--no-python", sys.executable, "-c", TWO, str(path)], cwd=ROOT, capture_output=True,
-                          text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    torch.save({"rows": rows, "cases": cases}, path)
+    on_ranks(2, share_of_clusters, tmp_path, path)
     parts = [torch.load(f"{path}.{rank}", weights_only=True) for rank in range(2)]
     for options, first, second in zip(cases, *parts, strict=True):
         one = kmeans(rows, 9, ALONE, seed=1, **options)

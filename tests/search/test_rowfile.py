@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from ranks import on_ranks
+from helpers.ranks import on_ranks
 
 import search.rowfile
 from runtime.device import Process

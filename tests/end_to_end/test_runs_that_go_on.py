@@ -7,18 +7,15 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from test_end_to_end import ROOT, Done, in_this_process, load, render, well
-
-sys.path.insert(0, str(Path(__file__).parent / "chaos"))
-
-from at_step import follow  # noqa: E402
-from compare import differences, metrics  # noqa: E402
+from helpers.compare import differences, metrics
+from helpers.images import render
+from helpers.runs import load
+from helpers.scripts import AT_STEP, at, in_this_process, script, well
 
 ARCH = "squeezenet1_1"
 
@@ -51,25 +48,6 @@ def run(flags, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "run"
     well(in_this_process("train_distill.py", *flags, "--output", output, "--workers", 0))
     return output
-
-
-def at(plan, script, *arguments):
-    """In this process, with ``plan`` (see chaos/at_step.py)."""
-    undo = follow(plan)
-    try:
-        return in_this_process(script, *arguments)
-    finally:
-        undo()
-
-
-def torchrun(plan, script, *arguments, restarts=0, processes=2):
-    """Under torchrun, with ``plan``."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-         "--max-restarts", str(restarts), str(ROOT / "tests" / "chaos" / "at_step.py"), plan, script,
-         *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300)
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 # ---- one process
@@ -201,18 +179,20 @@ def test_a_folder_in_use_is_refused(run, flags, tmp_path):
 def test_two_processes_one_killed_restarted_stopped_and_gone_on(flags, tmp_path):
     """torchrun starts the job again after a rank was killed; then one rank alone is asked to stop."""
     command = ["train_distill.py", *flags, "--workers", 0, "--save-every", "5"]
-    well(torchrun("", *command, "--output", tmp_path / "calm"))
-    done = well(torchrun("0:1:12:KILL,1:1:17:USR1", *command, "--output", tmp_path / "wild", restarts=2))
+    well(script(*command, "--output", tmp_path / "calm", processes=2))
+    done = well(script(AT_STEP, "0:1:12:KILL,1:1:17:USR1", *command, "--output", tmp_path / "wild", processes=2,
+                         restarts=2))
     assert "at epoch 1" in done.out  # after the kill, from the checkpoint at step 10
     assert "stopped by SIGUSR1 before step 7 of epoch 1" in done.out
     assert load(tmp_path / "wild" / "checkpoint.pth")["steps"] == 17
-    well(torchrun("", *command, "--output", tmp_path / "wild"))
+    well(script(*command, "--output", tmp_path / "wild", processes=2))
     assert differences(tmp_path / "calm", tmp_path / "wild") == []
 
 
 def test_a_dead_rank_ends_the_job_within_a_minute_with_its_own_error_at_the_top(flags, tmp_path):
     began = time.monotonic()
-    done = torchrun("0:1:5:KILL", "train_distill.py", *flags, "--workers", 0, "--output", tmp_path / "out")
+    done = script(AT_STEP, "0:1:5:KILL", "train_distill.py", *flags, "--workers", 0, "--output", tmp_path / "out",
+                    processes=2)
     assert done.rc != 0
     assert time.monotonic() - began < 60
     root = done.err.partition("Root Cause")[2]
@@ -225,8 +205,8 @@ def test_a_dead_rank_ends_the_job_within_a_minute_with_its_own_error_at_the_top(
 def test_an_image_that_is_broken_for_one_rank_ends_all_with_that_sentence(flags, tree, tmp_path):
     broken = shutil.copytree(tree, tmp_path / "tree")
     (broken / "class2" / "3.jpg").write_bytes(b"no image")
-    done = torchrun("", "train_distill.py", *flags, "--data", broken, "--sampler", "random", "--workers", 1, "--output",
-                    tmp_path / "out")
+    done = script("train_distill.py", *flags, "--data", broken, "--sampler", "random", "--workers", 1, "--output",
+                    tmp_path / "out", processes=2)
     said = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1, done.err
     assert str(broken / "class2" / "3.jpg") in said[0]
@@ -237,7 +217,8 @@ def test_an_image_that_is_broken_for_one_rank_ends_all_with_that_sentence(flags,
 def test_another_number_of_processes(flags, tmp_path):
     """Two, then one: the same steps of the same images, and the same loss where it does not depend on the number."""
     command = ["train_distill.py", *flags, "--workers", 0, "--space-batch", "global", "-p", 1, "--output"]
-    assert torchrun("0:0:5:TERM", *command, tmp_path / "wild").rc == 1  # torchrun's word for its processes' 75
+    stopped = script(AT_STEP, "0:0:5:TERM", *command, tmp_path / "wild", processes=2)
+    assert stopped.rc == 1  # torchrun's word for its processes' 75
     done = well(in_this_process(*command, tmp_path / "wild"))
     assert "had 2 processes and now has 1" in done.out
     lines = metrics(tmp_path / "wild")

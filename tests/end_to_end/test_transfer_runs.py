@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers.images import render
+from helpers.scripts import in_this_process, script, well
 from sklearn.linear_model import LogisticRegression
-from test_end_to_end import in_this_process, render, script, well
 
 from data.datasets import open_source
 from data.packing import pack

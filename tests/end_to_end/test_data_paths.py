@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from helpers.images import render
+from helpers.runs import metrics
+from helpers.scripts import in_this_process, well
 from PIL import Image
-from test_end_to_end import in_this_process, metrics, render, well
 
 WAYS = {"fast": [], "pil": ["--data-path", "pil"], "host": ["--cache", "host"], "device": ["--cache", "device"],
         "pool": ["--image-cache", "0.01"]}

@@ -1,6 +1,6 @@
 """Run a training script that does something to itself at a given step:
 
-    torchrun ... tests/chaos/at_step.py PLAN train_distill.py FLAGS
+    torchrun ... tests/helpers/at_step.py PLAN train_distill.py FLAGS
 
 PLAN is START:RANK:STEPS:WHAT, several with commas: at torchrun's START-th start of the processes (0 is the first),
 when STEPS steps are done, rank RANK gets the signal WHAT (KILL, TERM, USR1, INT), or raises (RAISE).
