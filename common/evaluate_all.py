@@ -130,7 +130,7 @@ def found_in(root: str) -> tuple[list[str], list[str]]:
 
 def arguments(module: ModuleType, name: str, flags: list[str], args: cli.Arguments) -> cli.Arguments:
     """The command line of one evaluation: its own ``flags``, its defaults, and what is shared from ours."""
-    parser = cli.Parser(prog=f"evaluate.py {module.__name__.rpartition('.')[2]}")
+    parser = cli.Parser(prog=f"evaluate.py {module.__name__.rpartition('.evaluate_')[2]}")
     module.add_flags(parser)
     own = parser.parse_args([*flags, "--weights", args.weights])
     keep = {"data", *own.given}  # each evaluation is given its own

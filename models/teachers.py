@@ -99,7 +99,8 @@ class FrozenEncoder(Encoder):
         """
         for module in self.modules() if dtype else ():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                module.to(dtype)
+                for name, weight in list(module.named_parameters(recurse=False)):
+                    setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
 
     def widths(self) -> dict[str, int]:
         """The width of each kind of :meth:`targets`."""

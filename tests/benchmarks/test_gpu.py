@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.interpreter import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
@@ -21,7 +20,7 @@ from job import Command, Found, Job, Part, members  # noqa: E402
 
 def gpu_sh(*words, timeout=900):
     return subprocess.run(["bash", str(ROOT / "benchmarks/gpu.sh"), *map(str, words)], capture_output=True, text=True,
-                          env={**os.environ, "PYTHON": warm_python()}, timeout=timeout)
+                          env={**os.environ, "PYTHON": sys.executable}, timeout=timeout)
 
 
 @pytest.mark.parametrize("only", ["works,step,search,colour", "feed", "methods"])

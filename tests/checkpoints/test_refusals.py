@@ -21,8 +21,8 @@ from checkpoints.frozen import load_frozen
 from runtime.errors import UserError
 
 LINEAR = {"weight": torch.zeros(5, 512), "bias": torch.zeros(5)}
-ADVICE = ("; give ", "; take ", "; download ", "; convert ", "; save ", ", so leave ", ", so give ", "; it holds ",
-          "--arch ", "which torchvision")
+ADVICE = ("; give ", "; take ", "; download ", "; convert ", "; save ", ", so save ", ", so leave ", ", so give ",
+          "; it holds ", "--arch ", "which torchvision")
 
 
 def refusal(path, arch=None, **options):
@@ -75,7 +75,7 @@ class Tiny(nn.Module):
 def test_torchscript(tmp_path, how, trust):
     made = torch.jit.script(Tiny()) if how == "script" else torch.jit.trace(Tiny(), torch.zeros(1, 3, 8, 8))
     made.save(tmp_path / "RN50.pt")
-    assert "is a TorchScript archive (as CLIP's files are)" in refusal(tmp_path / "RN50.pt", trust=trust)
+    assert "is a TorchScript archive (as CLIP's files are)" in refusal(tmp_path / "RN50.pt", trust_checkpoint=trust)
 
 
 @pytest.mark.parametrize("kind", ["plain", "gzip", "torch"])

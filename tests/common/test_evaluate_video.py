@@ -115,7 +115,7 @@ def test_a_vision_transformer(davis, monkeypatch):
     torch.manual_seed(0)
     vit = VisionTransformer(32, 16, 1, 2, 16, 32, num_classes=2)
     vit.heads, vit.spec = torch.nn.Identity(), build_backbone("squeezenet1_1", image_size=64).spec
-    monkeypatch.setattr("models.teachers.build_backbone", lambda *_: vit.eval())
+    monkeypatch.setattr("checkpoints.frozen.build_backbone", lambda *_: vit.eval())
     record = run(davis, "--weights", "untrained", "-a", "vit_ti_16")
     assert record["map"] == {"stage": "patch tokens", "stride": 16}
     assert 0 < record["metrics"]["J&F mean"] < 100

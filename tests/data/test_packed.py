@@ -340,7 +340,7 @@ def test_done_already_or_in_the_way(packed, tree):
 
 def test_too_little_room_is_found_before(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(packing.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5000}))
-    assert "0.0 GB are free" in refusal(pack, open_source(str(tree)), tmp_path / "out" / "x.pack", RAW, 0)
+    assert "5.0 kB are free" in refusal(pack, open_source(str(tree)), tmp_path / "out" / "x.pack", RAW, 0)
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -68,9 +68,9 @@ def test_head_equals_the_source(tmp_path, name):
 
 def test_a_branch_has_its_own_head(tmp_path):
     tensors = {**under("encoder_q.", state()), **under("encoder_k.", state(seed=2)),
-               "encoder_q.fc.weight": torch.ones(3, D), "encoder_k.fc.weight": torch.zeros(3, D)}
+               "encoder_q.fc.weight": torch.ones(3, D), "encoder_k.fc.weight": torch.full((3, D), 2.0)}
     torch.save(training(tensors), tmp_path / "file.pth")
-    for branch, value in (("encoder_q", 1), ("encoder_k", 0)):
+    for branch, value in (("encoder_q", 1), ("encoder_k", 2)):
         weight = read_checkpoint(tmp_path / "file.pth", branch=branch).head()[0].weight
         assert torch.equal(weight, torch.full((3, D), float(value)))
 

@@ -133,7 +133,7 @@ def test_other_settings_are_refused(tmp_path, commands, monkeypatch):
 def test_minutes_leave_the_rest_for_the_next_time(tmp_path, commands, monkeypatch, capsys):
     run(monkeypatch, flags(tmp_path, "--minutes", "0.5", methods=["coss", "dist"]))  # a student takes 57.6 s
     assert not trained(commands)
-    assert "MINUTES=0.5 are over" in capsys.readouterr().out
+    assert "MINUTES=0.5 have passed" in capsys.readouterr().out
     run(monkeypatch, flags(tmp_path, "--minutes", "2", methods=["coss", "dist"]))
     assert len(trained(commands)) == 4
 

@@ -337,7 +337,7 @@ def test_labels_of_a_test_folder_that_lacks_a_class(tmp_path):
 
 
 def test_the_table_in_the_docs():
-    table = (Path(__file__).parents[2] / "docs" / "EVALUATION.md").read_text()
+    table = (Path(__file__).parents[3] / "docs" / "EVALUATION.md").read_text()
     names = {"top1": "top-1", "per_class": "mean per class", "map11": "11-point mAP"}
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
     assert {row[0]: (row[1], row[3], row[4]) for row in rows if row[0] in LAYOUTS} == {
