@@ -1,5 +1,5 @@
-"""Every test, and every process that a test starts, computes with one thread and, where nothing else is asked for, in
-float32 (--amp auto is bf16 on CPUs with units for it): the same numbers on any machine."""
+"""Every test, and every process that a test starts, computes with one thread and without the bf16 units that only some
+CPUs have: the same numbers on any machine."""
 
 import os
 

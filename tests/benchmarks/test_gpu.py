@@ -17,10 +17,13 @@ import comparison  # noqa: E402
 import run as runner  # noqa: E402
 from job import Command, Found, Job, Part, members  # noqa: E402
 
+# A pytest that the script starts must not take itself for a worker of this one.
+OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST_")}
+
 
 def gpu_sh(*words, timeout=900):
     return subprocess.run(["bash", str(ROOT / "benchmarks/gpu.sh"), *map(str, words)], capture_output=True, text=True,
-                          env={**os.environ, "PYTHON": sys.executable}, timeout=timeout)
+                          env={**OUTSIDE, "PYTHON": sys.executable}, timeout=timeout)
 
 
 @pytest.mark.parametrize("only", ["works,step,search,colour", "feed", "methods"])
