@@ -44,11 +44,12 @@ from models.teachers import Encoder, FrozenEncoder
 from runtime.device import Process, need_memory, seed_everything, start_process, wrap
 from runtime.errors import run_script
 from runtime.hardware import Hardware
+from runtime.job import RunSettings
 from runtime.loop import Trainer
 from runtime.micro_batches import in_parts, parts_of
 from runtime.optim import Updater
 from runtime.optimizers import Optimization
-from runtime.run import Run
+from runtime.run import Description, Run
 from runtime.settings import add_settings
 
 # In config.json and free to differ when a run resumes, beside what is declared so: the teacher's file may lie elsewhere
@@ -147,11 +148,9 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
                **({"ema": average} if average else {})}
     networks = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
-    run = Run.open(config=config, record=record, volatile=args.resumable | FREE | losses.settings().keys(),
-                   process=process,
-                   modules=modules, exports=networks,
-                   per_process=f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
-                   **cli.run_options(args))
+    what = Description(config, record, modules, networks, args.resumable | FREE | losses.settings().keys(),
+                       f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "")
+    run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
                  *cli.unused(args, methods.SURROUNDINGS), *methods.unused(args, head),
                  f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
@@ -167,7 +166,6 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     model = wrap(student, process)
     forward = updater.in_micro_batches(model, args.micro_batch)
     answers = in_parts(lambda images: teacher.targets(images, needs.teacher), args.micro_batch)
-    run.restore_own_state(args.seed)
 
     @torch.no_grad()
     def targets_of(inputs: Inputs) -> dict[str, tuple[torch.Tensor, ...]]:

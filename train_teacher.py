@@ -34,10 +34,11 @@ from models.place import place
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
 from runtime.hardware import Hardware
+from runtime.job import RunSettings
 from runtime.loop import Trainer
 from runtime.optim import Updater
 from runtime.optimizers import Optimization
-from runtime.run import Run
+from runtime.run import Description, Run
 from runtime.settings import add_settings
 
 
@@ -94,8 +95,8 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     config = {**vars(args), "image_size": image_size, "data_fingerprint": source.fingerprint(),
               "processes": process.world_size}
     modules = {"state_dict": moco, "updater": updater}
-    run = Run.open(config=config, record=moco.record(), volatile=args.resumable | {"processes"}, process=process,
-                   modules=modules, exports=["teacher.pth"], **cli.run_options(args))
+    what = Description(config, moco.record(), modules, ["teacher.pth"], args.resumable | {"processes"})
+    run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
     for line in (cli.ignored_flags_note(args), *cli.unused(args), f"data: {source.description}",
                  f"MoCo v2: {args.arch}, {args.epochs} epochs of {len(sampler)} steps of {args.batch_size} images, "
                  f"queue {args.moco_k}, on {process.world_size} x {process.device.type}, --amp {updater.amp}"):
@@ -105,7 +106,6 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         moco.encoder_q.compile()
         moco.encoder_k.compile()
     model = wrap(moco, process)
-    run.restore_own_state(args.seed)
 
     def step(batch: Batch) -> dict[str, torch.Tensor]:
         query, key = batch.views  # uint8 [b, 3, S, S], on the device

@@ -25,7 +25,7 @@ from runtime.job import RunSettings
 from runtime.loop import Trainer
 from runtime.optim import Updater
 from runtime.optimizers import Optimization
-from runtime.run import Run
+from runtime.run import Description, Run
 from runtime.settings import add_settings, declared
 
 NOT_OF_A_CLASSIFIER = ("start_epoch", "lr", "optimizer", "decayed", "clip_grad", "warmup_epochs", "cos")
@@ -103,9 +103,9 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: evalu
     identity = {key: value for key, value in config.items() if key != "weights"}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     record = {**spec.record(), "mean": list(network.encoder.mean), "std": list(network.encoder.std)}
-    run = Run.open(str(evaluation.open_output(args) / f"{command}-{name}"), "auto", config, record, {"weights"},
-                   process, modules, exports=["best.pth", "last.pth"])
-    run.restore_own_state(args.seed)
+    settings = RunSettings(str(evaluation.open_output(args) / f"{command}-{name}"), save_every="0")
+    run = Run.open(settings, Description(config, record, modules, ["best.pth", "last.pth"], {"weights"}), process,
+                   args.seed)
 
     def step(batch: Batch) -> dict[str, Tensor]:
         images, = batch.views                                              # uint8 [b, 3, S, S], on the device

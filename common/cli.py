@@ -148,12 +148,6 @@ def add_speed_flags(parser: argparse.ArgumentParser) -> Group:
     return group
 
 
-def run_options(args: argparse.Namespace) -> dict[str, object]:
-    """The flags of :func:`add_run_flags` and --start-epoch, as keywords of runtime.run.Run.open."""
-    options = {**values(RunSettings, args), "start_epoch": getattr(args, "start_epoch", None)}
-    return {name: value for name, value in options.items() if name != "print_freq"}
-
-
 def add_knn_flags(group: Group) -> None:
     """The k-NN score during training."""
     add_settings(group, Monitoring)

@@ -297,9 +297,10 @@ def agree(problem: str | None) -> None:
 
 
 def wrap(module: torch.nn.Module, process: Process) -> torch.nn.Module:
-    """``module`` inside DistributedDataParallel if there are several processes; parameters become rank 0's.
+    """``module`` inside DistributedDataParallel if there are several processes; its tensors stay as they are.
 
-    Buffers stay each rank's own, as in the original; rank 0's are saved.
+    :meth:`runtime.run.Run.open` makes them alike on all ranks. During training buffers stay each rank's own, as in the
+    original; rank 0's are saved.
     """
     if process.world_size == 1:
         return module
@@ -307,7 +308,8 @@ def wrap(module: torch.nn.Module, process: Process) -> torch.nn.Module:
     devices = [process.device] if process.device.type == "cuda" else None
     renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters  # in torch 2.15
     own_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    wrapped = parallel(module, device_ids=devices, gradient_as_bucket_view=True, **own_buffers)
+    wrapped = parallel(module, device_ids=devices, init_sync=False,
+                       gradient_as_bucket_view=True, **own_buffers)
     if process.device.type == "cpu" and process.world_size > 2:
         wrapped.register_comm_hook(None, _mean_in_order)
     return wrapped

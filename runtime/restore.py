@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from runtime.device import Process, gather_objects, share_error
+from runtime.device import Process, broadcast, distributed, gather_objects, share_error
 from runtime.errors import UserError
 from runtime.store import digest, load_checkpoint
 
@@ -78,6 +78,13 @@ def differing_buffers(modules: Mapping[str, Stateful], rank: int) -> list[dict[s
     digests = gather_objects({name: digest(buffer) for name, buffer in mine.items()})
     return gather_objects({name: mine[name].cpu() for name, value in digests[rank].items()
                            if value != digests[0].get(name)})
+
+
+def alike_on_all(modules: Mapping[str, Stateful]) -> None:
+    """The first rank's parameters and buffers on every rank (a collective)."""
+    for module in modules.values() if distributed() else ():
+        for value in module.state_dict().values() if isinstance(module, nn.Module) else ():
+            value.copy_(broadcast(value.contiguous()))
 
 
 def load_buffers(modules: Mapping[str, Stateful], saved: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,11 +24,12 @@ from runtime.device import (
 )
 from runtime.errors import RunPaused, RunStopped, UserError
 from runtime.folder import refuse_inputs, refuse_other_run
-from runtime.job import Interval
+from runtime.job import Interval, RunSettings
 from runtime.lock import FolderLock
 from runtime.log import Averages, RunLog
 from runtime.restore import (
     Stateful,
+    alike_on_all,
     differing_buffers,
     load_buffers,
     mean_state,
@@ -40,6 +41,24 @@ from runtime.state import random_state, set_random_state
 from runtime.store import CHECKPOINT, Checkpoints, find_resume, load_newest, save_checkpoint
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Description:
+    """Which run this is, and what it is made of.
+
+    ``config``: its settings; ``record``: what its networks are; both go into every checkpoint and every export.
+    ``modules``: what a checkpoint holds, by name there. ``exports``: names of the files that :meth:`Run.save` will
+    write beside it. ``resumable``: settings that may differ when it goes on (:func:`runtime.state.check_same_run`).
+    ``per_process``: what of its mathematics depends on the number of processes, '' for nothing.
+    """
+
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    modules: Mapping[str, Stateful]
+    exports: Collection[str] = ()
+    resumable: Set[str] = frozenset()
+    per_process: str = ""
 
 
 @dataclass
@@ -60,35 +79,36 @@ class Run:
     step: int = 0
     steps: int = 0
     skipped: int = 0  # steps in a row up to now, because they were not finite
-    resumed: dict[str, Any] | None = None
     signals: StopSignals = field(default_factory=StopSignals)
     averages: Averages = field(default_factory=Averages)
     saved_steps: int = -1  # as of the last checkpoint, and when it was written
     saved_at: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def open(cls, output: str, resume: str, config: dict[str, Any], record: Mapping[str, Any], volatile: set[str],
-             process: Process, modules: Mapping[str, Stateful], start_epoch: int | None = None,
-             save_every: str = "0", keep: int = 2, per_process: str = "", on_nonfinite: str = "stop",
-             nonfinite_limit: int = 10, exports: Iterable[str] = ()) -> Run:
-        """Start in ``output``, or go on from its last step: restores ``modules`` and the log.
+    def open(cls, settings: RunSettings, what: Description, process: Process, seed: int,
+             start_epoch: int | None = None) -> Run:
+        """Start in the folder of ``settings``, or go on from its last step, with everything that ``what`` describes.
 
-        ``config`` says which run this is (``volatile``: see :func:`runtime.state.check_same_run`); it
-        and ``record`` go into every checkpoint and into each of ``exports``, the files that :meth:`save` will write.
-        ``per_process`` says what of the run's mathematics depends on the
-        number of processes, '' for nothing. From here to :meth:`finish`, or the end of ``process``, the folder is
+        A new run begins on every rank with the first rank's tensors and with random numbers from ``seed`` + rank. One
+        that goes on has its modules, its log, and what each rank had of its own: random numbers, running averages, and
+        buffers that differ among ranks. :func:`runtime.device.wrap` changes none of it, so it may come before or after;
+        what draws random numbers in building the run comes before.
+
+        ``start_epoch``: count epochs from there. From here to :meth:`finish`, or the end of ``process``, the folder is
         this job's, and stop signals are answered between steps. Raises :class:`UserError`, on every rank and before
         anything is written, if the folder is in use or holds a different run, or an input of this one.
         """
+        config, volatile, exports, modules = what.config, what.resumable, what.exports, what.modules
+        resume = settings.resume
         same_on_every_rank({name: value for name, value in config.items() if name not in volatile}, process)
-        folder, closing = Path(output), process.closing.enter_context(contextlib.ExitStack())
+        folder, closing = Path(settings.output), process.closing.enter_context(contextlib.ExitStack())
 
         def check(own: bool) -> None:
             refuse_inputs(folder, config, exports)
             if not own:
                 refuse_other_run(folder, config, volatile, exports, start_epoch or 0)
 
-        path, state, notes = _find(folder, resume, check, process, per_process, closing)
+        path, state, notes = _find(folder, resume, check, process, what.per_process, closing)
         state = restore_on_all(modules, state, path, process)
         for module in modules.values():  # what auto came to here
             config.update(getattr(module, "decided", {}))
@@ -105,26 +125,27 @@ class Run:
         closing.callback(log.close)
         place = {"epoch": epoch, "step": step, "steps": steps, "skipped": state["skipped"] if state else 0}
         in_place = path is not None and path.parent.samefile(folder) and path.name == CHECKPOINT
-        run = cls(folder, process, log, Checkpoints(folder, keep, steps if in_place else None),
-                  {**record, "config": dict(config)}, modules,
-                  Interval.parse(save_every), closing, on_nonfinite, nonfinite_limit, **place, resumed=state,
-                  saved_steps=steps if in_place else -1)
+        run = cls(folder, process, log, Checkpoints(folder, settings.keep, steps if in_place else None),
+                  {**what.record, "config": dict(config)}, modules,
+                  Interval.parse(settings.save_every), closing, settings.on_nonfinite, settings.nonfinite_limit,
+                  **place, saved_steps=steps if in_place else -1)
         closing.enter_context(run.signals)
         for note in notes:
             log.say(note)
         if path:
             log.say(f"going on from {path} at epoch {epoch}" + (f", step {step}" if step else ""))
+        run._begin(state, seed)
         return run
 
-    def restore_own_state(self, seed: int) -> None:
-        """What each rank has of its own: random numbers, running averages, and buffers that differ among ranks.
+    def _begin(self, state: dict[str, Any] | None, seed: int) -> None:
+        """The tensors and random numbers each rank begins with: the first rank's at a new start, else its own.
 
-        Call it last before training, since DistributedDataParallel gives all ranks the first one's buffers. With
-        another number of processes than before, random numbers start anew from (seed, steps, rank), and each rank
+        With another number of processes than before, random numbers start anew from (seed, steps, rank), and each rank
         takes the mean of the averages.
         """
-        rank, state, self.resumed = self.process.rank, self.resumed, None
+        rank = self.process.rank
         if state is None:
+            alike_on_all(self.modules)
             seed_everything(seed + rank)
             return
         states, device = state["random"], self.process.device

@@ -39,9 +39,10 @@ from evals.sets.boxes import BoxSource, open_pair, read_coco, same_classes  # no
 from models.faster_rcnn import NORMS, faster_rcnn, parameter_groups  # noqa: E402
 from runtime.device import Process, broadcast, on_first_rank, seed_everything, start_process, wrap  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
+from runtime.job import RunSettings  # noqa: E402
 from runtime.loop import Trainer  # noqa: E402
 from runtime.optim import Updater  # noqa: E402
-from runtime.run import Run  # noqa: E402
+from runtime.run import Description, Run  # noqa: E402
 
 REFERENCE_BATCH, WARMUP = 16, 1000  # detectron2's images a step for a rate of 0.02, and its steps of warm-up
 SIZES = [640, 672, 704, 736, 768, 800]
@@ -168,17 +169,16 @@ def train(args: argparse.Namespace, process: Process) -> None:
                for role, source in (("train", train_set), ("test", test_set))}
     config = {**vars(args), **identity, "lr": lr, "schedule": milestones, "classes": train_set.classes,
               "sources": sources, "processes": process.world_size}
-    run = Run.open(args.output, args.resume, config, {**identity, "classes": train_set.classes},
-                   args.resumable | ELSEWHERE, process, {"state_dict": model, "updater": updater, "scores": scores},
-                   exports=["detector.pth"], save_every=args.save_every, keep=args.keep, on_nonfinite=args.on_nonfinite,
-                   nonfinite_limit=args.nonfinite_limit)
+    what = Description(config, {**identity, "classes": train_set.classes},
+                       {"state_dict": model, "updater": updater, "scores": scores}, ["detector.pth"],
+                       args.resumable | ELSEWHERE)
+    run = Run.open(cli.take(RunSettings, args), what, process, args.seed)
     for line in (cli.ignored_flags_note(args), report and str(report),
                  f"train: {train_set.title}, {len(rows):,} images with objects of {len(train_set):,}; test: "
                  f"{test_set.title}, {len(test_set):,} images; {len(train_set.classes)} classes"):
         if line:
             run.log.say(line)
     parallel = wrap(model, process)
-    run.restore_own_state(args.seed)
 
     def step(batch: BoxBatch) -> dict[str, Tensor]:
         images = [view.to(process.device, non_blocking=True).float() / 255 for view in batch.views]  # [3, H, W] each

@@ -15,11 +15,11 @@ from torch import nn
 
 from runtime.device import Process, highest, on_first_rank, share_error, wrap
 from runtime.errors import RunPaused, RunStopped, UserError
-from runtime.job import Interval
+from runtime.job import Interval, RunSettings
 from runtime.loop import Trainer
 from runtime.optim import Updater
 from runtime.restore import differing_buffers, load_buffers, mean_state
-from runtime.run import Run
+from runtime.run import Description, Run
 from runtime.store import save_checkpoint
 
 CPU = torch.device("cpu")
@@ -52,10 +52,9 @@ def train(folder, *, stop_at=None, broken=(), check=None, score=None, world=1, s
         model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
         updater = Updater(torch.optim.SGD(model.parameters(), 0.1, 0.9), CPU)
         process, loader = Process(0, world, CPU, closing=closing), Loader(broken)
-        run = Run.open(str(folder), config={"lr": 0.1}, record={}, volatile=set(), process=process,
-                       modules={"state_dict": model, "updater": updater}, exports=["model.pth"],
-                       **{"resume": "auto", **options})
-        run.restore_own_state(seed)
+        what = Description({"lr": 0.1}, {}, {"state_dict": model, "updater": updater}, ["model.pth"],
+                           per_process=options.pop("per_process", ""))
+        run = Run.open(RunSettings(str(folder), **{"save_every": "0", **options}), what, process, seed)
 
         def step(batch):
             if run.steps == stop_at:
@@ -245,8 +244,9 @@ def test_when_it_is_time():
 def open_with(rank, folder, of_rank):
     """What a rank is told that opens a run with the settings and images of its own."""
     try:
-        Run.open(str(folder), config={"data_fingerprint": "abc", "workers": rank, **of_rank[rank]}, record={},
-                 volatile={"workers"}, process=process_of(rank), modules={}, resume="auto").finish()
+        what = Description({"data_fingerprint": "abc", "workers": rank, **of_rank[rank]}, {}, {},
+                           resumable={"workers"})
+        Run.open(RunSettings(str(folder)), what, process_of(rank), 0).finish()
     except UserError as error:
         return str(error)
     return ""
@@ -304,6 +304,35 @@ def buffers(rank):
     fresh = nn.BatchNorm1d(3)
     load_buffers({"state_dict": fresh}, saved[rank])
     return [sorted(x) for x in saved], fresh.running_mean.tolist()
+
+
+def begin_and_go_on(rank, folder):
+    """Buffers of each rank after a new start from unlike tensors, and after a start that goes on, wrapped late."""
+    found = []
+    for start in range(2):
+        process, model = process_of(rank), nn.BatchNorm1d(2)
+        model.running_mean.fill_(10 + rank)
+        nn.init.constant_(model.weight, rank + 1)
+        run = Run.open(RunSettings(str(folder)), Description({}, {}, {"state_dict": model}), process, 0)
+        wrap(model, process)
+        found += [model.running_mean.tolist(), model.weight.tolist(), torch.rand(()).item()]
+        model.running_mean.fill_(rank)
+        if start == 0:
+            run.save(0, {})
+            found.append(torch.rand(()).item())
+        run.finish()
+        process.closing.close()
+    return found
+
+
+def test_ranks_begin_alike_and_go_on_with_what_each_had_wherever_the_network_is_wrapped(tmp_path):
+    (tmp_path / "meet").mkdir()
+    found = on_ranks(2, begin_and_go_on, tmp_path / "meet", tmp_path / "run")
+    for rank, (mean, weight, drawn, after, mean_again, weight_again, drawn_again) in enumerate(found):
+        assert (mean, weight) == ([10, 10], [1, 1])
+        assert (mean_again, weight_again, drawn_again) == ([rank, rank], [1, 1], after)
+        assert drawn != after
+    assert found[0][2] != found[1][2]
 
 
 def gradients_late_and_early(rank):
