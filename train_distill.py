@@ -17,9 +17,12 @@ if __name__ == "__main__":
     begin()
 
 import argparse
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import losses
 from checkpoints.frozen import load_frozen
@@ -31,9 +34,12 @@ from data.checks import check_apart
 from data.datasets import open_source
 from data.images import limit_pixels
 from data.loader import BadImageLog, Batch, build_loader
+from data.samplers import RandomSampler
+from data.sources import ImageSource
 from evals.monitor import KnnMonitor
 from losses import build_objective, needs_of
 from losses.base import CombinedNeeds, Inputs
+from losses.combine import Objective
 from models.average import MovingAverage
 from models.backbones import build_backbone, check_arch, check_batch
 from models.distiller import Distiller, agreement
@@ -61,21 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     cli.add_view_flags(cli.add_data_flags(parser))
 
-    group = parser.add_argument_group("networks")
-    group.add_argument("-a", "--student_arch", "--student-arch", default="resnet18", metavar="ARCH",
-                       help="student, a torchvision classifier by name, a small ViT (vit_ti_16, vit_s_16), or "
-                            "timm:NAME; default resnet18, the paper's first row")
-    group.add_argument("-k", "--teacher_arch", "--teacher-arch", default="auto", metavar="ARCH",
-                       help="teacher, a torchvision classifier by name, or timm:NAME; default auto: found from its "
-                            "file's tensors")
-    cli.stem_flag(group, "--stem", whose="the student", unset="imagenet")
-    group.add_argument("--distill", default=None, metavar="PATH",
-                       help="the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists; every tensor of "
-                            "the trunk must be filled and none may be left over. Losses without a teacher need none")
-    cli.add_network_flags(group, "--teacher-")
-    cli.only(group, "--teacher_arch --teacher-stem --teacher-branch --teacher-mean --teacher-std",
-             "with a loss that has a teacher", lambda args: bool(needs_of(args.loss).teacher))
-
+    add_network_flags(parser)
     methods.add_loss_flags(parser)
 
     sampling.add_batch_flags(parser)
@@ -91,8 +83,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(cli_original.translate("train_distill.py", argv))
 
 
+def add_network_flags(parser: argparse.ArgumentParser) -> None:
+    """Student and teacher."""
+    group = parser.add_argument_group("networks")
+    group.add_argument("-a", "--student_arch", "--student-arch", default="resnet18", metavar="ARCH",
+                       help="student, a torchvision classifier by name, a small ViT (vit_ti_16, vit_s_16), or "
+                            "timm:NAME; default resnet18, the paper's first row")
+    group.add_argument("-k", "--teacher_arch", "--teacher-arch", default="auto", metavar="ARCH",
+                       help="teacher, a torchvision classifier by name, or timm:NAME; default auto: found from its "
+                            "file's tensors")
+    cli.stem_flag(group, "--stem", whose="the student", unset="imagenet")
+    group.add_argument("--distill", default=None, metavar="PATH",
+                       help="the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists; every tensor of "
+                            "the trunk must be filled and none may be left over. Losses without a teacher need none")
+    cli.add_network_flags(group, "--teacher-")
+    cli.only(group, "--teacher_arch --teacher-stem --teacher-branch --teacher-mean --teacher-std",
+             "with a loss that has a teacher", lambda args: bool(needs_of(args.loss).teacher))
+
+
 def distil(args: argparse.Namespace, process: Process) -> None:
-    """Data, models, loss, optimizer, resume, loop."""
+    """Data, teacher, student, loss, optimizer, run, loop."""
     check_flags(args)
     hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
     hardware.prepare(process)
@@ -101,88 +111,42 @@ def distil(args: argparse.Namespace, process: Process) -> None:
     check_apart(args.output, args.data)
     source = open_source(args.data).subset(args.subset)
     teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
-    teacher_spec = teacher.backbone.spec if teacher else None
-    image_size = teacher_spec.image_size if teacher else args.image_size or 224
+    image_size = teacher.backbone.spec.image_size if teacher else args.image_size or 224
     sampler, source, notes = sampling.open_sampler(args, process, source, report.sha256 if report else None)
     source = pooled(source, args.image_cache, args.cache)
     views = [augmentation(args.aug, image_size)] * needs.views
     loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)
     bad_images = BadImageLog(source, args.on_bad_image)
 
-    # The student, trunk and head, and nothing else, goes inside DistributedDataParallel.
-    backbone = build_backbone(args.student_arch, args.stem or "imagenet", image_size, "--student_arch")
     widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
-    need_memory(16 * backbone.spec.feature_dim * args.moco_dim, f"--moco-dim {args.moco_dim}")  # a momentum copy too
-    head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
-    shown = next((i for i, (_, to) in enumerate(needs.heads) if to), 0)  # whose output the log holds to the teacher's
-    student = place(Distiller(backbone, head), process.device)
-    rows = sampler.images_per_step // (2 if needs.pairs else 1)
-    parts = parts_of(rows, args.micro_batch)
-    for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
-        check_batch(network, rows // parts, "--micro-batch" if parts > 1 else
-                    "a cluster of --closek-info" if sampling.chosen_sampler(args).uneven_steps else "--batch-size")
+    student = build_student(args, needs, widths, image_size, process)
+    parts = micro_batches(args, needs, sampler, student, teacher)
     momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
                 if needs.momentum else None)
     average = MovingAverage(student, args.ema) if args.ema else None
     student = hardware.synchronised(student, process)
     if teacher:
-        if folded := teacher.fold():
-            notes.append(f"{folded} of the teacher's batch norms were folded into its convolutions")
-        teacher = place(teacher, process.device)
-    loss = build_objective(args.loss, args.loss_weights, args.beta, widths, student_dim=backbone.spec.feature_dim,
-                           **methods.options(args)).to(process.device)
+        notes += ready(teacher, process)
+    loss = build_objective(args.loss, args.loss_weights, args.beta, widths,
+                           student_dim=student.backbone.spec.feature_dim, **methods.options(args)).to(process.device)
     updater = Updater(optimization.build(student), process.device, args.amp,
                       args.clip_grad, partial(average.update, student) if average else None)
     knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
            if args.knn_every else None)
 
-    config = {**vars(args), "losses": {name: dict(x.settings) for name, x in loss.losses.items()},
-              "stem": backbone.spec.stem, "image_size": image_size,
-              "teacher_arch": teacher_spec.arch if teacher else None,
-              "teacher_stem": teacher_spec.stem if teacher else None, "teacher": report.record() if report else None,
-              "teacher_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
-              "far_k": sampler.far_k, "num_clusters": sampler.num_clusters,
-              "whole_clusters": bool(sampling.chosen_sampler(args).uneven_steps), "processes": process.world_size}
-    record = {**student.record(), "teacher": config["teacher"]}
-    modules = {"state_dict": student, "updater": updater,
-               **({"loss": loss} if loss.state_dict() else {}), **({"momentum": momentum} if momentum else {}),
-               **({"ema": average} if average else {})}
-    networks = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
-    what = Description(config, record, modules, networks, args.resumable | FREE | losses.settings().keys(),
-                       f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "")
+    exports = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
+    what = describe(args, process, source, sampler, report, teacher, student, loss,
+                    {"state_dict": student, "updater": updater, "momentum": momentum, "ema": average}, exports)
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
-    for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
-                 *cli.unused(args, methods.SURROUNDINGS), *methods.unused(args, head),
-                 f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
-                 f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}, "
-                 f"--amp {updater.amp}"):
-        if line:
-            run.log.say(line)
+    say_plan(run, args, source, sampler, report, student, updater, notes)
     if teacher:
         teacher.round(updater.dtype)
     if args.compile:
         for network in filter(None, (student, teacher, momentum and momentum.network)):
             network.compile()
     model = wrap(student, process)
-    forward = updater.in_micro_batches(model, args.micro_batch)
-    answers = in_parts(lambda images: teacher.targets(images, needs.teacher), args.micro_batch)
-
-    @torch.no_grad()
-    def targets_of(inputs: Inputs) -> dict[str, tuple[torch.Tensor, ...]]:
-        """What the student is held against, without gradient, [b, d] each."""
-        found = {"teacher": tuple(y for x in inputs.teacher for y in answers(x))}
-        if momentum:
-            momentum.update(student)
-            found["momentum"] = tuple(y for x in inputs.momentum for y in momentum(x))
-        return found
-
-    def step(batch: Batch) -> dict[str, torch.Tensor]:
-        inputs = loss.inputs(batch.views)                  # uint8 [b, 3, S, S] each, on the device
-        targets = targets_of(inputs)
-        outputs = forward(*inputs.student)                 # [b, d] each
-        parts = loss(student=outputs, **targets, **inputs.context)
-        return {**parts, "student": outputs[shown].detach(), **{name: x[0] for name, x in targets.items() if x}}
-
+    step = step_of(loss, updater.in_micro_batches(model, args.micro_batch), student, needs, teacher, momentum,
+                   args.micro_batch)
     trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, optimization.rate,
                       args.print_freq, bad_images.check,
                       monitor=lambda parts: agreement(parts["student"], parts.get("teacher")))
@@ -191,13 +155,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         loss.set_epoch(epoch)
         model.train()
         trainer.epoch(epoch, step)
-        top1 = (run.scored(lambda: knn.score(Encoder(backbone).to(process.device)))
-                if knn and knn.is_due(epoch + 1, args.knn_every, args.epochs) else None)
-        run.log.scalars(run.steps, epoch, sampler.statistics.scalars(), "sampler")
-        run.log.say(f"epoch {epoch + 1}: {sampler.statistics}")
-        if top1 is not None:
-            run.note(epoch, "knn", {"top1": top1}, knn.description)
-        run.save(epoch, {name: network.student_state() for name, network in networks.items()})
+        after_epoch(run, epoch, args, sampler, student, knn)
+        run.save(epoch, {name: network.student_state() for name, network in exports.items()})
     run.finish(bad_images.summary() if bad_images.counts else "")
 
 
@@ -218,6 +177,102 @@ def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[Frozen
     if args.teacher_bn == "train":
         teacher.use_batch_statistics()
     return teacher, report
+
+
+def build_student(args: argparse.Namespace, needs: CombinedNeeds, widths: Mapping[str | None, int], image_size: int,
+                  process: Process) -> Distiller:
+    """The student, trunk and heads, which alone goes inside DistributedDataParallel."""
+    backbone = build_backbone(args.student_arch, args.stem or "imagenet", image_size, "--student_arch")
+    need_memory(16 * backbone.spec.feature_dim * args.moco_dim, f"--moco-dim {args.moco_dim}")  # a momentum copy too
+    head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
+    return place(Distiller(backbone, head), process.device)
+
+
+def micro_batches(args: argparse.Namespace, needs: CombinedNeeds, sampler: RandomSampler, student: Distiller,
+                  teacher: FrozenEncoder | None) -> int:
+    """Into how many parts a batch is cut by --micro-batch; refused where batch norm would see too few images."""
+    rows = sampler.images_per_step // (2 if needs.pairs else 1)
+    parts = parts_of(rows, args.micro_batch)
+    for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
+        check_batch(network, rows // parts, "--micro-batch" if parts > 1 else
+                    "a cluster of --closek-info" if sampling.chosen_sampler(args).uneven_steps else "--batch-size")
+    return parts
+
+
+def ready(teacher: FrozenEncoder, process: Process) -> list[str]:
+    """The teacher as fast as it gets, on its device; what is to be said of it."""
+    folded = teacher.fold()
+    place(teacher, process.device)
+    return [f"{folded} of the teacher's batch norms were folded into its convolutions"] if folded else []
+
+
+def describe(args: argparse.Namespace, process: Process, source: ImageSource, sampler: RandomSampler,
+             report: Report | None, teacher: FrozenEncoder | None, student: Distiller, loss: Objective,
+             modules: Mapping[str, Any], exports: Collection[str]) -> Description:
+    """Which run this is: its settings with what they came to, and the ``modules`` (None: there is none)."""
+    teacher_spec = teacher.backbone.spec if teacher else None
+    config = {**vars(args), "losses": {name: dict(x.settings) for name, x in loss.losses.items()},
+              "stem": student.backbone.spec.stem, "image_size": student.backbone.spec.image_size,
+              "teacher_arch": teacher_spec.arch if teacher else None,
+              "teacher_stem": teacher_spec.stem if teacher else None, "teacher": report.record() if report else None,
+              "teacher_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
+              "far_k": sampler.far_k, "num_clusters": sampler.num_clusters,
+              "whole_clusters": bool(sampling.chosen_sampler(args).uneven_steps), "processes": process.world_size}
+    kept = {**modules, "loss": loss if loss.state_dict() else None}
+    return Description(config, {**student.record(), "teacher": config["teacher"]},
+                       {name: module for name, module in kept.items() if module is not None}, exports,
+                       args.resumable | FREE | losses.settings().keys(),
+                       f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "")
+
+
+def say_plan(run: Run, args: argparse.Namespace, source: ImageSource, sampler: RandomSampler, report: Report | None,
+             student: Distiller, updater: Updater, notes: list[str]) -> None:
+    """The first lines of the log: what is trained on what, and which flags have no effect."""
+    process = run.process
+    for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
+                 *cli.unused(args, methods.SURROUNDINGS), *methods.unused(args, student.proj_head),
+                 f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
+                 f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}, "
+                 f"--amp {updater.amp}"):
+        if line:
+            run.log.say(line)
+
+
+def step_of(loss: Objective, forward: Callable[..., tuple[Tensor, ...]], student: Distiller, needs: CombinedNeeds,
+            teacher: FrozenEncoder | None, momentum: MomentumStudent | None, micro_batch: int,
+            ) -> Callable[[Batch], dict[str, Tensor]]:
+    """A step of training, a batch to the parts of its loss; ``forward`` is the student's."""
+    teacher_targets = in_parts(lambda images: teacher.targets(images, needs.teacher), micro_batch)
+    logged_head = next((i for i, (_, to) in enumerate(needs.heads) if to), 0)  # the one compared with the teacher's
+
+    @torch.no_grad()
+    def targets_of(inputs: Inputs) -> dict[str, tuple[Tensor, ...]]:
+        """What the student is compared with, without gradient, [b, d] each."""
+        found = {"teacher": tuple(y for x in inputs.teacher for y in teacher_targets(x))}
+        if momentum:
+            momentum.update(student)
+            found["momentum"] = tuple(y for x in inputs.momentum for y in momentum(x))
+        return found
+
+    def step(batch: Batch) -> dict[str, Tensor]:
+        inputs = loss.inputs(batch.views)                  # uint8 [b, 3, S, S] each, on the device
+        targets = targets_of(inputs)
+        outputs = forward(*inputs.student)                 # [b, d] each
+        parts = loss(student=outputs, **targets, **inputs.context)
+        return {**parts, "student": outputs[logged_head].detach(), **{name: x[0] for name, x in targets.items() if x}}
+
+    return step
+
+
+def after_epoch(run: Run, epoch: int, args: argparse.Namespace, sampler: RandomSampler, student: Distiller,
+                knn: KnnMonitor | None) -> None:
+    """What the epoch has shown, and the student's score where it is due."""
+    due = knn and knn.is_due(epoch + 1, args.knn_every, args.epochs)
+    top1 = run.scored(lambda: knn.score(Encoder(student.backbone).to(run.process.device))) if due else None
+    run.log.scalars(run.steps, epoch, sampler.statistics.scalars(), "sampler")
+    run.log.say(f"epoch {epoch + 1}: {sampler.statistics}")
+    if due:
+        run.note(epoch, "knn", {"top1": top1}, knn.description)
 
 
 def main() -> None:
