@@ -4,7 +4,7 @@
 #   bash scripts/compare_methods.sh                                     # built-in images, under 20 minutes on 2 CPU cores
 #   DATA=cifar10 TEACHER=teacher.pth bash scripts/compare_methods.sh    # for one GPU; without one a size for CPU cores
 #   DATA=DIR TEACHER=FILE STEM=imagenet PASSES=100000 SEEDS="0 1" METHODS="coss seed dist" bash scripts/compare_methods.sh
-#   bash scripts/compare_methods.sh --search                            # learning rates for the same variables, see below
+#   bash scripts/compare_methods.sh --search                            # rates and warm-ups for the same variables, see below
 #
 # Further variables: SUBSET STUDENT EPOCHS BATCH NEAREST_K TOTAL_K QUEUE EVERY WORKERS (-j of the scripts), GPUS
 # (processes a student), JOBS (students side by side, each on its own cores or GPU), MINUTES (start no student that
@@ -18,13 +18,16 @@
 #   bingo                                                     pairs, and a mixture of both             1.5 x BATCH a step
 # so smd and disco take half as many steps as the first row, and bingo two thirds. coss and coss_centred make a step of BATCH / (1 +
 # NEAREST_K) anchors with NEAREST_K of their TOTAL_K nearest each, the others of random images; NAME@random or NAME@cf
-# in METHODS overrides it. For all: EPOCHS periods of equal length, a linear warm-up in the first and half a cosine,
+# in METHODS overrides it. For all: EPOCHS periods of equal length, a linear warm-up in the first of them and half a cosine,
 # SGD with momentum 0.9, weight decay 1e-4, moco_v2 augmentation.
 #
-# Learning rates: $OUT/rates.txt, else scripts/compare_rates/. --search makes the former by the same rule for each method:
-# the previous rate times each of FACTORS, one seed, SEARCH_PASSES (half of PASSES), and of these the best by 10-NN
-# on a held-out fifth of the training images. The test images play no part in it. A second search starts from the
-# result of the first. A student whose loss is not finite counts as 0, and the table names it.
+# Rates and warm-ups: $OUT/rates.txt, else scripts/compare_rates/. --search makes the former, by the same rule and from
+# equally many trials for each method: three rates, FACTOR apart, around the previous one, with a warm-up of 0.1, 0.4 and
+# 0.7 of EPOCHS each, at a quarter of PASSES; then the neighbours in this grid of the best, until it is not at an edge (16
+# at most); the best three at half of PASSES, the best two with all of PASSES and two seeds. The measure is 10-NN on a
+# held-out fifth of the training images: the test images play no part in it. A student whose loss is not finite counts
+# as 0, and the table names it. It says how long it will take before it starts; with --search it is about ten
+# students a method.
 #
 # Different from the papers, for such short trainings: QUEUE, a momentum of 0.99, batch norm in the heads of disco and moco, bingo's
 # images alone for 1 epoch (11 of 200 in its paper). Everything else is the method's default.
@@ -68,5 +71,5 @@ fi
     --stem "$STEM" --methods ${METHODS:-} \
     --seeds ${SEEDS:-0 1 2} --passes "$PASSES" --epochs "$EPOCHS" --batch "$BATCH" --nearest-k "$NEAREST_K" \
     --total-k "$TOTAL_K" --queue "$QUEUE" --every "$EVERY" --rates "scripts/compare_rates/$PROFILE.txt" \
-    --factors ${FACTORS:-0.25 1 4} ${SEARCH_PASSES:+--search-passes "$SEARCH_PASSES"} \
+    --factor "${FACTOR:-4}" \
     --gpus "${GPUS:-1}" --jobs "${JOBS:-0}" --workers "${WORKERS:-0}" --minutes "$MINUTES"

@@ -1,4 +1,4 @@
-"""How each method spends the image passes of scripts/compare_methods.sh, and at which learning rate."""
+"""How each method spends the image passes of scripts/compare_methods.sh, and its rate and warm-up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -63,17 +64,36 @@ def plan_of(entry: str, budget: Budget) -> Plan:
                 tuple(word for name in loss.split("+") for word in LOSSES[name].recipe.short))
 
 
-def read_rates(entries: Iterable[str], files: Sequence[Path]) -> dict[str, float]:
-    """The learning rate of each entry: its own line, or that of its loss, of the first file that has one."""
-    found: dict[str, float] = {}
+class Tuned(NamedTuple):
+    """What was searched for a method."""
+
+    rate: float
+    warmup: int  # periods
+
+    def __str__(self) -> str:
+        return f"{self.rate:g} {self.warmup}"
+
+
+def read_tuned(entries: Iterable[str], files: Sequence[Path]) -> dict[str, Tuned]:
+    """Rate and warm-up of each entry: its own line, or that of its loss, of the first file that has one."""
+    found: dict[str, Tuned] = {}
     for path in reversed([path for path in files if path.is_file()]):
         text = path.read_text(encoding="utf-8")
-        lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
-        rates = {words[0]: float(words[1]) for words in lines}
-        found |= {entry: rates.get(entry, rates.get(entry.partition("@")[0])) for entry in entries
-                  if entry in rates or entry.partition("@")[0] in rates}
+        lines = [line.partition("#")[0].split() for line in text.splitlines()]
+        known = {words[0]: _tuned(path, *words[1:]) for words in lines if words}
+        named = {entry: entry if entry in known else entry.partition("@")[0] for entry in entries}
+        found |= {entry: known[name] for entry, name in named.items() if name in known}
     missing = [entry for entry in entries if entry not in found]
     if missing:
-        raise UserError(f"no learning rate for {', '.join(missing)} in {' or '.join(map(str, files))}; "
-                        "find one with bash scripts/compare_methods.sh --search, or write a line NAME RATE there")
+        raise UserError(f"no learning rate for {', '.join(missing)} in {' or '.join(map(str, files))}; find one with "
+                        "bash scripts/compare_methods.sh --search, or write a line NAME RATE WARM-UP there")
     return found
+
+
+def _tuned(path: Path, *words: str) -> Tuned:
+    try:
+        rate, warmup = words
+        return Tuned(float(rate), int(warmup))
+    except ValueError:
+        raise UserError(f"{path} holds a line with {' '.join(words)!r} behind a name, expected RATE and WARM-UP "
+                        "(periods), as in: coss 0.004 4") from None

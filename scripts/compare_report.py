@@ -4,8 +4,8 @@
     python scripts/compare_report.py runs/compare
 
 Reads FOLDER/{teacher,untrained-SEED,METHOD-SEED}/{knn,linear}.json, FOLDER/overlap.json and each student's
-run/config.json and run/metrics.jsonl, or run/not-finite if there is nothing to score. Writes FOLDER/report.md and
-FOLDER/report.png. May be run while students train.
+run/config.json and run/metrics.jsonl, or run/not-finite if there is nothing to score. Writes FOLDER/report.md,
+FOLDER/report.png, and FOLDER/report.jsonl with one line for each network. May be run while students train.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,61 +27,74 @@ from losses import needs_of  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 
 MARKERS = "os^vDP*X<>hd"
+YARDSTICKS = ("teacher", "untrained")
+LOGGED = ("student_norm", "row_cosine")
 
 
 @dataclass
 class Row:
-    """A method, or one of the yardsticks: its scores seed by seed, and how it was trained."""
+    """A method, or one of the yardsticks: what ``records`` hold of its seeds."""
 
-    knn: list[float] = field(default_factory=list)
-    linear: list[float] = field(default_factory=list)
-    shared: list[float] = field(default_factory=list)
-    curves: list[list[tuple[float, float]]] = field(default_factory=list)  # (image passes, 10-NN) of each seed
-    config: dict[str, Any] = field(default_factory=dict)
-    ended: int = 0  # seeds whose training stopped at numbers that are not finite
+    records: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def steps(self) -> int:
-        """Of one student."""
-        return self.config["epochs"] * self.config["epoch_steps"]
+    def __getitem__(self, key: str) -> list[Any]:
+        """What each seed that has it has under ``key``."""
+        return [record[key] for record in self.records if record.get(key) is not None]
 
     @property
-    def passes_a_step(self) -> float:
-        """Images through the student in one step."""
-        return self.config["batch_size"] * (1 + self.neighbours) * needs_of(self.config["loss"]).passes
-
-    @property
-    def neighbours(self) -> int:
-        """That an anchor brings."""
-        return self.config["nearest_k"] if self.config["sampler"] == "cf" else 0
+    def first(self) -> dict[str, Any]:
+        """For what all seeds share."""
+        return self.records[0]
 
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def gather(folder: Path) -> tuple[dict[str, Row], dict[str, Row]]:
-    """Yardsticks (teacher, untrained) and methods by name, the best 10-NN first."""
+def gather(folder: Path) -> list[dict[str, Any]]:
+    """One record of plain values for each network in the folder, see :func:`record_of`."""
     overlap = read(folder / "overlap.json") if (folder / "overlap.json").exists() else {}
-    yardsticks: dict[str, Row] = defaultdict(Row)
-    methods: dict[str, Row] = defaultdict(Row)
-    for path in sorted(folder.glob("*/linear.json")):
-        name, run = path.parent.name, path.parent / "run"
-        row = (methods if run.is_dir() else yardsticks)[name if name == "teacher" else name.rpartition("-")[0]]
-        row.knn.append(read(path.parent / "knn.json")["knn"][0]["top1"])
-        row.linear.append(read(path)["metrics"]["top1"])
-        if name in overlap:
-            row.shared += overlap[name]["shared"].values()
-        if run.is_dir():
-            row.config = read(run / "config.json")
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-            row.curves.append([(x["step"] * row.passes_a_step, x["top1"]) for x in lines if x["group"] == "knn"])
-    for run in sorted(path.parent for path in folder.glob(f"*/run/{ENDED}")):
-        row = methods[run.parent.name.rpartition("-")[0]]
-        row.config, row.ended = read(run / "config.json"), row.ended + 1
-    if not any(row.knn for row in methods.values()):
+    paths = {path.parent for name in ("*/linear.json", f"*/run/{ENDED}") for path in folder.glob(name)}
+    scored = {path if (path / "linear.json").exists() else path.parent for path in paths}
+    records = [record_of(path, overlap.get(path.name, {})) for path in sorted(scored)]
+    if not any(record["name"] not in YARDSTICKS and record["knn"] is not None for record in records):
         raise UserError(f"{folder} holds no student that was trained and scored; run scripts/compare_methods.sh first")
-    return yardsticks, dict(sorted(methods.items(), key=lambda item: -statistics.mean(item[1].knn or [0])))
+    return records
+
+
+def record_of(folder: Path, overlap: Mapping[str, Any]) -> dict[str, Any]:
+    """``name`` and ``seed``; ``knn`` (k = 10, T = 0.07), ``linear``, ``shared`` in %, None where the numbers ended; and
+    of a student how it was trained, with its norm and cosine to the teacher at the ends of the first and last period.
+    """
+    name, _, seed = folder.name.rpartition("-")
+    record: dict[str, Any] = {"name": name or folder.name, "seed": int(seed) if name else None, "knn": None,
+                              "linear": None, "shared": None}
+    if (folder / "linear.json").exists():
+        record |= {"knn": read(folder / "knn.json")["knn"][0]["top1"],
+                   "linear": read(folder / "linear.json")["metrics"]["top1"],
+                   "shared": next(iter(overlap.get("shared", {}).values()), None)}
+    if (folder / "run").is_dir():
+        config = read(folder / "run/config.json")
+        near = config["nearest_k"] if config["sampler"] == "cf" else 0
+        each = config["batch_size"] * (1 + near) * needs_of(config["loss"]).passes  # images through the student a step
+        lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        train = [line for line in lines if line["group"] == "train"]
+        record |= {"lr": config["lr"], "warmup": config["warmup_epochs"], "periods": config["epochs"],
+                   "steps": config["epochs"] * config["epoch_steps"], "passes_a_step": each,
+                   "anchors": config["batch_size"], "neighbours": near,
+                   "curve": [[x["step"] * each, x["top1"]] for x in lines if x["group"] == "knn"],
+                   **{key: [line.get(key) for line in (train[:1] + train[-1:])] for key in LOGGED}}
+    return record
+
+
+def rows_of(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Row], dict[str, Row]]:
+    """Yardsticks (teacher, untrained) and methods by name, the best 10-NN first."""
+    rows: dict[str, Row] = defaultdict(Row)
+    for record in records:
+        rows[record["name"]].records.append(record)
+    order = sorted(rows, key=lambda name: -statistics.mean(rows[name]["knn"] or [0]))
+    return ({name: rows[name] for name in YARDSTICKS if name in rows},
+            {name: rows[name] for name in order if name not in YARDSTICKS})
 
 
 def spread(values: list[float]) -> str:
@@ -92,18 +106,28 @@ def spread(values: list[float]) -> str:
 
 def table(yardsticks: dict[str, Row], methods: dict[str, Row]) -> str:
     """Markdown."""
-    first = next(iter(methods.values()))
-    lines = [f"Each student: {first.steps * first.passes_a_step:,.0f} image passes.", "",
-             "| method | steps | passes a step | lr | seeds | 10-NN top-1 % | linear top-1 % | shared 11-NN % |",
-             "|---|---|---|---|---|---|---|---|"]
+    first = next(iter(methods.values())).first
+    lines = [f"Each student: {first['steps'] * first['passes_a_step']:,.0f} image passes.", "",
+             "| method | steps | passes a step | lr | warm-up | seeds | 10-NN top-1 % | linear top-1 % "
+             "| shared 11-NN % | norm | cosine |", "|---|---|---|---|---|---|---|---|---|---|---|"]
     for name, row in yardsticks.items():
-        lines.append(f"| *{name}* | – | – | – | {len(row.knn)} | {spread(row.knn)} | {spread(row.linear)} | – |")
+        lines.append(f"| *{name}* | – | – | – | – | {len(row['knn'])} | {spread(row['knn'])} | {spread(row['linear'])} "
+                     "| – | – | – |")
     for name, row in methods.items():
-        near = f" ({row.config['batch_size']} x {1 + row.neighbours})" if row.neighbours else ""
-        seeds = f"{len(row.knn)}{f', and {row.ended} whose numbers ended' * bool(row.ended)}"
-        lines.append(f"| {name} | {row.steps:,} | {row.passes_a_step:g}{near} | {row.config['lr']:g} | {seeds} "
-                     f"| {spread(row.knn)} | {spread(row.linear)} | {spread(row.shared)} |")
+        one, ended = row.first, len(row.records) - len(row["knn"])
+        near = f" ({one['anchors']} x {1 + one['neighbours']})" if one["neighbours"] else ""
+        seeds = f"{len(row['knn'])}{f', and {ended} whose numbers ended' * bool(ended)}"
+        lines.append(f"| {name} | {one['steps']:,} | {one['passes_a_step']:g}{near} | {one['lr']:g} "
+                     f"| {one['warmup']} of {one['periods']} | {seeds} | {spread(row['knn'])} "
+                     f"| {spread(row['linear'])} | {spread(row['shared'])} | {course(row['student_norm'], '.3g')} "
+                     f"| {course(row['row_cosine'], '.2f')} |")
     return "\n".join(lines) + "\n"
+
+
+def course(values: list[list[float | None]], form: str) -> str:
+    """The mean over the seeds at both ends of the training, as ``first → last``; a dash where it was not logged."""
+    logged = [ends for ends in values if ends and None not in ends]
+    return " → ".join(format(statistics.mean(column), form) for column in zip(*logged, strict=True)) or "–"
 
 
 def picture(folder: Path, yardsticks: dict[str, Row], methods: dict[str, Row]) -> Path | None:
@@ -118,27 +142,27 @@ def picture(folder: Path, yardsticks: dict[str, Row], methods: dict[str, Row]) -
 
     figure, (curves, bars) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(3, 2))
     colours = pyplot.get_cmap("tab20").colors
-    start = statistics.mean(yardsticks["untrained"].knn) if "untrained" in yardsticks else None
-    methods = {name: row for name, row in methods.items() if row.knn}
+    start = statistics.mean(yardsticks["untrained"]["knn"]) if "untrained" in yardsticks else None
+    methods = {name: row for name, row in methods.items() if row["knn"]}
     for number, (name, row) in enumerate(methods.items()):
-        places = [passes for passes, _ in row.curves[0]]
-        columns = [[curve[i][1] for curve in row.curves if len(curve) > i] for i in range(len(places))]
+        places = [passes for passes, _ in row["curve"][0]]
+        columns = [[curve[i][1] for curve in row["curve"] if len(curve) > i] for i in range(len(places))]
         points = ([(0.0, start, 0.0)] if start is not None else []) + [
             (x, statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
             for x, values in zip(places, columns, strict=True)]
         x, y, error = zip(*points, strict=True)
         style = {"color": colours[number % len(colours)], "label": name, "marker": MARKERS[number % len(MARKERS)]}
         curves.errorbar(x, y, error, capsize=2, markersize=5, linewidth=2.5 if name == "coss" else 1.2, **style)
-        linear = statistics.mean(row.linear)
-        bars.barh(number, linear, xerr=statistics.stdev(row.linear) if len(row.linear) > 1 else 0,
+        linear = statistics.mean(row["linear"])
+        bars.barh(number, linear, xerr=statistics.stdev(row["linear"]) if len(row["linear"]) > 1 else 0,
                   color=style["color"], capsize=2)
         bars.annotate(f"{linear:.1f}", (0, number), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     if "teacher" in yardsticks:
-        curves.axhline(yardsticks["teacher"].knn[0], color="#444444", linestyle="--", linewidth=1)
-        curves.annotate("teacher", (0, yardsticks["teacher"].knn[0]), xytext=(2, 3), textcoords="offset points")
-        bars.axvline(yardsticks["teacher"].linear[0], color="#444444", linestyle="--", linewidth=1)
+        curves.axhline(yardsticks["teacher"]["knn"][0], color="#444444", linestyle="--", linewidth=1)
+        curves.annotate("teacher", (0, yardsticks["teacher"]["knn"][0]), xytext=(2, 3), textcoords="offset points")
+        bars.axvline(yardsticks["teacher"]["linear"][0], color="#444444", linestyle="--", linewidth=1)
     if "untrained" in yardsticks:
-        bars.axvline(statistics.mean(yardsticks["untrained"].linear), color="#444444", linestyle=":", linewidth=1)
+        bars.axvline(statistics.mean(yardsticks["untrained"]["linear"]), color="#444444", linestyle=":", linewidth=1)
     curves.set(title="10-NN accuracy during training (held-out slice)", xlabel="image passes of the student",
                ylabel="top-1 %", xlim=(0, None))
     figure.legend(loc="outside lower center", frameon=False, ncols=7, fontsize=8)
@@ -153,17 +177,20 @@ def picture(folder: Path, yardsticks: dict[str, Row], methods: dict[str, Row]) -
 
 
 def main() -> None:
-    """Print the table, write table and picture."""
+    """Print the table; write table, picture and the records behind them."""
     if len(sys.argv) != 2:
         raise UserError("give one folder, as in: python scripts/compare_report.py runs/compare")
     folder = Path(sys.argv[1])
-    yardsticks, methods = gather(folder)
+    records = gather(folder)
+    yardsticks, methods = rows_of(records)
     text = table(yardsticks, methods)
     print(f"\n{text}")
     (folder / "report.md").write_text(text, encoding="utf-8")
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "report.jsonl").write_text(lines, encoding="utf-8")
     path = picture(folder, yardsticks, methods)
     print(f"table {folder / 'report.md'}" + (f", plot {path}" if path else "")
-          + f"; curves: tensorboard --logdir {folder}")
+          + f"; records {folder / 'report.jsonl'}; curves: tensorboard --logdir {folder}")
 
 
 if __name__ == "__main__":

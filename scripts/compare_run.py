@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from compare_plan import Budget, read_rates
+from compare_plan import Budget, read_tuned
 from compare_search import search
 from compare_work import Comparison, ended
 
@@ -46,17 +46,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", required=True)
     for name, least in LEAST.items():
         parser.add_argument(f"--{name}", required=True, type=number(int, least))
-    parser.add_argument("--search-passes", type=number(int, 1), default=None)
     parser.add_argument("--subset", required=True, type=number(float, above=0, most=1))
     parser.add_argument("--minutes", required=True, type=number(float, 0))
     parser.add_argument("--methods", required=True, nargs="*")
     parser.add_argument("--seeds", required=True, nargs="+", type=number(int, 0))
-    parser.add_argument("--factors", required=True, nargs="+", type=number(float, above=0))
+    parser.add_argument("--factor", required=True, type=number(float, above=1))
     parser.add_argument("--search", action="store_true")
     args = parser.parse_args(argv)
     args.methods = args.methods or list(LOSSES)
-    if args.search_passes is None:
-        args.search_passes = max(1, args.passes // 2)
     return args
 
 
@@ -65,7 +62,7 @@ def compare(args: argparse.Namespace) -> None:
     folder = Path(args.output)
     budget = Budget(args.passes, args.epochs, args.batch, args.nearest_k, args.total_k).rounded()
     c = Comparison(args, folder, budget)
-    rates = read_rates(args.methods, [folder / "rates.txt", Path(args.rates)])
+    tuned = read_tuned(args.methods, [folder / "rates.txt", Path(args.rates)])
     c.same_settings()
     print("1/3 the teacher's neighbours and scores, and an untrained student's")
     c.mine(args.data)
@@ -85,7 +82,7 @@ def compare(args: argparse.Namespace) -> None:
         print(f"2/3 {len(left)} students of {budget.passes:,} image passes, {c.jobs} side by side; at {speed:.0f} "
               "passes a second each, as measured, and with the scores about "
               f"{len(left) / c.jobs * seconds / 60:.0f} minutes")
-        work = [lambda slot, e=entry, s=seed: c.student(e, s, rates[e], slot) for entry, seed in left]
+        work = [lambda slot, e=entry, s=seed: c.student(e, s, tuned[e], slot) for entry, seed in left]
         if not c.pool("students", work, seconds):
             print(f"MINUTES={args.minutes:g} have passed; start it again to resume. So far:")
     for seed in args.seeds[1:]:

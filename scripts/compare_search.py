@@ -1,13 +1,23 @@
-"""A learning rate for each method of scripts/compare_methods.sh: equally many candidates, held-out training images."""
+"""Rate and warm-up of each method of scripts/compare_methods.sh: one rule for all, on held-out training images.
+
+Round 1 tries three rates, neighbours a factor of FACTOR apart, with three warm-ups each. Then the neighbours of the
+best in this grid, until all of them have been tried (at most ``TRIALS`` in all), so that the best is never at an edge.
+``ROUNDS``: each later round gives fewer trials more passes, and the last gives them all of PASSES and two seeds.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
+import statistics
 import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from compare_plan import Budget, read_rates
+from compare_plan import Budget, Tuned, plan_of, read_tuned
 from compare_work import Comparison, ended, read_metrics
 from torchvision.transforms.functional import to_pil_image
 
@@ -16,49 +26,136 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.datasets import open_source  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
-SEED = 1000     # none of the table's
-HELD_OUT = 0.2  # of each class's training images
+SEED = 1000                           # the first; none of the table's
+HELD_OUT = 0.2                        # of each class's training images
+WARMUPS = (0.0, 0.1, 0.4, 0.7, 1.0)   # shares of the periods; round 1 begins with those between the ends
+TRIALS = 16                           # at most, for each method in round 1
+
+
+class Trial(NamedTuple):
+    """A place in the grid: the previous rate times FACTOR ** ``step``, and a number of the warm-ups."""
+
+    step: int
+    warmup: int
+
+    def neighbours(self, warmups: int) -> list[Trial]:
+        """The next rates, and the next of so many warm-ups."""
+        beside = [Trial(self.step, place) for place in (self.warmup - 1, self.warmup + 1) if 0 <= place < warmups]
+        return [Trial(self.step - 1, self.warmup), Trial(self.step + 1, self.warmup), *beside]
+
+
+@dataclass(frozen=True)
+class Round:
+    """How the trials of a round are trained, and how many of them go on."""
+
+    share: float  # of PASSES
+    seeds: int
+    kept: int
+
+
+ROUNDS = (Round(1 / 4, 1, 3), Round(1 / 2, 1, 2), Round(1, 2, 1))
+
+
+def seeds_of(number: int) -> range:
+    """The seeds of a round."""
+    return range(SEED, SEED + ROUNDS[number].seeds)
+
+
+class Search:
+    """Trials in a folder, a training for each entry, round, trial and seed. ``middle``: where each entry begins."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path, middle: Mapping[str, Tuned]) -> None:
+        self.args, self.folder, self.middle = args, folder, middle
+        self.budget = Budget(args.passes, args.epochs, args.batch, args.nearest_k, args.total_k).rounded()
+        self.c, self.data = Comparison(args, folder, self.budget), folder / "images"
+        self.warmups = sorted({round(share * args.epochs) for share in WARMUPS})
+
+    def tuned(self, entry: str, trial: Trial) -> Tuned:
+        """What a trial stands for."""
+        rate = self.middle[entry].rate * self.args.factor**trial.step
+        return Tuned(float(f"{rate:.3g}"), self.warmups[trial.warmup])
+
+    def run_of(self, number: int, entry: str, trial: Trial, seed: int) -> Path:
+        """The run's folder."""
+        rate, warmup = self.tuned(entry, trial)
+        return self.folder / f"round{number + 1}" / f"{entry}-{rate:g}-{warmup}-{seed}"
+
+    def score(self, number: int, entry: str, trial: Trial, seed: int) -> float | None:
+        """10-NN top-1 at the end; 0 where the numbers ended before; None where it was not reached yet."""
+        run = self.run_of(number, entry, trial, seed)
+        return 0.0 if ended(run) else next((line["top1"] for line in read_metrics(run, "knn")), None)
+
+    def scores(self, number: int, entry: str, trial: Trial) -> list[float]:
+        """Of each seed of a round that is done."""
+        return [self.score(number, entry, trial, seed) for seed in seeds_of(number)]
+
+    def train(self, number: int, trials: Mapping[str, Collection[Trial]]) -> None:
+        """Train those of a round's trials that have not been."""
+        budget = replace(self.budget, passes=round(self.budget.passes * ROUNDS[number].share)).rounded()
+        work = [lambda slot, e=entry, t=trial, s=seed: self.c.train(
+                    self.run_of(number, e, t, s), e, s, self.tuned(e, t), str(self.data), slot,
+                    steps=plan_of(e, budget).epoch_steps, every=self.budget.epochs)
+                for entry, group in trials.items() for trial in group for seed in seeds_of(number)
+                if self.score(number, entry, trial, seed) is None]
+        seconds = budget.passes / self.c.measure(self.args.methods[0], self.data)
+        if work and not self.c.pool(f"round {number + 1}", work, seconds):
+            raise UserError(f"MINUTES={self.args.minutes:g} have passed; start it again to resume")
+
+    def best(self, number: int, trials: Mapping[str, Sequence[Trial]]) -> dict[str, list[Trial]]:
+        """Those that go on from a round, the best first."""
+        return {entry: sorted(group, key=lambda trial, e=entry: -statistics.mean(self.scores(number, e, trial)))
+                [:ROUNDS[number].kept] for entry, group in trials.items()}
+
+    def first_round(self) -> dict[str, list[Trial]]:
+        """The trials of round 1, all neighbours of the best among them."""
+        more = {entry: self.grid() for entry in self.middle}
+        tried: dict[str, list[Trial]] = {entry: [] for entry in self.middle}
+        while any(more.values()):
+            self.train(0, more)
+            tried = {entry: trials + more[entry] for entry, trials in tried.items()}
+            more = {entry: [trial for trial in best[0].neighbours(len(self.warmups)) if trial not in tried[entry]]
+                    [:TRIALS - len(tried[entry])] for entry, best in self.best(0, tried).items()}
+        return tried
+
+    def grid(self) -> list[Trial]:
+        """What round 1 begins with."""
+        inner = range(len(self.warmups))[1:-1] or range(len(self.warmups))
+        return [Trial(step, place) for step in (0, -1, 1) for place in inner]
+
+    def cost(self) -> str:
+        """What it takes, to be said before it starts."""
+        speed = self.c.measure(self.args.methods[0], self.data)
+        later = sum(before.kept * this.seeds * this.share for before, this in itertools.pairwise(ROUNDS))
+        hours = [len(self.middle) * (count * ROUNDS[0].share + later) * self.budget.passes / speed / self.c.jobs / 3600
+                 for count in (len(self.grid()), TRIALS)]
+        return (f"searching rate and warm-up of {len(self.middle)} methods, {self.c.jobs} trainings side by side at "
+                f"{speed:.0f} passes a second each: {hours[0]:.1f} to {hours[1]:.1f} hours; started again, it resumes")
 
 
 def search(args: argparse.Namespace) -> None:
-    """A learning rate for each method, by 10-NN on training images that were held out: rates.txt in the output."""
-    folder = Path(args.output) / "search"
-    budget = Budget(args.search_passes, args.epochs, args.batch, args.nearest_k, args.total_k).rounded()
-    c, data = Comparison(args, folder, budget), folder / "images"
-    middle = read_rates(args.methods, [folder.parent / "rates.txt", Path(args.rates)])
-    rates = {entry: [float(f"{middle[entry] * factor:.3g}") for factor in args.factors] for entry in args.methods}
-    c.same_settings()
-    hold_out(args.data, data)
-    c.mine(data)
-    work = [lambda slot, e=entry, r=rate: candidate(c, data, e, r, slot) for entry in args.methods
-            for rate in rates[entry] if candidate_score(folder / f"{entry}-{rate:g}") is None]
-    if work:
-        seconds = budget.passes / c.measure(args.methods[0], data)
-        print(f"{len(work)} candidates of {budget.passes:,} image passes, {c.jobs} side by side: more than "
-              f"{len(work) / c.jobs * seconds / 60:.0f} minutes")
-        if not c.pool("candidates", work, seconds):
-            raise UserError(f"MINUTES={args.minutes:g} have passed; start it again to resume")
-    lines = [f"# The best of {len(args.factors)} rates each, by 10-NN accuracy (behind the colons) on a fifth of the "
-             f"training images of {args.data}", f"# that was held out; {budget.passes:,} image passes, one seed"]
-    for entry in args.methods:
-        scores = {rate: candidate_score(folder / f"{entry}-{rate:g}") for rate in rates[entry]}
-        best = max(scores, key=scores.__getitem__)
-        lines.append(f"{entry} {best:g} # " + ", ".join(f"{rate:g}: {score:.1f}" for rate, score in scores.items()))
+    """Rate and warm-up for each method: rates.txt in the output."""
+    result = Path(args.output) / "rates.txt"
+    one = Search(args, result.parent / "search", read_tuned(args.methods, [result, Path(args.rates)]))
+    one.c.same_settings()
+    hold_out(args.data, one.data)
+    one.c.mine(one.data)
+    print(one.cost())
+    trials = one.first_round()
+    survivors = one.best(0, trials)
+    for number in range(1, len(ROUNDS)):
+        trials = survivors
+        one.train(number, trials)
+        survivors = one.best(number, trials)
+    lines = [f"# NAME RATE WARM-UP of {args.epochs} periods, by scripts/compare_methods.sh --search for "
+             f"{one.budget.passes:,} image passes on {args.data}.", "# Last round, rate warm-up: 10-NN accuracy "
+             "in % on a held-out fifth of the training images, seed by seed; 0: the numbers ended"]
+    for entry, (chosen, *_) in survivors.items():
+        told = [f"{one.tuned(entry, trial)}: " + " ".join(f"{x:.1f}" for x in one.scores(number, entry, trial))
+                for trial in trials[entry]]
+        lines.append(f"{entry} {one.tuned(entry, chosen)} # {', '.join(told)}")
     text = "\n".join(lines) + "\n"
-    (folder.parent / "rates.txt").write_text(text, encoding="utf-8")
-    print(f"{text}{folder.parent / 'rates.txt'}")
-
-
-def candidate(c: Comparison, data: Path, entry: str, rate: float, slot: int) -> None:
-    """Train one."""
-    c.train(c.folder / f"{entry}-{rate:g}", entry, SEED, rate, str(data), slot, every=c.budget.epochs)
-
-
-def candidate_score(folder: Path) -> float | None:
-    """10-NN top-1 at the end; 0 where the numbers ended before; None where it was not reached yet."""
-    if ended(folder):
-        return 0.0
-    return next((line["top1"] for line in read_metrics(folder, "knn")), None)
+    result.write_text(text, encoding="utf-8")
+    print(f"{text}{result}")
 
 
 def hold_out(data: str, folder: Path) -> None:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from compare_plan import Budget, plan_of
+from compare_plan import Budget, Tuned, plan_of
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +90,7 @@ class Comparison:
                         "--output", self.folder / "neighbours", "--k", max(32, self.budget.total_k),
                         "-j", self.args.workers)
 
-    def train(self, folder: Path, entry: str, seed: int, rate: float, data: str, slot: int | None = None,
+    def train(self, folder: Path, entry: str, seed: int, tuned: Tuned, data: str, slot: int | None = None,
               epochs: int | None = None, steps: int | None = None, every: int | None = None) -> None:
         """One student, ``folder``/student.pth; an interrupted one resumes. Numbers that are not finite are a result
         as well, see :func:`ended`."""
@@ -102,8 +102,9 @@ class Comparison:
         command = (
             "train_distill.py", "--data", data, "--subset", args.subset, "--output", folder,
             "--seed", seed, "-a", args.student, "--stem", args.stem, "--distill", args.teacher, "--loss", plan.loss,
-            "--image-size", self.image_size(), "--sampler", plan.sampler, "-b", plan.anchors, *near, "--lr", rate,
-            "--epochs", epochs or self.budget.epochs, "--epoch-steps", steps, "--warmup-epochs", 1, "-p", steps,
+            "--image-size", self.image_size(), "--sampler", plan.sampler, "-b", plan.anchors, *near, "--lr",
+            tuned.rate, "--epochs", epochs or self.budget.epochs, "--epoch-steps", steps, "--warmup-epochs",
+            tuned.warmup, "-p", steps,
             "--queue-size", args.queue, "--moco-m", 0.99, "--bn-parts", 4, *plan.flags,
             *(["--head-bn"] if plan.head_bn else []), "--cache", "device", "--knn-every", every or args.every,
             "-j", args.workers)
@@ -135,10 +136,10 @@ class Comparison:
         self.score(self.folder / f"untrained-{seed}", "--weights", "untrained", "--arch", args.student, "--stem",
                    args.stem, "--image-size", self.image_size(), "--seed", seed)
 
-    def student(self, entry: str, seed: int, rate: float, slot: int) -> None:
+    def student(self, entry: str, seed: int, tuned: Tuned, slot: int) -> None:
         """Train and score one."""
         folder = self.folder / f"{entry}-{seed}"
-        self.train(folder / "run", entry, seed, rate, self.args.data, slot)
+        self.train(folder / "run", entry, seed, tuned, self.args.data, slot)
         if not ended(folder / "run"):
             self.score(folder, "--weights", folder / "run/student.pth", slot=slot)
 
@@ -172,7 +173,7 @@ class Comparison:
         if not path.exists():
             steps = max(4, -(-256 // self.budget.batch))
             folders = [self.folder / f"speed/{slot}" for slot in range(self.jobs)]
-            self.pool("speed", [lambda slot, f=folder: self.train(f, entry, 0, 1e-4, data, slot, 2, steps, 2)
+            self.pool("speed", [lambda slot, f=folder: self.train(f, entry, 0, Tuned(1e-4, 1), data, slot, 2, steps, 2)
                                 for folder in folders], 0)
             lines = [read_metrics(folder, "train")[-1] for folder in folders]
             found = min(line["images_per_second"] for line in lines) * needs_of(self.plans[entry].loss).passes

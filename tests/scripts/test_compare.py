@@ -12,8 +12,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from compare_plan import Budget, plan_of, read_rates  # noqa: E402
-from compare_report import gather, picture, table  # noqa: E402
+from compare_plan import Budget, Tuned, plan_of, read_tuned  # noqa: E402
+from compare_report import gather, picture, rows_of, table  # noqa: E402
 from compare_search import hold_out  # noqa: E402
 from compare_work import ENDED, Comparison, ended  # noqa: E402
 
@@ -56,13 +56,20 @@ def test_plans_that_make_no_sense(entry, batch, message):
 
 
 def test_rates_of_the_first_file_that_has_one(tmp_path):
-    (tmp_path / "own.txt").write_text("# found so\ncoss 0.01 # 1 2 3\nseed@cf 0.5\n\n")
-    (tmp_path / "shipped.txt").write_text("coss 0.004\nseed 0.1\nsmd 0.2\n")
+    (tmp_path / "own.txt").write_text("# found so\ncoss 0.01 4 # 1 2 3\nseed@cf 0.5 0\n\n")
+    (tmp_path / "shipped.txt").write_text("coss 0.004 1\nseed 0.1 1\nsmd 0.2 2# so\n")
     files = [tmp_path / "own.txt", tmp_path / "shipped.txt", tmp_path / "none.txt"]
-    assert read_rates(["coss", "coss@random", "seed", "seed@cf", "smd"], files) == {
-        "coss": 0.01, "coss@random": 0.01, "seed": 0.1, "seed@cf": 0.5, "smd": 0.2}
+    assert read_tuned(["coss", "coss@random", "seed", "seed@cf", "smd"], files) == {
+        "coss": (0.01, 4), "coss@random": (0.01, 4), "seed": (0.1, 1), "seed@cf": (0.5, 0), "smd": (0.2, 2)}
     with pytest.raises(UserError, match="no learning rate for mse, rkd in .*--search"):
-        read_rates(["coss", "mse", "rkd"], files)
+        read_tuned(["coss", "mse", "rkd"], files)
+
+
+@pytest.mark.parametrize("line", ["coss 0.01", "coss 0.01 1 2", "coss x 1", "coss 0.01 1.5"])
+def test_a_line_of_rates_that_is_not_one(line, tmp_path):
+    (tmp_path / "rates.txt").write_text(line)
+    with pytest.raises(UserError, match="rates.txt holds a line with .* expected RATE and WARM-UP"):
+        read_tuned(["coss"], [tmp_path / "rates.txt"])
 
 
 def test_held_out_images_are_the_last_fifth_of_each_class(tmp_path):
@@ -85,10 +92,12 @@ def student(folder, name, seed, knn, linear, shared):
     (path / "knn.json").write_text(json.dumps({"knn": [{"k": 10, "T": 0.07, "top1": knn}, {"top1": 0}]}))
     (path / "linear.json").write_text(json.dumps({"metrics": {"top1": linear}}))
     near = (1, "cf") if name == "coss" else (15, "random")
-    config = {"loss": name, "lr": 0.01, "epochs": 10, "epoch_steps": 4, "batch_size": 16 if name == "coss" else 32,
-              "nearest_k": near[0], "sampler": near[1]}
+    config = {"loss": name, "lr": 0.01, "warmup_epochs": 4, "epochs": 10, "epoch_steps": 4,
+              "batch_size": 16 if name == "coss" else 32, "nearest_k": near[0], "sampler": near[1]}
     (path / "run/config.json").write_text(json.dumps(config))
-    lines = [{"step": 20, "group": "knn", "top1": knn / 2}, {"step": 40, "group": "train"},
+    lines = [{"step": 4, "group": "train", "student_norm": 10.0 + int(seed), "row_cosine": 0.25},
+             {"step": 20, "group": "knn", "top1": knn / 2},
+             {"step": 40, "group": "train", "student_norm": 100.0, "row_cosine": 0.75},
              {"step": 40, "group": "knn", "top1": knn}]
     (path / "run/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     overlap = folder / "overlap.json"
@@ -105,11 +114,12 @@ def test_numbers_that_ended_are_a_result(tmp_path):
         for score in ("knn", "linear"):
             (tmp_path / f"{name}/{score}.json").unlink()
         (tmp_path / name / "run" / ENDED).touch()
-    yardsticks, methods = gather(tmp_path)
+    yardsticks, methods = rows_of(gather(tmp_path))
     assert list(methods) == ["coss", "mse", "rkd"]
     lines = table(yardsticks, methods).splitlines()
-    assert "| mse | 40 | 32 | 0.01 | 1, and 1 whose numbers ended | 20.0 | 30.0 | 3.0 |" in lines
-    assert "| rkd | 40 | 32 | 0.01 | 0, and 1 whose numbers ended | – | – | – |" in lines
+    assert ("| mse | 40 | 32 | 0.01 | 4 of 10 | 1, and 1 whose numbers ended | 20.0 | 30.0 | 3.0 | 10.5 → 100 "
+            "| 0.25 → 0.75 |") in lines
+    assert "| rkd | 40 | 32 | 0.01 | 4 of 10 | 0, and 1 whose numbers ended | – | – | – |" in lines[-1]
     pytest.importorskip("matplotlib")
     assert picture(tmp_path, yardsticks, methods).stat().st_size > 10_000
 
@@ -130,10 +140,10 @@ def test_a_training_whose_numbers_end_leaves_a_mark(said, passes_over, tmp_path)
     c.python, scored = fail, []
     c.score = lambda *_, **__: scored.append(1)
     if passes_over:
-        c.student("mse", 0, 0.1, 0)
+        c.student("mse", 0, Tuned(0.1, 1), 0)
     else:
         with pytest.raises(UserError, match=said):
-            c.student("mse", 0, 0.1, 0)
+            c.student("mse", 0, Tuned(0.1, 1), 0)
     assert ended(tmp_path / "mse-0/run") == passes_over
     assert not scored
 
@@ -147,13 +157,14 @@ def test_report(tmp_path):
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher/knn.json").write_text(json.dumps({"knn": [{"top1": 70}]}))
     (tmp_path / "teacher/linear.json").write_text(json.dumps({"metrics": {"top1": 80}}))
-    yardsticks, methods = gather(tmp_path)
+    yardsticks, methods = rows_of(gather(tmp_path))
     assert list(methods) == ["coss", "smd"]
-    assert methods["coss"].curves == [[(640, 25), (1280, 50)], [(640, 27), (1280, 54)]]
-    assert methods["smd"].curves == [[(1280, 15), (2560, 30)]]
+    assert methods["coss"]["curve"] == [[[640, 25], [1280, 50]], [[640, 27], [1280, 54]]]
+    assert methods["smd"]["curve"] == [[[1280, 15], [2560, 30]]]
     lines = table(yardsticks, methods).splitlines()
-    assert "| *teacher* | – | – | – | 1 | 70.0 | 80.0 | – |" in lines
-    assert "| coss | 40 | 32 (16 x 2) | 0.01 | 2 | 52.0 ± 2.8 | 60.5 ± 0.7 | 9.5 ± 0.7 |" in lines
-    assert "| smd | 40 | 64 | 0.01 | 1 | 30.0 | 40.0 | 5.0 |" in lines
+    assert "| *teacher* | – | – | – | – | 1 | 70.0 | 80.0 | – | – | – |" in lines
+    assert ("| coss | 40 | 32 (16 x 2) | 0.01 | 4 of 10 | 2 | 52.0 ± 2.8 | 60.5 ± 0.7 | 9.5 ± 0.7 | 10.5 → 100 "
+            "| 0.25 → 0.75 |") in lines
+    assert "| smd | 40 | 64 | 0.01 | 4 of 10 | 1 | 30.0 | 40.0 | 5.0 | 10 → 100 | 0.25 → 0.75 |" in lines
     pytest.importorskip("matplotlib")
     assert picture(tmp_path, yardsticks, methods).stat().st_size > 10_000

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ class Commands:
 
     def __init__(self):
         self.done, self.break_down = [], lambda args: None
+        self.score = lambda args: 50.0
 
     def __call__(self, log, *words, result=None, slot=None, processes=1, all_cores=False):
         script, *flags = map(str, words)
@@ -44,7 +46,7 @@ class Commands:
         (folder / "config.json").write_text(json.dumps(vars(args), default=str))
         steps = args.epochs * args.epoch_steps
         lines = [{"group": "train", "step": steps, "images_per_second": 100.0},
-                 {"group": "knn", "step": steps, "top1": 50.04 - abs(args.lr - 0.1)}]
+                 {"group": "knn", "step": steps, "top1": self.score(args)}]
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
         (folder / "student.pth").touch()
 
@@ -73,14 +75,14 @@ def commands(monkeypatch):
 
 def flags(tmp_path, *more, methods=METHODS, seeds=(0, 1)):
     (tmp_path / "teacher.pth").write_bytes(b"weights")
-    (tmp_path / "shipped.txt").write_text("\n".join(f"{name} {(i + 1) / 100}" for i, name in enumerate(METHODS)))
+    (tmp_path / "shipped.txt").write_text("\n".join(f"{name} {(i + 1) / 100} 1" for i, name in enumerate(METHODS)))
     return ["compare_run.py", "--data", "demo", "--teacher", str(tmp_path / "teacher.pth"),
             "--output", str(tmp_path / "out"),
             "--student", "resnet18", "--stem", "cifar", "--rates", str(tmp_path / "shipped.txt"), "--passes", "6000",
-            "--epochs", "5", "--batch", "32", "--nearest-k", "3", "--total-k", "7", "--queue", "64", "--every", "5",
-            "--search-passes", "3000", "--gpus", "1", "--jobs", "2", "--workers", "0",
+            "--epochs", "10", "--batch", "32", "--nearest-k", "3", "--total-k", "7", "--queue", "64", "--every", "10",
+            "--gpus", "1", "--jobs", "2", "--workers", "0",
             "--subset", "1", "--minutes", "0",
-            "--methods", *methods, "--seeds", *map(str, seeds), "--factors", "0.5", "2", *more]
+            "--methods", *methods, "--seeds", *map(str, seeds), "--factor", "2", *more]
 
 
 def run(monkeypatch, words):
@@ -153,20 +155,69 @@ def test_a_failure_is_told_and_what_was_done_is_kept(tmp_path, commands, monkeyp
             and "speed" not in args.output] == ["coss-0", "dist-0", "mse-0"]
 
 
-def test_search_takes_the_best_rate_and_one_that_ends_in_no_numbers_is_not_it(tmp_path, commands, monkeypatch):
-    def break_down(args):
-        if getattr(args, "loss", None) == "mse" and args.lr == 0.22:
-            raise UserError("train_distill.py failed: error: the loss is not finite at epoch 0, step 3")
+def searched(commands):
+    """round -> (method, rate, warm-up, seed) of the trials, in the order in which they were trained."""
+    found = {}
+    for script, args in commands.done:
+        if script == "train_distill.py" and "speed" not in args.output:
+            found.setdefault(Path(args.output).parent.name, []).append(
+                (args.loss, args.lr, args.warmup_epochs, args.seed))
+    return found
 
-    commands.break_down = break_down
-    run(monkeypatch, flags(tmp_path, "--search", methods=["coss", "mse"]))
-    candidates = [args for script, args in commands.done if script == "train_distill.py" and "speed" not in args.output]
-    assert {(args.loss, args.lr) for args in candidates} == {("coss", 0.005), ("coss", 0.02), ("mse", 0.055)}
-    assert all(args.data == str(tmp_path / "out/search/images") and args.seed == 1000 for args in candidates)
+
+def test_search_climbs_to_the_best_rate_and_warm_up_by_one_rule(tmp_path, commands, monkeypatch, capsys):
+    """coss is best two rates up with warm-ups of 7 in 10, mse where it starts; each round halves what it is given."""
+    def score(args):
+        best = (0.04, 7) if args.loss == "coss" else (0.11, 1)
+        return 90 - 20 * abs(math.log2(args.lr / best[0])) - abs(args.warmup_epochs - best[1])
+
+    commands.score = score
+    words = flags(tmp_path, "--search", "--passes", "12000", methods=["coss", "mse"])
+    (tmp_path / "shipped.txt").write_text("coss 0.01 1\nmse 0.11 4\n")
+    run(monkeypatch, words)
+    trials = searched(commands)
+    steps = {round: {args.epoch_steps for script, args in commands.done if f"/{round}/" in args.output
+                     and args.loss == "mse"} for round in trials}
+    assert steps == {"round1": {6}, "round2": {18}, "round3": {36}}  # x 10 x 32: 1,920 passes, 5,760, 11,520
+    first = {name: {(rate, warmup) for loss, rate, warmup, seed in trials["round1"] if loss == name}
+             for name in ("coss", "mse")}
+    assert first["mse"] == {(r, w) for r in (0.055, 0.11, 0.22) for w in (1, 4, 7)} | {(0.11, 0)}
+    assert first["coss"] == {(r, w) for r in (0.005, 0.01, 0.02) for w in (1, 4, 7)} | {(0.04, 7), (0.08, 7), (0.04, 4),
+                                                                                      (0.04, 10), (0.02, 10)}
+    assert all(seed == 1000 for *_, seed in trials["round1"] + trials["round2"])
+    assert {trial[1:3] for trial in trials["round2"] if trial[0] == "mse"} == {(0.11, 1), (0.11, 0), (0.11, 4)}
+    assert {trial[1:] for trial in trials["round3"] if trial[0] == "mse"} == {
+        (0.11, warmup, seed) for warmup in (0, 1) for seed in (1000, 1001)}
     assert not [script for script, args in commands.done if script == "evaluate.py"]  # the test images have no say
+    assert all(args.data == str(tmp_path / "out/search/images") for script, args in commands.done
+               if script == "train_distill.py")
     lines = (tmp_path / "out/rates.txt").read_text().splitlines()
-    assert lines[2:] == ["coss 0.02 # 0.005: 49.9, 0.02: 50.0", "mse 0.055 # 0.055: 50.0, 0.22: 0.0"]
+    assert lines[2:] == ["coss 0.04 7 # 0.04 7: 90.0 90.0, 0.04 4: 87.0 87.0",
+                         "mse 0.11 1 # 0.11 1: 90.0 90.0, 0.11 0: 89.0 89.0"]
+    assert re.search(r"rate and warm-up of 2 methods, 2 trainings side by side at 100 passes a second each: 0.2 to 0.3 "
+                     "hours", capsys.readouterr().out)
 
     commands.done.clear()
-    run(monkeypatch, flags(tmp_path, methods=["coss"], seeds=[0]))
-    assert trained(commands)["coss-0"].lr == 0.02
+    run(monkeypatch, flags(tmp_path, "--passes", "12000", methods=["coss"], seeds=[0]))
+    assert (trained(commands)["coss-0"].lr, trained(commands)["coss-0"].warmup_epochs) == (0.04, 7)
+
+
+def test_search_resumes_and_a_training_whose_numbers_end_counts_as_0(tmp_path, commands, monkeypatch):
+    def break_down(args):
+        if getattr(args, "loss", None) == "mse" and args.lr >= 0.22:
+            raise UserError("train_distill.py failed: error: the loss is not finite at epoch 0, step 3")
+        if getattr(args, "loss", None) == "mse" and getattr(args, "seed", 0) == 1001:
+            raise UserError("train_distill.py failed: the disk is full")
+
+    commands.break_down = break_down
+    words = flags(tmp_path, "--search", methods=["mse"])
+    (tmp_path / "shipped.txt").write_text("mse 0.11 1\n")
+    with pytest.raises(UserError, match="the disk is full"):
+        run(monkeypatch, words)
+    before = searched(commands)
+    commands.done.clear()
+    commands.break_down = lambda args: None
+    run(monkeypatch, words)
+    assert set(searched(commands)) == {"round3"}
+    assert not set(searched(commands)["round3"]) & set(before.get("round3", []))
+    assert "0.22" not in (tmp_path / "out/rates.txt").read_text()
