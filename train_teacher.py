@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Pre-train a teacher on your own unlabelled images: MoCo v2.
+"""Pre-train a teacher on your own unlabelled images: MoCo v2, from scratch or from a file's weights.
 
     python train_teacher.py --data DIR --arch resnet18 --stem cifar --image-size 32 --output teacher/
     torchrun --nproc_per_node 8 train_teacher.py --data DIR --arch resnet50 --output teacher/
+    python train_teacher.py --data DIR --weights FILE --freeze-trunk --epochs 5 --output teacher/  # a head for FILE
 
 Defaults are those of MoCo v2 (arXiv 2003.04297) at 200 epochs. The folder --output gets teacher.pth in MoCo's own
 layout (module.encoder_q.*), which every command here takes as it takes a downloaded file, and checkpoint.pth,
@@ -19,6 +20,8 @@ import argparse
 
 import torch
 
+from checkpoints.frozen import load_frozen
+from checkpoints.report import Report
 from common import cli
 from data.augment import PRESETS, augmentation
 from data.cache import pooled
@@ -53,10 +56,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="images of a step over all processes; default 256, MoCo's")
 
     group = parser.add_argument_group("MoCo")
-    group.add_argument("-a", "--arch", default="resnet50", metavar="ARCH",
-                       help="a torchvision classifier by name; default resnet50, MoCo's")
-    cli.stem_flag(group, "--stem", whose="the network", unset="imagenet")
+    group.add_argument("-a", "--arch", default=None, metavar="ARCH",
+                       help="a torchvision classifier by name, or timm:NAME; default resnet50, MoCo's, or what the "
+                            "file of --weights holds")
+    cli.stem_flag(group, "--stem", whose="the network", unset="imagenet, or what the file of --weights shows")
     add_settings(group, MoCo)
+    group.add_argument("--weights", default=None, metavar="PATH",
+                       help="begin with the trunk of this checkpoint, of any layout that docs/CHECKPOINTS.md lists, "
+                            "and a new head; default: a random network")
+    cli.add_network_flags(group, stem=False)
+    cli.only(group, "--branch --mean --std --checkpoint-key --trust-checkpoint --freeze-trunk", "with --weights",
+             lambda args: bool(args.weights))
     cli.add_optimization_flags(parser, source="MoCo v2's", epochs=200, warmup_epochs=0)
     cli.add_speed_flags(parser)
     group = cli.add_run_flags(parser)
@@ -74,6 +84,8 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         raise UserError(f"--moco-k {args.moco_k} is less than --batch-size {args.batch_size}, so one step would "
                         "overrun the queue; give a longer queue")
     seed_everything(args.seed)
+    if args.freeze_trunk and not args.weights:
+        raise UserError("--freeze-trunk leaves nothing to learn from a random trunk; give its checkpoint by --weights")
     image_size = args.image_size or 224
     check_apart(args.output, args.data)
     source = open_source(args.data).subset(args.subset)
@@ -83,8 +95,8 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)
     bad_images = BadImageLog(source, args.on_bad_image)
 
-    backbone = build_backbone(args.arch, args.stem or "imagenet", image_size)
-    moco = place(MoCo(backbone, **cli.values(MoCo, args)), process.device)
+    moco, report = build_moco(args, image_size)
+    moco = place(moco, process.device)
     check_batch(moco, sampler.images_per_step)
     moco.encoder_q = hardware.synchronised(moco.encoder_q, process)  # the key's images are shuffled instead
     updater = Updater(optimization.build(moco), process.device, args.amp,
@@ -92,14 +104,18 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
            if args.knn_every else None)
 
-    config = {**vars(args), "image_size": image_size, "data_fingerprint": source.fingerprint(),
+    spec = moco.spec
+    config = {**vars(args), "arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
+              "weights_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
               "processes": process.world_size}
     modules = {"state_dict": moco, "updater": updater}
-    what = Description(config, moco.record(), modules, ["teacher.pth"], args.resumable | {"processes"})
+    what = Description(config, moco.record(), modules, ["teacher.pth"], args.resumable | {"processes", "weights"})
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
     for line in (cli.ignored_flags_note(args), *cli.unused(args), f"data: {source.description}",
-                 f"MoCo v2: {args.arch}, {args.epochs} epochs of {len(sampler)} steps of {args.batch_size} images, "
-                 f"queue {args.moco_k}, on {process.world_size} x {process.device.type}, --amp {updater.amp}"):
+                 f"weights: {report}" if report else None,
+                 f"MoCo v2: {spec.arch}{', its head alone' * args.freeze_trunk}, {args.epochs} epochs of "
+                 f"{len(sampler)} steps of {args.batch_size} images, queue {args.moco_k}, on {process.world_size} x "
+                 f"{process.device.type}, --amp {updater.amp}"):
         if line:
             run.log.say(line)
     if args.compile:
@@ -121,6 +137,16 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
             run.note(epoch, "knn", {"top1": run.scored(lambda: knn.score(moco.trunk()))}, knn.description)
         run.save(epoch, {"teacher.pth": moco.encoder_state()})
     run.finish(bad_images.summary() if bad_images.counts else "")
+
+
+def build_moco(args: argparse.Namespace, image_size: int) -> tuple[MoCo, Report | None]:
+    """The network that trains, and what was read of --weights."""
+    options = cli.values(MoCo, args)
+    if not args.weights:
+        return MoCo(build_backbone(args.arch or "resnet50", args.stem or "imagenet", image_size), **options), None
+    start, report = load_frozen(args.weights, args.arch, args.stem, image_size, **cli.checkpoint_options(args))
+    backbone = start.backbone.requires_grad_(True).train()
+    return MoCo(backbone, **options, mean=start.mean, std=start.std), report
 
 
 def main() -> None:

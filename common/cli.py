@@ -153,9 +153,11 @@ def add_knn_flags(group: Group) -> None:
     add_settings(group, Monitoring)
 
 
-def add_network_flags(group: Group, prefix: str = "--") -> None:
-    """How a checkpoint is read, beside its path and architecture; ``prefix`` is ``--teacher-`` beside --distill."""
-    stem_flag(group, f"{prefix}stem", whose="the network")
+def add_network_flags(group: Group, prefix: str = "--", stem: bool = True) -> None:
+    """How a checkpoint is read, beside its path and architecture; ``prefix`` is ``--teacher-`` beside --distill.
+    ``stem``: --stem too."""
+    if stem:
+        stem_flag(group, f"{prefix}stem", whose="the network")
     flags = {name: f"{prefix}{name}" for name in ("branch", "mean", "std")}
     add_settings(group, load_frozen, without=["stem"], flags=flags)
 

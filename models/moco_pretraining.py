@@ -7,6 +7,7 @@ section 3.3; Chen et al., "Improved Baselines with Momentum Contrastive Learning
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -30,6 +31,9 @@ class MoCo(nn.Module):
     not. A fresh network maps all images to nearly one direction, which drifts; until it has learnt otherwise the
     loss is lowered by telling new keys from old ones, not images. On small networks that takes longer than a short
     training lasts; centring the features ends it at once.
+
+    ``freeze_trunk``: only the head trains; the trunk keeps every tensor, the statistics of its batch norm included.
+    ``mean``, ``std``: what the trunk was trained with, of images in [0, 1].
     """
 
     def __init__(self, backbone: nn.Module, moco_dim: ContrastedWidth = 128,
@@ -38,17 +42,31 @@ class MoCo(nn.Module):
                  moco_m: Momentum = 0.999,
                  moco_t: Annotated[float, Setting("temperature; default {default}, MoCo v2's", above=0,
                                                   metavar="T")] = 0.2,
-                 bn_parts: BatchNormParts = 8, head_bn: HeadNorm = False) -> None:
+                 bn_parts: BatchNormParts = 8, head_bn: HeadNorm = False,
+                 freeze_trunk: Annotated[bool, Setting(
+                     "train the head alone, on the trunk of --weights as it is: for losses that compare with a "
+                     "teacher's own head (--loss seed, disco, ...) where its file has none")] = False,
+                 mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
         self.spec = backbone.spec
         need_memory(4 * moco_dim * (3 * moco_k + 4 * self.spec.feature_dim),  # the queue as it is made; two heads
                     f"--moco-k {moco_k} with --moco-dim {moco_dim}")
-        self.encoder_q = attach_head(backbone, mlp(self.spec.feature_dim, self.spec.feature_dim, moco_dim, head_bn))
+        head = mlp(self.spec.feature_dim, self.spec.feature_dim, moco_dim, head_bn)
+        self.encoder_q = attach_head(backbone.requires_grad_(not freeze_trunk), head)
+        self.head_name = next(name for name, module in backbone.named_modules() if module is head)
+        self.freeze_trunk, self.mean, self.std = freeze_trunk, tuple(mean), tuple(std)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
-        self.normalise = Normalise()
+        self.normalise = Normalise(mean, std)
         self.momentum, self.temperature, self.bn_parts = moco_m, moco_t, bn_parts
         self.register_buffer("queue", F.normalize(torch.randn(moco_dim, moco_k), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+    def train(self, mode: bool = True) -> MoCo:
+        super().train(mode)
+        if self.freeze_trunk:
+            for encoder in (self.encoder_q, self.encoder_k):
+                encoder.eval().get_submodule(self.head_name).train(mode)
+        return self
 
     def forward(self, query_images: Tensor, key_images: Tensor) -> dict[str, Tensor]:
         """Two views of the same images, uint8 [b, 3, H, W]; returns ``loss`` and ``accuracy`` (of the positive)."""
@@ -91,8 +109,8 @@ class MoCo(nn.Module):
         wanted, have = trunk.state_dict(), self.encoder_q.state_dict()
         wanted.update((name, have[name]) for name in wanted)
         trunk.load_state_dict(wanted)
-        return Encoder(trunk).to(self.queue.device)
+        return Encoder(trunk, self.mean, self.std).to(self.queue.device)
 
     def record(self) -> dict[str, Any]:
         """What the encoder is, for its checkpoint."""
-        return {**self.spec.record(), "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        return {**self.spec.record(), "mean": list(self.mean), "std": list(self.std)}

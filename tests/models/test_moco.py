@@ -1,6 +1,7 @@
 """MoCo v2 against explicit loops in float64, its momentum encoder, queue and shuffled batch norm."""
 
 import copy
+import hashlib
 import math
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import torch.nn.functional as F
 from helpers.scripts import script, well
 from torch import nn
 
+import train_teacher
 from checkpoints.layouts import read_checkpoint
 from models.backbones import Spec, build_backbone
 from models.moco_pretraining import MoCo
 from models.teachers import Normalise
+from runtime.device import Process
+from runtime.errors import UserError
 
 DIM = 6
 
@@ -252,3 +256,51 @@ def test_other_families_can_be_pre_trained(arch):
     loss.backward()
     assert math.isfinite(loss.item())
     assert moco.trunk()(images[0]).shape == (4, moco.spec.feature_dim)
+
+
+def test_a_frozen_trunk_keeps_every_tensor_and_its_head_learns():
+    """Batch norm's statistics too; and the images are normalised as the trunk was trained."""
+    colours = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.25, 0.5)}
+    moco = make(batch_norm=True, bn_parts=1, freeze_trunk=True, **colours).train()
+    before = copy.deepcopy(moco.state_dict())
+    assert torch.equal(moco.normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten(),
+                       torch.tensor([1.0, 2.0, 1.0]))
+    optimizer = torch.optim.SGD([p for p in moco.parameters() if p.requires_grad], 0.1)
+    for seed in range(2):
+        moco(*views(6, seed))["loss"].backward()
+        optimizer.step()
+    moco.eval().train()
+    moco(*views(6))
+    same = {name for name, value in moco.state_dict().items() if torch.equal(value, before[name])}
+    trunk = {f"encoder_{x}.{name}" for x in "qk" for name in Pixels(True).state_dict()}
+    assert {name for name in moco.state_dict() if name.startswith("encoder_q.")} & same == {
+        name for name in trunk if name.startswith("encoder_q.")}
+    assert {name for name in same if name.startswith("encoder_k.")} == {
+        name for name in trunk if name.startswith("encoder_k.") and "mix" not in name and "norm.weight" not in name
+        and "norm.bias" not in name}  # make() has moved the others, so that they follow the query's
+    assert moco.record()["std"] == [0.5, 0.25, 0.5]
+
+
+def test_training_begins_with_the_weights_of_a_file(tmp_path):
+    """Architecture, stem and colours are the file's; its trunk is the network's, its head is not."""
+    source = MoCo(build_backbone("shufflenet_v2_x0_5", "cifar", 16), 16, 8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    path = tmp_path / "teacher.pth"
+    torch.save({**source.record(), "state_dict": source.encoder_state()}, path)
+    words = ["--data", "d", "--output", "o", "--moco-k", "8", "--moco-dim", "4", "--weights", str(path)]
+    moco, report = train_teacher.build_moco(train_teacher.parse_args([*words, "--freeze-trunk"]), 16)
+    assert (moco.record() | {"image_size": 16}) == source.record()
+    assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    learning = {name for name, value in moco.encoder_q.named_parameters() if value.requires_grad}
+    assert learning == {f"fc.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+    for name, value in build_backbone("shufflenet_v2_x0_5", "cifar", 16).state_dict().items():
+        assert value.shape == moco.encoder_q.state_dict()[name].shape
+        assert torch.equal(moco.encoder_q.state_dict()[name], source.encoder_q.state_dict()[name])
+    moco, _ = train_teacher.build_moco(train_teacher.parse_args(words), 16)
+    assert all(value.requires_grad for value in moco.encoder_q.parameters())
+    assert moco.encoder_q.training
+
+
+def test_a_random_trunk_is_not_frozen():
+    args = train_teacher.parse_args(["--data", "d", "--output", "o", "--freeze-trunk"])
+    with pytest.raises(UserError, match="--freeze-trunk leaves nothing to learn .* --weights"):
+        train_teacher.pretrain(args, Process(0, 1, torch.device("cpu")))
