@@ -12,7 +12,7 @@ import torch
 from torch import Size
 from torch.overrides import TorchFunctionMode
 
-from models.backbones import Spec, arch_names, assemble, known_arch
+from models.backbones import TIMM, Spec, arch_names, assemble, known_arch
 
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's second classifiers
 COUNTER = ".num_batches_tracked"  # not a weight; older and converted files lack it
@@ -36,7 +36,8 @@ NEAR_MISSES = (  # name, and what has it
      "timm's own network with --arch timm:NAME"),
     (r"conv1\.0\.weight$", "a ResNet with a stem of three convolutions (ResNet-C and -D), which torchvision has not; "
      "take timm's own network with --arch timm:NAME"),
-    (r"_conv_stem\.weight$", "an EfficientNet of the package efficientnet_pytorch (SEED's) that is none of B0 to B3"),
+    (r"_conv_stem\.weight$", "an EfficientNet of the package efficientnet_pytorch (SEED's) that is none of B0 to B8, "
+     "L2 and Lite0 to Lite4"),
     (r"conv_stem\.weight$", "a mobile network under timm's names; take timm's own network with --arch timm:NAME"),
     (r".*/", "a network of JAX's (Haiku names); convert it to PyTorch first"))
 
@@ -81,15 +82,17 @@ def fit(shapes: Shapes, wanted: Shapes, spec: Spec, heads: tuple[str, ...] = ())
     return result
 
 
-def identify(shapes: Shapes, first: Iterable[str] = (), image_size: int | None = None) -> list[Identity]:
-    """Every architecture that ``shapes`` fills exactly, those named in ``first`` before others of the same family.
+def identify(shapes: Shapes, first: Iterable[str] = (), image_size: int | None = None,
+             among: Iterable[str] | None = None) -> list[Identity]:
+    """Every architecture that ``shapes`` fills exactly, those named in ``first`` before others of the same family, or
+    before ``among``.
 
     Architectures that differ in nothing but their number of heads (``vit_s_16``, ``vit_s_16_12h``) all come out.
     """
     size = transformer_image_size(shapes) or image_size or 224
     hints = [arch for arch in first if known_arch(arch)]
     found: list[Identity] = []
-    for arch in dict.fromkeys([*hints, *candidates(shapes)]):
+    for arch in dict.fromkeys([*hints, *(candidates(shapes) if among is None else among)]):
         if found and not arch.startswith("vit_"):  # only transformers have twins of equal shapes
             break
         for stem in ("imagenet", "cifar"):
@@ -116,6 +119,14 @@ def candidates(shapes: Shapes) -> list[str]:
         if any(re.match(sign, name) for name in shapes):
             return [arch for arch in arch_names() if re.match(archs, arch)]
     return arch_names()
+
+
+def timm_candidates(shapes: Shapes) -> list[str]:
+    """timm's networks that a trunk under efficientnet_pytorch's names can be."""
+    sizes = [f"b{n}" for n in range(9)] + ["l2"]
+    if not any("._se_reduce." in name for name in shapes):
+        sizes = [f"lite{n}" for n in range(5)]
+    return [f"{TIMM}tf_efficientnet_{size}" for size in sizes]
 
 
 def transformer_image_size(shapes: Shapes) -> int | None:

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Size, Tensor, nn
 
-from checkpoints.identify import Identity, fit, identify, near_miss, transformer_image_size
-from checkpoints.naming import find_scheme, rename
+from checkpoints.identify import Identity, fit, identify, near_miss, timm_candidates, transformer_image_size
+from checkpoints.naming import EFFICIENTNET, translation
 from checkpoints.report import Report, few
 from checkpoints.safe_load import file_sha256
 from checkpoints.values import refuse_unsound, sentence, trouble
-from models.backbones import TIMM, known_arch
+from models.backbones import TIMM, known_arch, require_timm
 from models.heads import head_from
 from models.original import name_there
 from models.teachers import IMAGENET_MEAN, IMAGENET_STD
@@ -72,7 +72,7 @@ class Checkpoint:
                             "leave the flag out")
         shapes = self._trunk_shapes(arch)
         if arch is None:
-            found = identify(shapes, self._hints(), image_size or self.meta.get("image_size"))
+            found = self._fitting(image_size)
             if not found:
                 raise UserError(f"{self.flag} {self.path} ({self.layout.name} layout) fits no architecture known here: "
                                 f"{near_miss(shapes)}; give {arch_flag} to see the difference from that one")
@@ -183,16 +183,14 @@ class Checkpoint:
 
     def _sorted(self, arch: str | None) -> tuple[dict[str, tuple[str, Tensor]], dict[str, list[Any]], list[str]]:
         """The branch's tensors (trunk's name -> raw name, tensor), other tensors by prefix, and unexpected ones."""
-        names = [k[len(self.prefix):] for k in self.tensors if k.startswith(self.prefix)]
-        scheme = find_scheme(names)
-        if scheme == "timm ViT" and arch and arch.startswith(TIMM):
-            scheme = None
+        shapes = {k[len(self.prefix):]: v.shape for k, v in self.tensors.items() if k.startswith(self.prefix)}
+        translate = translation(shapes, to_timm=bool(arch and arch.startswith(TIMM)))
         inside: dict[str, tuple[str, Tensor]] = {}
         dropped: dict[str, list[Any]] = {k + ".": [n, "outside the weights"] for k, n in self.outside.items()}
         strays = []
         for key, value in self.tensors.items():
             if key.startswith(self.prefix):
-                inside[rename(key[len(self.prefix):], scheme)] = key, value
+                inside[translate(key[len(self.prefix):])] = key, value
             elif place := next((p for p in self._dropped_prefixes() if key.startswith(p)), None):
                 why = ("another branch" if place in (self.layout.prefix, *self.layout.branches) else
                        "head" if place in map(self._absolute, self.layout.head) else "no part of the trunk")
@@ -219,6 +217,16 @@ class Checkpoint:
         heads = self._local_heads()
         return {name: value.shape for name, (_, value) in inside.items() if not name.startswith(heads)}
 
+    def _fitting(self, image_size: int | None) -> list[Identity]:
+        """The architectures that the trunk fills exactly: torchvision's and our own before timm's."""
+        shapes, size = self._trunk_shapes(None), image_size or self.meta.get("image_size")
+        found = identify(shapes, self._hints(), size)
+        if not found and EFFICIENTNET in shapes:
+            require_timm(f"{self.flag} {self.path} holds one of efficientnet_pytorch's EfficientNets, which are "
+                         "networks of timm's here")
+            found = identify(self._trunk_shapes(TIMM), (), size, timm_candidates(shapes))
+        return found
+
     def _recorded(self) -> list[str]:
         """The architecture that the file names, translated into ours."""
         arch = self.meta.get("arch")
@@ -241,7 +249,7 @@ class Checkpoint:
             ("missing", report.missing), ("left over", report.unexpected),
             ("of another shape", report.reshaped)) if keys]
         trunk = self._trunk_shapes(report.arch)
-        fits = identify(trunk, self._hints(), report.image_size)
+        fits = self._fitting(report.image_size)
         if not fits:
             advice = near_miss(trunk)
         elif any((x.arch, x.stem) == (report.arch, report.stem) for x in fits):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+
+from torch import Size
 
 _LAYER = "encoder.layers.encoder_layer_{i}."
 _BLOCK = [(f"conv{n}.norm.", f"bn{n}.") for n in (1, 2, 3)] + [(f"conv{n}.", f"conv{n}.") for n in (1, 2, 3)] + [
@@ -40,6 +42,40 @@ SIGNATURES = {  # all of these names must be there
     "detectron2": ("stem.conv1.weight", "res2.0.conv1.weight"),
     "old DenseNet": ("features.denseblock1.denselayer1.norm.1.weight",),
 }
+EFFICIENTNET = "_conv_stem.weight"  # of the package efficientnet_pytorch
+
+
+def translation(shapes: Mapping[str, Size], to_timm: bool) -> Callable[[str], str]:
+    """How names become those of torchvision's and our own networks or, with ``to_timm``, of timm's."""
+    if to_timm:
+        table = efficientnet_names(shapes) if EFFICIENTNET in shapes else {}
+        return lambda name: table.get(name, name)
+    scheme = find_scheme(shapes)
+    return lambda name: rename(name, scheme)
+
+
+def efficientnet_names(shapes: Mapping[str, Size]) -> dict[str, str]:
+    """efficientnet_pytorch's names -> timm's ``tf_efficientnet_*``, of Lite as well.
+
+    There blocks are numbered through, in timm by stage: one begins where the number of output channels changes.
+    """
+    table, stage, number, width = {}, -1, 0, 0
+    outside = {"_conv_stem.": "conv_stem.", "_bn0.": "bn1.", "_conv_head.": "conv_head.", "_bn1.": "bn2.",
+               "_fc.": "classifier."}
+    inside = {"_depthwise_conv.": "conv_dw.", "_se_reduce.": "se.conv_reduce.", "_se_expand.": "se.conv_expand."}
+    for block in range(sum(name.endswith("._project_conv.weight") for name in shapes)):
+        place = f"_blocks.{block}."
+        out = shapes[place + "_project_conv.weight"][0]
+        stage, number, width = (stage, number + 1, width) if out == width else (stage + 1, 0, out)
+        parts = ({"_expand_conv.": "conv_pw.", "_bn0.": "bn1.", "_bn1.": "bn2.", "_project_conv.": "conv_pwl.",
+                  "_bn2.": "bn3."} if place + "_expand_conv.weight" in shapes else
+                 {"_bn1.": "bn1.", "_project_conv.": "conv_pw.", "_bn2.": "bn2."})
+        outside |= {place + theirs: f"blocks.{stage}.{number}.{ours}" for theirs, ours in {**inside, **parts}.items()}
+    for name in shapes:
+        layer, _, leaf = name.rpartition(".")
+        if layer + "." in outside:
+            table[name] = outside[layer + "."] + leaf
+    return table
 
 
 def find_scheme(names: Collection[str]) -> str | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet, VisionTransformer
 
-from checkpoints.naming import rename
+from checkpoints.naming import efficientnet_names, rename
 from checkpoints.snippets import run_code, timm_arguments, timm_call, trunk_code
 from checkpoints.targets import Network, Opened, Target
 from models.backbones import TIMM
@@ -81,11 +81,10 @@ class Timm(Target):
         return f"import timm; model = {timm_call(name, options, checkpoint_path=str(path))}; model.eval()"
 
     def _state(self, network: Network) -> dict[str, Tensor]:
-        if network.trunk.spec.arch in EFFICIENTNETS:  # the same tensors in the same order
-            import timm
-
-            theirs = timm.create_model(self.model(network)[0], num_classes=0).state_dict()
-            return dict(zip(theirs, network.trunk.state_dict().values(), strict=True))
+        if network.trunk.spec.arch in EFFICIENTNETS:
+            tensors = network.trunk.state_dict()
+            table = efficientnet_names({name: value.shape for name, value in tensors.items()})
+            return {table[name]: value for name, value in tensors.items()}
         is_vit = isinstance(network.trunk, VisionTransformer)
         return {rename(name, "timm ViT" if is_vit else None, inverse=True): value
                 for name, value in network.trunk.state_dict().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -95,11 +96,18 @@ def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, flag: str
     return model
 
 
-def _build_timm(arch: str, image_size: int, flag: str) -> tuple[nn.Module, str, int]:
+def require_timm(why: str) -> None:
+    """Refuse where timm is missing, in a sentence that begins with ``why``."""
     try:
-        import timm
+        importlib.import_module("timm")
     except ImportError:
-        raise UserError(f"{flag} {arch} is a network of timm's and timm is missing; pip install timm") from None
+        raise UserError(f"{why} and timm is missing; pip install timm") from None
+
+
+def _build_timm(arch: str, image_size: int, flag: str) -> tuple[nn.Module, str, int]:
+    require_timm(f"{flag} {arch} is a network of timm's")
+    import timm
+
     name = arch.removeprefix(TIMM)
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:4]
