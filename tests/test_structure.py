@@ -128,6 +128,7 @@ MINIMAL = {
     ("compute_knn", "eval"): ["--data", "d", "--weights", "t.pth"],
     ("inspect_checkpoint",): ["t.pth"],
     ("pack_dataset",): ["--data", "d", "--output", "o.pack"],
+    ("embed",): ["--data", "d", "--weights", "t.pth", "--output", "o.npy"],
     ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
     ("evaluate", "finetune"): ["--data", "d", "--weights", "t.pth", "--labels", "0.01"],
     ("evaluate", "transfer"): ["--data", "d", "--weights", "t.pth"],

@@ -81,6 +81,7 @@ CASES: dict[str, list[str]] = {  # script and sub-command -> a sound command lin
     "compute_knn.py check": ["nn/closek_info.npy", "--data", "images", "--sheet", "out/a.png", "--device", "cpu"],
     "compute_knn.py eval": [*NET, *SOME, "--features", "out/f", "--k", "3"],
     "pack_dataset.py": ["--data", "images", "--output", "out/train.pack", "-j", "0"],
+    "embed.py": ["--data", "images", "--weights", "student.pth", "--output", "out/x.npy", "-j", "0"],
     "export.py": ["--weights", "run/student.pth", "--to", "torchvision", "--output", "out.pth", "--images", "2"],
     "inspect_checkpoint.py": ["run/student.pth", "--data", "images", "--images", "20", "--device", "cpu", "-j", "0"],
     "evaluate.py knn": [*NET, "--output", "out", "--k", "3"],
