@@ -45,7 +45,8 @@ from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.knn import PAPER_ROWS, knn_accuracy
 from evals.metrics import of_one_class
-from runtime.device import UNEVEN_WORK, Process, agree, gather_objects, start_process
+from runtime.agreement import agree, together
+from runtime.device import UNEVEN_WORK, Process, gather_objects, start_process
 from runtime.errors import UserError, run_script
 from runtime.outputs import check_output_file
 from search.exact import Block, search
@@ -166,20 +167,21 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
     torchrun the processes share both, and --output and --features must lie on a disk that all of them see. With
     --on-bad-image skip an image that cannot be opened is nobody's neighbour, its row holds -1, and training leaves it
     out."""
-    whole = open_source(args.data).subset(args.subset)
-    check_k(args.k, whole)
-    backend = search_backend(args)
-    encoder, identity = networks.open_network(args, process)
-    output, names = Path(args.output), ["closek_info"] + ["fark_info"] * args.far
-    check_apart(output, args.data)
-    for name in names:
-        check_output_file(output / f"{name}.npy", "--output", inputs=[args.data, args.weights])
-    spec = encoder.backbone.spec
-    info = {"fingerprint": whole.fingerprint(), "metric": args.metric, "teacher_sha256": identity["sha256"],
-            "teacher_arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
-            "transform": eval_transform_name(spec.image_size)}
-    for name in names:
-        refuse_other_file(output / f"{name}.npy", info)
+    with together(process):
+        whole = open_source(args.data).subset(args.subset)
+        check_k(args.k, whole)
+        backend = search_backend(args)
+        encoder, identity = networks.open_network(args, process)
+        output, names = Path(args.output), ["closek_info"] + ["fark_info"] * args.far
+        check_apart(output, args.data)
+        for name in names:
+            check_output_file(output / f"{name}.npy", "--output", inputs=[args.data, args.weights])
+        spec = encoder.backbone.spec
+        info = {"fingerprint": whole.fingerprint(), "metric": args.metric, "teacher_sha256": identity["sha256"],
+                "teacher_arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
+                "transform": eval_transform_name(spec.image_size)}
+        for name in names:
+            refuse_other_file(output / f"{name}.npy", info)
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     check_k(args.k, source)
     networks.refuse_zero_rows(features, networks.share_of(len(source), process), source)
@@ -235,17 +237,18 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
     """Group the images by k-means of the network's features, brought to length 1: clusters_K.pth, the original's
     {'batches': {cluster: [indices]}}, and clusters_K.json, which says of which images, in whose space and how. With
     --on-bad-image skip an image that cannot be opened is in no cluster, and training leaves it out."""
-    whole = open_source(args.data).subset(args.subset)
-    encoder, identity = networks.open_network(args, process)
-    check_apart(args.output, args.data)
-    check_output_file(Path(args.output) / f"clusters_{args.num_clusters}.pth", "--output",
-                      inputs=[args.data, args.weights])
-    spec = encoder.backbone.spec
-    info = {"fingerprint": whole.fingerprint(), "metric": args.metric, "teacher_sha256": identity["sha256"],
-            "teacher_arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
-            "transform": eval_transform_name(spec.image_size), "init": args.init, "seed": args.seed,
-            "mini_batch": args.mini_batch}
-    refuse_other_file(Path(args.output) / f"clusters_{args.num_clusters}.pth", info)
+    with together(process):
+        whole = open_source(args.data).subset(args.subset)
+        encoder, identity = networks.open_network(args, process)
+        check_apart(args.output, args.data)
+        check_output_file(Path(args.output) / f"clusters_{args.num_clusters}.pth", "--output",
+                          inputs=[args.data, args.weights])
+        spec = encoder.backbone.spec
+        info = {"fingerprint": whole.fingerprint(), "metric": args.metric, "teacher_sha256": identity["sha256"],
+                "teacher_arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
+                "transform": eval_transform_name(spec.image_size), "init": args.init, "seed": args.seed,
+                "mini_batch": args.mini_batch}
+        refuse_other_file(Path(args.output) / f"clusters_{args.num_clusters}.pth", info)
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     if args.num_clusters > len(source):
         raise UserError(f"--num-clusters {args.num_clusters} cannot be had among {len(source)} images; give at most "
@@ -291,16 +294,17 @@ def check_file(args: argparse.Namespace, process: Process) -> None:
 def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
     """Top-1 and top-5 of the weighted k-NN vote of the training images on the test images. The network's trunk
     alone is scored, without projection or head."""
-    train, test = open_labelled(args.data)
-    train = train.subset(args.subset)
-    rows = [(k, t) for k in args.k for t in args.temp or [0.07]] if args.k else (
-        [(k, t) for k in (10, 20, 50) for t in args.temp] if args.temp else PAPER_ROWS)
-    widest = max(k for k, _ in rows)
-    if widest > len(train):
-        raise UserError(f"--k: {widest} neighbours are asked for, but there are {len(train)} training images; give --k "
-                        f"with at most {len(train)}")
-    backend = search_backend(args)
-    encoder, identity = networks.open_network(args, process)
+    with together(process):
+        train, test = open_labelled(args.data)
+        train = train.subset(args.subset)
+        rows = [(k, t) for k in args.k for t in args.temp or [0.07]] if args.k else (
+            [(k, t) for k in (10, 20, 50) for t in args.temp] if args.temp else PAPER_ROWS)
+        widest = max(k for k, _ in rows)
+        if widest > len(train):
+            raise UserError(f"--k: {widest} neighbours are asked for, but there are {len(train)} training images; "
+                            f"give --k with at most {len(train)}")
+        backend = search_backend(args)
+        encoder, identity = networks.open_network(args, process)
     (bank, train), (queries, test) = (
         networks.features_of(encoder, source, args, process, label, identity)
         for source, label in ((train, "train features"), (test, "test features")))

@@ -47,6 +47,7 @@ from models.heads import build_heads
 from models.momentum import MomentumStudent
 from models.place import place
 from models.teachers import Encoder, FrozenEncoder
+from runtime.agreement import together
 from runtime.device import Process, need_memory, seed_everything, start_process, wrap
 from runtime.errors import run_script
 from runtime.hardware import Hardware
@@ -103,40 +104,43 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
 
 def distil(args: argparse.Namespace, process: Process) -> None:
     """Data, teacher, student, loss, optimizer, run, loop."""
-    check_flags(args)
-    hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
-    hardware.prepare(process)
-    seed_everything(args.seed)
-    needs = needs_of(args.loss)
-    check_apart(args.output, args.data)
-    source = open_source(args.data).subset(args.subset)
-    teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
-    image_size = teacher.backbone.spec.image_size if teacher else args.image_size or 224
-    sampler, source, notes = sampling.open_sampler(args, process, source, report.sha256 if report else None)
-    source = pooled(source, args.image_cache, args.cache)
-    views = [augmentation(args.aug, image_size)] * needs.views
-    loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)
-    bad_images = BadImageLog(source, args.on_bad_image)
+    with together(process):
+        check_flags(args)
+        hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
+        hardware.prepare(process)
+        seed_everything(args.seed)
+        needs = needs_of(args.loss)
+        check_apart(args.output, args.data)
+        source = open_source(args.data).subset(args.subset)
+        teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
+        image_size = teacher.backbone.spec.image_size if teacher else args.image_size or 224
+        sampler, source, notes = sampling.open_sampler(args, process, source, report.sha256 if report else None)
+        source = pooled(source, args.image_cache, args.cache)
+        views = [augmentation(args.aug, image_size)] * needs.views
+        loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path,
+                              args.cache)
+        bad_images = BadImageLog(source, args.on_bad_image)
 
-    widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
-    student = build_student(args, needs, widths, image_size, process)
-    parts = micro_batches(args, needs, sampler, student, teacher)
-    momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
-                if needs.momentum else None)
-    average = MovingAverage(student, args.ema) if args.ema else None
-    student = hardware.synchronised(student, process)
-    if teacher:
-        notes += ready(teacher, process)
-    loss = build_objective(args.loss, args.loss_weights, args.beta, widths,
-                           student_dim=student.backbone.spec.feature_dim, **methods.options(args)).to(process.device)
-    updater = Updater(optimization.build(student), process.device, args.amp,
-                      args.clip_grad, partial(average.update, student) if average else None)
-    knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
-           if args.knn_every else None)
+        widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
+        student = build_student(args, needs, widths, image_size, process)
+        parts = micro_batches(args, needs, sampler, student, teacher)
+        momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
+                    if needs.momentum else None)
+        average = MovingAverage(student, args.ema) if args.ema else None
+        student = hardware.synchronised(student, process)
+        if teacher:
+            notes += ready(teacher, process)
+        loss = build_objective(args.loss, args.loss_weights, args.beta, widths, **methods.options(args),
+                               student_dim=student.backbone.spec.feature_dim).to(process.device)
+        updater = Updater(optimization.build(student), process.device, args.amp, args.clip_grad,
+                          partial(average.update, student) if average else None)
+        knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
+               if args.knn_every else None)
 
     exports = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
     what = describe(args, process, source, sampler, report, teacher, student, loss,
-                    {"state_dict": student, "updater": updater, "momentum": momentum, "ema": average}, exports)
+                    {"state_dict": student, "updater": updater, "momentum": momentum, "ema": average}, exports,
+                    knn.fingerprints() if knn else {})
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
     say_plan(run, args, source, sampler, report, student, updater, notes)
     if teacher:
@@ -208,7 +212,7 @@ def ready(teacher: FrozenEncoder, process: Process) -> list[str]:
 
 def describe(args: argparse.Namespace, process: Process, source: ImageSource, sampler: RandomSampler,
              report: Report | None, teacher: FrozenEncoder | None, student: Distiller, loss: Objective,
-             modules: Mapping[str, Any], exports: Collection[str]) -> Description:
+             modules: Mapping[str, Any], exports: Collection[str], alike: Mapping[str, str]) -> Description:
     """Which run this is: its settings with what they came to, and the ``modules`` (None: there is none)."""
     teacher_spec = teacher.backbone.spec if teacher else None
     config = {**vars(args), "losses": {name: dict(x.settings) for name, x in loss.losses.items()},
@@ -216,12 +220,13 @@ def describe(args: argparse.Namespace, process: Process, source: ImageSource, sa
               "teacher_arch": teacher_spec.arch if teacher else None,
               "teacher_stem": teacher_spec.stem if teacher else None, "teacher": report.record() if report else None,
               "teacher_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
+              **{f"{name}_fingerprint": value for name, value in sampler.table_fingerprints.items()},
               "far_k": sampler.far_k, "num_clusters": sampler.num_clusters,
               "whole_clusters": bool(sampling.chosen_sampler(args).uneven_steps), "processes": process.world_size}
     kept = {**modules, "loss": loss if loss.state_dict() else None}
     return Description(config, {**student.record(), "teacher": config["teacher"]},
                        {name: module for name, module in kept.items() if module is not None}, exports,
-                       args.resumable | FREE | losses.settings().keys(),
+                       args.resumable | FREE | losses.settings().keys(), alike,
                        f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "")
 
 

@@ -34,6 +34,7 @@ from evals.monitor import KnnMonitor
 from models.backbones import build_backbone, check_batch
 from models.moco_pretraining import MoCo
 from models.place import place
+from runtime.agreement import together
 from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import UserError, run_script
 from runtime.hardware import Hardware
@@ -77,39 +78,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def pretrain(args: argparse.Namespace, process: Process) -> None:
     """Data, model, optimizer, resume, loop."""
-    hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
-    optimization.check()
-    hardware.prepare(process)
-    if args.moco_k < args.batch_size:
-        raise UserError(f"--moco-k {args.moco_k} is less than --batch-size {args.batch_size}, so one step would "
-                        "overrun the queue; give a longer queue")
-    seed_everything(args.seed)
-    if args.freeze_trunk and not args.weights:
-        raise UserError("--freeze-trunk leaves nothing to learn from a random trunk; give its checkpoint by --weights")
-    image_size = args.image_size or 224
-    check_apart(args.output, args.data)
-    source = open_source(args.data).subset(args.subset)
-    source = pooled(source, args.image_cache, args.cache)
-    sampler = RandomSampler(len(source), args.batch_size, process.rank, process.world_size, args.seed)
-    views = [augmentation(args.aug, image_size)] * 2
-    loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path, args.cache)
-    bad_images = BadImageLog(source, args.on_bad_image)
+    with together(process):
+        hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
+        optimization.check()
+        hardware.prepare(process)
+        if args.moco_k < args.batch_size:
+            raise UserError(f"--moco-k {args.moco_k} is less than --batch-size {args.batch_size}, so one step would "
+                            "overrun the queue; give a longer queue")
+        seed_everything(args.seed)
+        if args.freeze_trunk and not args.weights:
+            raise UserError("--freeze-trunk leaves nothing to learn from a random trunk; give its checkpoint by "
+                            "--weights")
+        image_size = args.image_size or 224
+        check_apart(args.output, args.data)
+        source = open_source(args.data).subset(args.subset)
+        source = pooled(source, args.image_cache, args.cache)
+        sampler = RandomSampler(len(source), args.batch_size, process.rank, process.world_size, args.seed)
+        views = [augmentation(args.aug, image_size)] * 2
+        loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path,
+                              args.cache)
+        bad_images = BadImageLog(source, args.on_bad_image)
 
-    moco, report = build_moco(args, image_size)
-    moco = place(moco, process.device)
-    check_batch(moco, sampler.images_per_step)
-    moco.encoder_q = hardware.synchronised(moco.encoder_q, process)  # the key's images are shuffled instead
-    updater = Updater(optimization.build(moco), process.device, args.amp,
-                      args.clip_grad)
-    knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
-           if args.knn_every else None)
+        moco, report = build_moco(args, image_size)
+        moco = place(moco, process.device)
+        check_batch(moco, sampler.images_per_step)
+        moco.encoder_q = hardware.synchronised(moco.encoder_q, process)  # the key's images are shuffled instead
+        updater = Updater(optimization.build(moco), process.device, args.amp, args.clip_grad)
+        knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
+               if args.knn_every else None)
 
     spec = moco.spec
     config = {**vars(args), "arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
               "weights_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
               "processes": process.world_size}
     modules = {"state_dict": moco, "updater": updater}
-    what = Description(config, moco.record(), modules, ["teacher.pth"], args.resumable | {"processes", "weights"})
+    what = Description(config, moco.record(), modules, ["teacher.pth"], args.resumable | {"processes", "weights"},
+                       knn.fingerprints() if knn else {})
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
     for line in (cli.ignored_flags_note(args), *cli.unused(args), f"data: {source.description}",
                  f"weights: {report}" if report else None,

@@ -23,7 +23,8 @@ import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime.device import Process, highest, start_process  # noqa: E402
+from runtime.agreement import highest  # noqa: E402
+from runtime.device import Process, start_process  # noqa: E402
 from runtime.nonfinite import Snapshot  # noqa: E402
 from runtime.state import random_state  # noqa: E402
 

@@ -13,7 +13,8 @@ from checkpoints.frozen import load_frozen
 from data import samplers
 from data.reading import Images, Reading, Views, default_workers
 from evals.monitor import Monitoring
-from runtime.device import Process, same_on_every_rank
+from runtime.agreement import same_on_every_rank
+from runtime.device import Process
 from runtime.hardware import Hardware
 from runtime.job import JobSettings, RunSettings
 from runtime.numbers import number

@@ -16,11 +16,13 @@ from runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Idle:
-    """Taken with its value, or with none (``values`` 0), and not needed; with ``only``, other values are refused."""
+    """Taken with its value, or with none (``values`` 0), and not needed; with ``only``, other values are refused, and
+    ``instead``, where {value} is theirs, says what to give."""
 
     why: str
     values: int = 1
     only: tuple[str, ...] = ()
+    instead: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Refused:
 NOWHERE = "the original reads it nowhere"
 CRD = Idle(f"{NOWHERE}: it is CRD's, a loss that it does not have")
 TORCHRUN = Idle("torchrun's environment says where the processes meet")
+PATCH = Idle("the network's name or file says it", only=("16",),
+             instead="give --arch timm:vit_small_patch{value}_224, or another network with such patches")
 LAUNCH = ("--local_rank",)
 SAME = {  # our command -> flags of the original's script that mean there what they mean here
     "train_distill.py": (
@@ -54,6 +58,11 @@ SAME = {  # our command -> flags of the original's script that mean there what t
                 "--data_path", "--subset", "--num-clusters"),
     "eval": ("--batch_size_per_gpu", "--pretrained_weights", "--arch", "--image_size", "--checkpoint_key",
              "--num_workers", "--data_path", *LAUNCH),
+    "linear": ("--data", "-a", "--arch", "-j", "--workers", "--epochs", "-b", "--batch-size", "--lr", "--learning-rate",
+               "--schedule", "--momentum", "--wd", "--weight-decay", "-p", "--print-freq", "--seed", "--subset",
+               *LAUNCH),
+    "retrieval": ("--pretrained_weights", "--arch", "--checkpoint_key", "--num_workers", *LAUNCH),
+    "video": ("--pretrained_weights", "--arch", "--checkpoint_key"),
 }
 OTHERS: dict[str, dict[str, Idle | Renamed | Refused]] = {
     "train_distill.py": {
@@ -74,13 +83,42 @@ OTHERS: dict[str, dict[str, Idle | Renamed | Refused]] = {
         "--dist_url": TORCHRUN,
         "--output": Renamed("--features"),
         "--dump_features": Idle("features are always kept, in --features or beside the weights", values=0),
-        "--split": Idle("the test images are in val/ or test/", only=("val", "test")),
+        "--split": Idle("the test images are in val/ or test/", only=("val", "test"),
+                        instead="give --data a folder in which val/ is a link to {value}/"),
         "--eval_path": Refused("training and test images come from one folder; give --data a folder whose train/ and "
                                "val/ are links to the two"),
     },
+    "linear": {
+        "--pretrained": Renamed("--weights"),
+        "--start-epoch": Idle("the original begins at epoch 0 as well when it is given --pretrained"),
+        "--resume": Refused("evaluate.py linear resumes by itself when the same command is started again; leave it "
+                            "out, and give --output DIR for the place"),
+        **dict.fromkeys(("-e", "--evaluate"), Refused(
+            "give evaluate.py robustness --train ROOT --ood NAME=DIR, which scores a classifier on other images")),
+        "--gpu": Idle("each process takes the GPU of its LOCAL_RANK; --device cuda:N gives a single process another"),
+    },
+    "retrieval": {
+        "--data_path": Renamed("--root"),
+        "--dataset": Renamed("--datasets"),
+        "--imsize": Renamed("--long-side"),
+        "--use_cuda": Idle("a GPU is used if there is one", only=("True", "true", "1", "on"),
+                           instead="give --device cpu"),
+        "--patch_size": PATCH,
+        "--dist_url": TORCHRUN,
+    },
+    "video": {
+        "--data_path": Renamed("--data"),
+        "--output_dir": Renamed("--masks"),
+        "--n_last_frames": Renamed("--context"),
+        "--size_mask_neighborhood": Renamed("--radius"),
+        "--topk": Renamed("--top-k"),
+        "--patch_size": PATCH,
+        "--bs": Idle(NOWHERE),
+    },
 }
 ARCHS = {  # names of networks there -> here; the other names that it knows are torchvision's, or ours (mobilenetv3_*)
-    "vit_tiny": "vit_ti_16", "vit_small": "vit_s_16", "swav_resnet50": "resnet50", "simclr_resnet50": "resnet50"}
+    "vit_tiny": "vit_ti_16", "vit_small": "vit_s_16", "vit_base": "vit_b_16", "swav_resnet50": "resnet50",
+    "simclr_resnet50": "resnet50"}
 ARCH_FLAGS = ("-a", "--student_arch", "--student-arch", "-k", "--teacher_arch", "--teacher-arch", "--arch")
 
 
@@ -91,7 +129,7 @@ def translate(script: str, argv: list[str] | None = None) -> list[str]:
     that have no meaning here.
     """
     words, given = list(sys.argv[1:] if argv is None else argv), []
-    known = OTHERS.get(script) or next((OTHERS[word] for word in words if word in OTHERS), {})
+    known = OTHERS.get(script) or OTHERS.get(words[0] if words else "", {})
     while words:
         flag, joined, value = words.pop(0).partition("=")
         rule, is_arch = known.get(flag), flag in ARCH_FLAGS
@@ -101,8 +139,7 @@ def translate(script: str, argv: list[str] | None = None) -> list[str]:
             raise UserError(f"{flag} of the original has no place here: {rule.why}")
         if isinstance(rule, Idle):
             if rule.only and value not in rule.only:
-                raise UserError(f"{flag} {value} has no place here: {rule.why}; give --data a folder in which val/ is "
-                                f"a link to {value}/")
+                raise UserError(f"{flag} {value} has no place here: {rule.why}; {rule.instead.format(value=value)}")
             if os.environ.get("RANK", "0") == "0":
                 print(f"{flag} is not needed and is ignored: {rule.why}", file=sys.stderr)
         elif is_arch:

@@ -124,6 +124,8 @@ def plan(args: argparse.Namespace) -> list[Plan]:
 
 def found_in(root: str) -> tuple[list[str], list[str]]:
     """Names of the transfer sets and of the landmark benchmarks that a folder holds."""
+    if not Path(root).is_dir():
+        raise UserError(f"--root {root} is not a folder; give the folder that holds the sets")
     landmarks = [name for name in sorted(IMAGES_FROM) if (Path(root) / name / f"gnd_{name}.pkl").is_file()]
     return [name for name in sets_in(root) if name not in IMAGES_FROM], landmarks
 

@@ -18,6 +18,7 @@ from evals.classifier import Classifier, classification_parts
 from evals.metrics import accuracy
 from evals.sets.label_subset import balanced_subset, listed_subset
 from models.teachers import Encoder
+from runtime.agreement import together
 from runtime.device import Process, broadcast, wrap
 from runtime.optim import Updater
 from search.features import extract, left_out
@@ -45,12 +46,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """Top-1 and top-5 of the network fine-tuned with a classifier on few labels: random crops and flips, SGD with a
     learning rate for each, batch norm in training mode (over all GPUs), 20 epochs, rates divided by 5 at 12 and 16."""
-    evaluation.open_output(args)
-    train, test = open_labelled(args.data)
-    everything = train.subset(args.subset)
-    share = as_share(args.labels)
-    train = listed_subset(everything, args.labels) if share is None else balanced_subset(everything, share, args.seed)
-    network = evaluation.open_network(args, process)
+    with together(process):
+        evaluation.open_output(args)
+        train, test = open_labelled(args.data)
+        everything = train.subset(args.subset)
+        share = as_share(args.labels)
+        train = (listed_subset(everything, args.labels) if share is None else
+                 balanced_subset(everything, share, args.seed))
+        network = evaluation.open_network(args, process)
     few = len(train) < FEW * len(everything)
     metrics, rows = classifier_training.report(finetune(args, process, network, train, test, few))
     return evaluation.finish("finetune", args, process, [network], {"train": train, "test": test}, metrics, rows)

@@ -10,6 +10,7 @@ import torch
 from common import cli, evaluation
 from data.splits import open_labelled
 from evals.knn import PAPER_ROWS, knn_accuracy
+from runtime.agreement import together
 from runtime.device import Process
 from runtime.errors import UserError
 
@@ -28,14 +29,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """Top-1 and top-5 of the weighted k-NN vote of the training images on the test images, as compute_knn.py eval, with
     the features and results kept in --output."""
-    evaluation.open_output(args)
-    train, test = open_labelled(args.data)
-    train = train.subset(args.subset)
-    rows = [(k, 0.07) for k in args.k] if args.k else [row for row in PAPER_ROWS if row[0] <= len(train)]
-    if not rows or max(k for k, _ in rows) > len(train):
-        raise UserError(f"--k: as many neighbours as are asked for cannot be had among {len(train)} training images; "
-                        "give smaller --k")
-    network = evaluation.open_network(args, process)
+    with together(process):
+        evaluation.open_output(args)
+        train, test = open_labelled(args.data)
+        train = train.subset(args.subset)
+        rows = [(k, 0.07) for k in args.k] if args.k else [row for row in PAPER_ROWS if row[0] <= len(train)]
+        if not rows or max(k for k, _ in rows) > len(train):
+            raise UserError("--k: as many neighbours as are asked for cannot be had among "
+                            f"{len(train)} training images; give smaller --k")
+        network = evaluation.open_network(args, process)
     (bank, train), (queries, test) = (evaluation.features(network, source, args, process, f"{role} features")
                                       for role, source in (("train", train), ("test", test)))
     labels = [torch.from_numpy(source.labels) for source in (train, test)]

@@ -15,7 +15,8 @@ from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.classifier import classification_parts, fingerprint, linear_head
 from evals.metrics import accuracy
-from runtime.device import Process, agree, wrap
+from runtime.agreement import agree, together
+from runtime.device import Process, wrap
 from runtime.optim import Updater
 
 HELP = "a linear classifier on the frozen network, by the paper's protocol or on cached features"
@@ -44,10 +45,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """Top-1 and top-5 of a linear classifier on the frozen network's pooled features, by the original's protocol:
     random crops and flips, SGD with learning rate 30, batch 256, 100 epochs, a tenth at 60 and 80; or --cached."""
-    evaluation.open_output(args)
-    train, test = open_labelled(args.data)
-    train = train.subset(args.subset)
-    network = evaluation.open_network(args, process)
+    with together(process):
+        evaluation.open_output(args)
+        train, test = open_labelled(args.data)
+        train = train.subset(args.subset)
+        network = evaluation.open_network(args, process)
     transform, rows = linear_transform(network.spec.image_size), None
     features, test = evaluation.features(network, test, args, process, "test features", transform)
     if args.cached:

@@ -17,6 +17,7 @@ from data.datasets import open_source
 from evals.overlap import KS, neighbourhoods, similarity, usable_ks
 from evals.overlap_picture import save_picture
 from models.heads import width_of
+from runtime.agreement import together
 from runtime.device import Process
 from runtime.errors import UserError
 from runtime.outputs import check_output_file
@@ -54,16 +55,17 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     effective rank, and, after the student's head where that leads to the teacher's width, the cosine of rows and of
     columns (the paper's space similarity) and the correlation of columns. Neighbours are by cosine, by the trunks'
     features, and the image itself is none."""
-    folder = evaluation.open_output(args)
-    if args.picture and args.picture != "none":
-        check_output_file(Path(args.picture), "--picture", [".png"], [*args.weights, args.teacher])
-    source = open_source(args.data, "test").subset(args.subset)
-    ks = _ks(args.k, len(source))
-    names = student_names(args.weights, args.names)
-    heads = {file: heads_of(file, args.branch, args) for file in args.weights}  # a bad file is refused before the work
-    teacher_args = changed(args, arch=args.teacher_arch, stem=args.teacher_stem, branch=args.teacher_branch, mean=None,
-                           std=None)
-    teacher = evaluation.open_network(teacher_args, process, args.teacher, "--teacher")
+    with together(process):
+        folder = evaluation.open_output(args)
+        if args.picture and args.picture != "none":
+            check_output_file(Path(args.picture), "--picture", [".png"], [*args.weights, args.teacher])
+        source = open_source(args.data, "test").subset(args.subset)
+        ks = _ks(args.k, len(source))
+        names = student_names(args.weights, args.names)
+        heads = {file: heads_of(file, args.branch, args) for file in args.weights}  # bad ones are refused at once
+        teacher_args = changed(args, arch=args.teacher_arch, stem=args.teacher_stem, branch=args.teacher_branch,
+                               mean=None, std=None)
+        teacher = evaluation.open_network(teacher_args, process, args.teacher, "--teacher")
     space, source = evaluation.features(teacher, source, teacher_args, process, "teacher's features")
     ks = _ks(args.k, len(source))  # of the images that could be opened
     own_heads = heads_of(args.teacher, args.teacher_branch, args)

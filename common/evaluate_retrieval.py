@@ -14,6 +14,7 @@ from data.splits import open_queries
 from evals.retrieval import PRECISION_AT, RECALL_AT, Describe, class_retrieval, revisited
 from evals.sets.landmarks import IMAGES_FROM, open_landmarks
 from models.anysize import AnySize
+from runtime.agreement import together
 from runtime.device import Process
 from runtime.errors import UserError
 
@@ -57,8 +58,9 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
 
 
 def _landmarks(args: argparse.Namespace, process: Process) -> dict[str, Any]:
-    sets = {name: open_landmarks(args.root, name, args.long_side) for name in args.datasets}
-    network = evaluation.open_network(args, process)
+    with together(process):
+        sets = {name: open_landmarks(args.root, name, args.long_side) for name in args.datasets}
+        network = evaluation.open_network(args, process)
     encoder = network.encoder
     describe = Describe(encoder.normalise, AnySize(encoder.backbone), args.scales, encoder.backbone).eval()
     whole = replace(network, encoder=describe,
@@ -76,9 +78,10 @@ def _landmarks(args: argparse.Namespace, process: Process) -> dict[str, Any]:
 
 
 def _classes(args: argparse.Namespace, process: Process) -> dict[str, Any]:
-    queries, database = open_queries(args.data)
-    queries = queries.subset(args.subset)
-    network = evaluation.open_network(args, process)
+    with together(process):
+        queries, database = open_queries(args.data)
+        queries = queries.subset(args.subset)
+        network = evaluation.open_network(args, process)
     sources = {"queries": queries} | ({} if database is None else {"database": database})
     given = []
     for role, source in sources.items():

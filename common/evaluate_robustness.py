@@ -14,6 +14,7 @@ from data.augment import CentreCrop, linear_transform
 from data.splits import open_labelled
 from evals.robustness import ALEXNET, SEVERITIES, corruption_errors, head_scores
 from evals.sets.ood import Elsewhere, open_elsewhere
+from runtime.agreement import together
 from runtime.device import Process
 from runtime.errors import UserError
 
@@ -52,16 +53,17 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     record has top-1 among all classes too (top1_all). Images in ImageNet-C's layout are cut from the centre without
     being resized, as they are 224 pixels already; each corruption has its CE, and all fifteen the mCE, in percent of
     AlexNet's errors."""
-    evaluation.open_output(args)
-    train, test = open_labelled(args.data, "--train")
-    train = train.subset(args.subset)
-    names = [name for name, _ in args.ood]
-    if len(set(names)) < len(names):
-        raise UserError("--ood gives one name to two folders; give each its own")
-    if "test" in names:
-        raise UserError("--ood test=DIR has the name of the test images of --train; give it another")
-    sets = [each for name, folder in args.ood for each in open_elsewhere(name, folder, train.classes)]
-    network = evaluation.open_network(args, process)
+    with together(process):
+        evaluation.open_output(args)
+        train, test = open_labelled(args.data, "--train")
+        train = train.subset(args.subset)
+        names = [name for name, _ in args.ood]
+        if len(set(names)) < len(names):
+            raise UserError("--ood gives one name to two folders; give each its own")
+        if "test" in names:
+            raise UserError("--ood test=DIR has the name of the test images of --train; give it another")
+        sets = [each for name, folder in args.ood for each in open_elsewhere(name, folder, train.classes)]
+        network = evaluation.open_network(args, process)
     size = network.spec.image_size
 
     features, train = evaluation.features(network, train, args, process, "train", linear_transform(size))

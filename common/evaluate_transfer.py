@@ -20,6 +20,7 @@ from evals.fewshot import HEADS, episodes, few_shot
 from evals.head_grid import split_validation
 from evals.sets.transfer_sets import LAYOUTS, TransferSet, open_transfer_folder, open_transfer_set
 from evals.transfer import NAMES, Transfer, logistic_regression, transfer
+from runtime.agreement import together
 from runtime.device import Process
 from runtime.errors import UserError
 from runtime.state import load_json, save_json
@@ -73,15 +74,16 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     extraction serves both. Sets without validation images use a fifth of each class's training images.
     With --few-shot also the accuracy of few-shot episodes. Features and each set's result are cached: after a kill
     the run continues with the next set. Under torchrun the processes share the images, and the first one fits."""
-    _check(args, process)
-    folder = evaluation.open_output(args)
-    sets = [each.subset(args.subset) for each in _open_sets(args)]
-    if args.few_shot:  # impossible episodes are refused before the work, not after
-        for each in sets:
-            if not each.marks:
-                labels = _few_shot_labels(each, args)
-                episodes(labels, args.ways, max(args.shots) + args.queries, 1, args.seed, f"{each.name}, few-shot")
-    network = evaluation.open_network(args, process)
+    with together(process):
+        _check(args, process)
+        folder = evaluation.open_output(args)
+        sets = [each.subset(args.subset) for each in _open_sets(args)]
+        if args.few_shot:  # impossible episodes are refused before the work, not after
+            for each in sets:
+                if not each.marks:
+                    labels = _few_shot_labels(each, args)
+                    episodes(labels, args.ways, max(args.shots) + args.queries, 1, args.seed, f"{each.name}, few-shot")
+        network = evaluation.open_network(args, process)
     transform = eval_transform(network.spec.image_size)
     opened = {each.name: {part: evaluation.features(network, source, args, process, f"{each.name} {part}", transform)
                           for part, source in each.parts().items()} for each in sets}

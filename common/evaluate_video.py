@@ -21,7 +21,8 @@ from data.sources import FileSource
 from evals.sets.davis import Video, open_davis
 from evals.video import Propagation, follow, measure, summary
 from models.anysize import FeatureMap
-from runtime.device import Process, agree, gather_objects
+from runtime.agreement import agree, same_on_every_rank, together
+from runtime.device import Process, gather_objects
 from runtime.errors import UserError
 from runtime.outputs import check_output_folder
 from runtime.state import load_json, save_json, write_atomic
@@ -61,18 +62,20 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """J and F of DAVIS 2017 (semi-supervised, as its toolkit measures them): the first frame's masks are carried on by
     the likeness of features, a ViT's patch tokens or a convolutional network's map. Nothing is trained. A video that is
     finished is not done again unless its files change; with torchrun the processes share the videos."""
-    folder = evaluation.open_output(args)
-    if args.masks:
-        check_output_folder(Path(args.masks), "--masks")
-        masks = Path(args.masks).resolve()
-        if (Path(args.data) / "Annotations").resolve() in (masks, *masks.parents):
-            raise UserError(f"--masks {args.masks} lies in the Annotations of --data {args.data}, which it would "
-                            "replace; choose a folder elsewhere")
-    videos = open_davis(args.data, args.split)
-    if not 0 < args.subset <= 1:
-        raise UserError(f"--subset {args.subset:g} is not a share of the videos; give a number above 0, up to 1")
-    videos = videos[:max(1, int(args.subset * len(videos) + 1e-9))]
-    network = evaluation.open_network(args, process)
+    with together(process):
+        folder = evaluation.open_output(args)
+        if args.masks:
+            check_output_folder(Path(args.masks), "--masks")
+            masks = Path(args.masks).resolve()
+            if (Path(args.data) / "Annotations").resolve() in (masks, *masks.parents):
+                raise UserError(f"--masks {args.masks} lies in the Annotations of --data {args.data}, which it would "
+                                "replace; choose a folder elsewhere")
+        videos = open_davis(args.data, args.split)
+        if not 0 < args.subset <= 1:
+            raise UserError(f"--subset {args.subset:g} is not a share of the videos; give a number above 0, up to 1")
+        videos = videos[:max(1, int(args.subset * len(videos) + 1e-9))]
+        network = evaluation.open_network(args, process)
+    same_on_every_rank({"the videos": [video.name for video in videos], "the network": network.identity}, process)
     maps = FeatureMap(network.encoder.backbone, args.stride).to(process.device).eval()
     how = Propagation(args.top_k, args.context, args.radius, args.temperature)
     settings = {**network.identity, **asdict(how), "short_side": args.short_side, "stride": maps.stride}

@@ -123,6 +123,8 @@ def settings(args: cli.Arguments) -> dict[str, Any]:
     elsewhere = {"command", *declared(networks.Network), *declared(load_frozen), "image_size", "data"}
     elsewhere |= {name for name, found in args.declared.items()
                   if found.setting.resumable and not found.setting.changes_numbers}
+    if getattr(args, "on_bad_image", "error") == "error":  # an image beyond it has ended the command
+        elsewhere.add("max_pixels")
     return {name: value for name, value in sorted(vars(args).items()) if name not in elsewhere}
 
 

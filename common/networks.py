@@ -17,7 +17,8 @@ from data.augment import Transform, eval_transform
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
 from models.teachers import FrozenEncoder
-from runtime.device import Process, agree, gather_objects, same_on_every_rank, seed_everything
+from runtime.agreement import agree, same_on_every_rank, together
+from runtime.device import Process, gather_objects, seed_everything
 from runtime.errors import UserError
 from runtime.outputs import check_output_folder
 from runtime.settings import Setting, add_settings, declared
@@ -121,7 +122,8 @@ def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Name
 
     same_on_every_rank({"the number of images": len(source), "the images' fingerprint": source.fingerprint(),
                         "the network": identity}, process)
-    folder = features_folder(args, folder) if identity is not None else None
+    with together(process):
+        folder = features_folder(args, folder) if identity is not None else None
     folder = folder if all(gather_objects(folder is not None)) else None
     keep = None if folder is None else Keep(
         folder, features_identity(encoder, source, args, identity, transform), encoder.backbone.spec.feature_dim,

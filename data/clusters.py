@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -75,6 +76,11 @@ def load_clusters(path: str | os.PathLike, source_fingerprint: str, num_images: 
     labels = np.full(num_images, NO_CLUSTER, dtype=np.int32)
     labels[images] = np.repeat(np.arange(len(members), dtype=np.int32), [len(member) for member in members])
     return labels, warnings
+
+
+def clusters_fingerprint(labels: np.ndarray) -> str:
+    """SHA-256, in hex, over the cluster of each image, int32 [N]."""
+    return hashlib.sha256(labels.astype("<i4").data).hexdigest()
 
 
 def _read(path: Path, name: str) -> tuple[list[np.ndarray], list[str]]:

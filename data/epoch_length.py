@@ -21,6 +21,7 @@ class FixedLengthEpochs(RandomSampler):
         super().__init__(inner.num_images, inner.batch_size, inner.rank, inner.world_size, inner.seed)
         self.inner, self.steps = inner, steps
         self.group_size, self.far_k, self.num_clusters = inner.group_size, inner.far_k, inner.num_clusters
+        self.table_fingerprints = inner.table_fingerprints
 
     def steps_in(self, epoch: int) -> int:
         return self.steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
 from collections.abc import Callable, Mapping
@@ -81,9 +82,17 @@ def load_neighbours(
     warnings = compare_with_twin(path, name, source_fingerprint, teacher_sha256, MINE)
     _check_rows(path, name, ids, total_k)
     _check_left_out(name, ids, read_twin(path))
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # what was looked at need not stay mapped
-        ids._mmap.madvise(mmap.MADV_DONTNEED)
+    _unmap(ids)
     return ids, warnings
+
+
+def neighbours_fingerprint(ids: np.ndarray, used: int) -> str:
+    """SHA-256, in hex, over the first ``used`` columns of a neighbour file, [N, k], whatever its integers are."""
+    digest = hashlib.sha256()
+    for _, rows in pieces(ids):
+        digest.update(np.ascontiguousarray(rows[:, :used], "<i8").data)
+    _unmap(ids)
+    return digest.hexdigest()
 
 
 def left_out_rows(ids: np.ndarray) -> np.ndarray:
@@ -134,6 +143,12 @@ def row_reader(table: np.ndarray | KeptNeighbours) -> Callable[[np.ndarray, np.n
         return np.take_along_axis(np.frombuffer(lines, dtype).reshape(len(rows), -1), columns, axis=1).astype(np.int64)
 
     return read
+
+
+def _unmap(ids: np.ndarray) -> None:
+    """What was looked at of a memory map need not stay in this process."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        ids._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def _map_integers(path: Path, name: str) -> np.ndarray:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.device import Process, gather_objects, share_error
+from runtime.agreement import share_error
+from runtime.device import Process, gather_objects
 from runtime.errors import UserError
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # COCO's first six: IoU 0.5-0.95, 0.5, 0.75; small, medium, large

@@ -67,6 +67,11 @@ class KnnMonitor:
         raise UserError(f"--knn-every needs labelled images, and neither --data {data} nor the folder above it holds "
                         "train/ and val/ or test/; give --knn-data ROOT or leave --knn-every out")
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of its images, by their names for people."""
+        return {f"the fingerprint of --knn-data's {role} images": source.fingerprint()
+                for role, source in (("training", self.train), ("test", self.test))}
+
     @staticmethod
     def is_due(done: int, every: int, epochs: int) -> bool:
         """Whether to score after ``done`` of ``epochs``: ``every`` so many, and after the last."""

@@ -8,12 +8,12 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from runtime.errors import PeerLost, UserError
 from runtime.numbers import amount, from_environment
-
-T = TypeVar("T")
 
 JOIN_SECONDS = 600  # that the starts of a job's processes may lie apart, where COSS_JOIN_SECONDS does not say otherwise
 UNEVEN_WORK = timedelta(days=7)  # patience of evaluations, where one process may fit for hours while the others wait
@@ -228,72 +226,10 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def highest(values: list[int], process: Process) -> list[int]:
-    """The highest of every rank's ``values``, place by place. Raises :class:`PeerLost` if a rank is gone."""
-    if process.control is None:
-        return values
-    tensor = torch.tensor(values)
-    try:
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, process.control)
-    except RuntimeError:
-        raise PeerLost from None
-    return tensor.tolist()
-
-
-def share_error(error: UserError | None, process: Process) -> None:
-    """Raise the error of the first rank that has one, on every rank: nobody is left waiting in a collective."""
-    errors: list[UserError | None] = [None] * process.world_size
-    if process.control is None:
-        errors = [error]
-    else:
-        dist.all_gather_object(errors, error, process.control)
-    found = next((e for e in errors if e), None)
-    if found:
-        found.every_process = True
-        raise found
-
-
-def on_first_rank(work: Callable[[], T], process: Process) -> T:
-    """What ``work`` returns on the first rank (small, picklable), on every rank; so too the error that it raises."""
-    value, error = None, None
-    if process.is_main:
-        try:
-            value = work()
-        except UserError as problem:
-            error = problem
-    share_error(error, process)
-    values = [value]
-    if process.control is not None:
-        dist.broadcast_object_list(values, 0, process.control)
-    return values[0]
-
-
-def same_on_every_rank(what: Mapping[str, Any], process: Process) -> None:
-    """Refuse, on every rank, a job whose processes differ in any of ``what`` {its name for people: small value}."""
-    if process.control is None:
-        return
-    everyone: list[Any] = [None] * process.world_size
-    dist.all_gather_object(everyone, dict(what), process.control)
-    first = everyone[0]
-    for rank, other in enumerate(everyone):
-        for name in {**first, **other}:
-            a, b = first.get(name), other.get(name)
-            if a != b:
-                raise UserError(f"{name}: rank 0 has {a} and rank {rank} has {b}; every process of a job needs the "
-                                "same images and settings, on each machine")
-
-
 def barrier() -> None:
     """Wait for every rank."""
     if distributed():
         dist.barrier()
-
-
-def agree(problem: str | None) -> None:
-    """Raise on every rank if any rank has a ``problem``: nobody is left waiting in a collective."""
-    found = next((p for p in gather_objects(problem) if p), None)
-    if found:
-        raise UserError(found)
 
 
 def wrap(module: torch.nn.Module, process: Process) -> torch.nn.Module:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.device import gather_objects, highest, share_error
+from runtime.agreement import highest, share_error
+from runtime.device import gather_objects
 from runtime.errors import UserError
 from runtime.log import Meter, duration
 from runtime.nonfinite import FiniteAlarm

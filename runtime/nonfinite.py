@@ -15,6 +15,7 @@ from runtime.state import random_state, save_json
 from runtime.store import save_checkpoint
 
 NONFINITE = "nonfinite"
+LENGTH = "longest student output"
 POLICIES = ("stop", "skip")
 
 
@@ -79,6 +80,8 @@ class FiniteAlarm:
     def watch(self, parts: Mapping[str, Tensor]) -> None:
         """After the forward pass: have its scalars copied to the host as soon as they are there."""
         scalars = {name: value.detach().float() for name, value in parts.items() if value.ndim == 0}
+        if "student" in parts:  # a loss of directions alone stays finite when lengths no longer are
+            scalars[LENGTH] = torch.linalg.vector_norm(parts["student"].detach().float(), dim=1).max()
         self.teacher = parts.get("teacher")
         self.names, values = list(scalars), torch.stack(list(scalars.values()))
         self.values = values.to("cpu", non_blocking=True)
@@ -89,7 +92,7 @@ class FiniteAlarm:
     def problem(self) -> RunStopped | None:
         """What is to be said if the step last watched was not finite; what it began with is saved."""
         parts = self._read()
-        if parts is None or math.isfinite(parts["loss"]):
+        if parts is None or not _broken(parts):
             return None
         return RunStopped(f"{self._describe(parts)}, and the last checkpoint is untouched: {self._advice()}",
                           every_process=False)
@@ -103,7 +106,7 @@ class FiniteAlarm:
         largest = torch._foreach_norm(gradients, math.inf) if gradients else []
         finite = bool(torch.stack(largest).isfinite().all()) if largest else True
         parts = self._read()
-        return "" if finite and math.isfinite(parts["loss"]) else self._describe(parts)
+        return "" if finite and not _broken(parts) else self._describe(parts)
 
     def undo(self) -> None:
         """Make modules what they were when the step began."""
@@ -136,11 +139,16 @@ class FiniteAlarm:
         began = {**self.began, "indices": self.began["indices"].tolist()}
         place = {"epoch": began["epoch"], "step": began["step"]}
         said = ", ".join(f"{name} {value:.6g}" for name, value in parts.items())
-        kind = "loss is" if not math.isfinite(parts["loss"]) else "gradient is"
-        text = f"the {kind} not finite at epoch {place['epoch']}, step {place['step']} ({said}); "
+        text = (f"the {_broken(parts) or 'gradient'} is not finite at epoch {place['epoch']}, step {place['step']} "
+                f"({said}); ")
         try:
             save_json({**place, "parts": {k: str(v) for k, v in parts.items()}, "indices": began["indices"]}, self.path)
             save_checkpoint({**began, **self.snapshot.copies}, self.path.with_suffix(".pth"))
         except UserError:  # a disk that is full must not hide what happened
             return text + f"{self.path} could not be written"
         return text + f"its images are in {self.path} and what it began with in {self.path.with_suffix('.pth').name}"
+
+
+def _broken(parts: Mapping[str, float]) -> str:
+    """What of the scalars that decide is not finite; '' for none."""
+    return next((name for name in ("loss", LENGTH) if not math.isfinite(parts.get(name, 0.0))), "")

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from runtime.device import Process, broadcast, distributed, gather_objects, share_error
+from runtime.agreement import share_error
+from runtime.device import Process, broadcast, distributed, gather_objects
 from runtime.errors import UserError
 from runtime.store import digest, load_checkpoint
 

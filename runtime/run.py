@@ -13,15 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.device import (
-    Process,
-    gather_objects,
-    highest,
-    on_first_rank,
-    same_on_every_rank,
-    seed_everything,
-    share_error,
-)
+from runtime.agreement import highest, on_first_rank, same_on_every_rank, share_error
+from runtime.device import Process, gather_objects, seed_everything
 from runtime.errors import RunPaused, RunStopped, UserError
 from runtime.folder import refuse_inputs, refuse_other_run
 from runtime.job import Interval, RunSettings
@@ -50,7 +43,8 @@ class Description:
     ``config``: its settings; ``record``: what its networks are; both go into every checkpoint and every export.
     ``modules``: what a checkpoint holds, by name there. ``exports``: names of the files that :meth:`Run.save` will
     write beside it. ``resumable``: settings that may differ when it goes on (:func:`runtime.state.check_same_run`).
-    ``per_process``: what of its mathematics depends on the number of processes, '' for nothing.
+    ``alike``: what else must be the same on every rank, by its name for people. ``per_process``: what of its
+    mathematics depends on the number of processes, '' for nothing.
     """
 
     config: Mapping[str, Any]
@@ -58,6 +52,7 @@ class Description:
     modules: Mapping[str, Stateful]
     exports: Collection[str] = ()
     resumable: Set[str] = frozenset()
+    alike: Mapping[str, str] = field(default_factory=dict)
     per_process: str = ""
 
 
@@ -100,7 +95,8 @@ class Run:
         """
         config, volatile, exports, modules = what.config, what.resumable, what.exports, what.modules
         resume = settings.resume
-        same_on_every_rank({name: value for name, value in config.items() if name not in volatile}, process)
+        same_on_every_rank({**{name: value for name, value in config.items() if name not in volatile}, **what.alike},
+                           process)
         folder, closing = Path(settings.output), process.closing.enter_context(contextlib.ExitStack())
 
         def check(own: bool) -> None:

@@ -108,11 +108,19 @@ def check_same_run(output: Path, config: Mapping[str, Any], volatile: set[str],
         recorded = _read_config(output / CONFIG)
     if recorded is None:
         return
-    before = _as_json(recorded)
-    changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in _as_json(config).items()
-               if key not in volatile and before.get(key) != value]
+    before = _singly(_as_json(recorded))
+    changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in _singly(_as_json(config)).items()
+               if key.partition(".")[0] not in volatile and before.get(key) != value]
     if changed:
         raise UserError(f"--output {output} holds a different run ({'; '.join(changed[:4])}); {remedy}")
+
+
+def _singly(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings within settings by one name each: {"losses.coss.s_temp": 0.1}."""
+    found = {}
+    for key, value in config.items():
+        found |= _singly(value, f"{before}{key}.") if isinstance(value, dict) and value else {f"{before}{key}": value}
+    return found
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ from evals.results import add_result, save_table, table, versions  # noqa: E402
 from evals.sets.box_batches import BoxBatch, check_boxes, evaluation_batches, training_batches  # noqa: E402
 from evals.sets.boxes import BoxSource, open_pair, read_coco, same_classes  # noqa: E402
 from models.faster_rcnn import NORMS, faster_rcnn, parameter_groups  # noqa: E402
-from runtime.device import Process, broadcast, on_first_rank, seed_everything, start_process, wrap  # noqa: E402
+from runtime.agreement import on_first_rank  # noqa: E402
+from runtime.device import Process, broadcast, seed_everything, start_process, wrap  # noqa: E402
 from runtime.errors import UserError, run_script  # noqa: E402
 from runtime.job import RunSettings  # noqa: E402
 from runtime.loop import Trainer  # noqa: E402

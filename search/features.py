@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from runtime.device import Process, agree, all_gather, gather_objects
+from runtime.agreement import agree
+from runtime.device import Process, all_gather, gather_objects
 from runtime.errors import Damaged, UserError
 from runtime.npy import CHECKSUMS, Checksums, check_rows, map_array, read_checksums, whole_json
 from runtime.state import save_json

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.device import Process, agree, barrier, gather_objects
+from runtime.agreement import agree
+from runtime.device import Process, barrier, gather_objects
 from runtime.errors import Damaged, UserError
 from runtime.lock import FileLock, Held
 from runtime.npy import Checksums, are_of_all, check_rows, checksum, map_array, pieces

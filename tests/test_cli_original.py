@@ -3,6 +3,7 @@
 import pytest
 
 import compute_knn
+import evaluate
 import train_distill
 from common.cli_original import ARCHS, OTHERS, SAME, Idle, Refused, Renamed, translate
 from runtime.errors import UserError
@@ -25,17 +26,32 @@ MINE = {**NETWORK, "--dist_url": "env://", "--local_rank": "0", "--subset": "1"}
 CLUSTER = {**NETWORK, "--subset": "1", "--num-clusters": "10"}  # cluster.py
 EVAL = {**NETWORK, "--batch_size_per_gpu": "256", "--dump_features": None, "--dist_url": "env://", "--local_rank": "0",
         "--split": "val", "--eval_path": "e"}  # eval_knn.py
-SCRIPTS = {"train_distill.py": TRAIN, "mine": MINE, "cluster": CLUSTER, "eval": EVAL}
+LINEAR = {  # lincls.py
+    "--data": "d", "-a": "resnet18", "--arch": "resnet18", "-j": "4", "--workers": "4", "--epochs": "100",
+    "--start-epoch": "0", "-b": "256", "--batch-size": "256", "--lr": "30", "--learning-rate": "30", "--schedule": "60",
+    "--momentum": "0.9", "--wd": "0", "--weight-decay": "0", "-p": "1000", "--print-freq": "1000", "--resume": "x.pth",
+    "-e": None, "--evaluate": None, "--seed": "1", "--gpu": "0", "--pretrained": "x.pth", "--local_rank": "0",
+    "--subset": "0.1"}
+DINO = {"--pretrained_weights": "x.pth", "--arch": "vit_small", "--patch_size": "16", "--checkpoint_key": "teacher",
+        "--data_path": "d"}
+RETRIEVAL = {**DINO, "--dataset": "rparis6k", "--imsize": "224", "--use_cuda": "True", "--num_workers": "10",
+             "--dist_url": "env://", "--local_rank": "0"}  # eval_image_retrieval.py
+VIDEO = {**DINO, "--output_dir": "o", "--n_last_frames": "4", "--size_mask_neighborhood": "9", "--topk": "7",
+         "--bs": "6"}  # eval_video_segmentation.py
+SCRIPTS = {"train_distill.py": TRAIN, "mine": MINE, "cluster": CLUSTER, "eval": EVAL, "linear": LINEAR,
+           "retrieval": RETRIEVAL, "video": VIDEO}
 NEEDED = {"train_distill.py": ["--data", "d", "--output", "o"],
           "mine": ["mine", "--data_path", "d", "--pretrained_weights", "w", "--output", "o"],
           "cluster": ["cluster", "--data_path", "d", "--pretrained_weights", "w", "--output", "o", "--num-clusters=9"],
-          "eval": ["eval", "--data_path", "d", "--pretrained_weights", "w"]}
+          "eval": ["eval", "--data_path", "d", "--pretrained_weights", "w"],
+          "linear": ["linear", "--data", "d", "--weights", "w"], "retrieval": ["retrieval", "--weights", "w"],
+          "video": ["video", "--data", "d", "--weights", "w"]}
+OURS = dict.fromkeys(("linear", "retrieval", "video"), evaluate) | {"train_distill.py": train_distill}
 ALL = [(script, flag) for script, flags in SCRIPTS.items() for flag in flags]
 
 
 def parse(script, *more):
-    parser = train_distill if script == "train_distill.py" else compute_knn
-    return parser.parse_args([*NEEDED[script], *more])
+    return OURS.get(script, compute_knn).parse_args([*NEEDED[script], *more])
 
 
 @pytest.mark.parametrize(("script", "flag"), ALL)
@@ -83,10 +99,26 @@ def test_the_originals_line():
     assert (args.student_arch, args.queue_size, args.data) == ("mobilenetv3_large", 512, "imagenet/train")
 
 
-@pytest.mark.parametrize("words", [["eval", "--split", "test-a"], ["eval", "--split=test-a"]])
-def test_another_split(words):
-    with pytest.raises(UserError, match="--split test-a .*link to test-a/"):
+@pytest.mark.parametrize(("words", "said"), [
+    (["eval", "--split", "test-a"], "--split test-a .*link to test-a/"),
+    (["eval", "--split=test-a"], "--split test-a .*link to test-a/"),
+    (["retrieval", "--use_cuda", "false"], "--use_cuda false .*give --device cpu"),
+    (["video", "--patch_size", "8"], "--patch_size 8 .*give --arch timm:vit_small_patch8_224")])
+def test_another_value(words, said):
+    with pytest.raises(UserError, match=said):
         translate("compute_knn.py", words)
+
+
+def test_dinos_lines():
+    """Of eval_image_retrieval.py and eval_video_segmentation.py."""
+    line = ("retrieval --data_path sets --dataset rparis6k --imsize 512 --arch vit_small --pretrained_weights x.pth "
+            "--checkpoint_key teacher")
+    args = evaluate.parse_args(line.split())
+    assert (args.root, args.datasets, args.long_side, args.arch) == ("sets", ["rparis6k"], 512, "vit_s_16")
+    line = ("video --data_path davis --output_dir masks --topk 7 --n_last_frames 4 --size_mask_neighborhood=9 "
+            "--pretrained_weights x.pth")
+    args = evaluate.parse_args(line.split())
+    assert (args.data, args.masks, args.top_k, args.context, args.radius) == ("davis", "masks", 7, 4, 9)
 
 
 def test_a_flag_at_the_end_is_argparses():
@@ -96,3 +128,5 @@ def test_a_flag_at_the_end_is_argparses():
 
 def test_a_value_is_not_taken_for_a_flag_of_another_command():
     assert translate("compute_knn.py", ["mine", "--split", "val"]) == ["mine", "--split", "val"]
+    assert translate("evaluate.py", ["all", "--skip", "linear", "--gpu", "1"]) == ["all", "--skip", "linear", "--gpu",
+                                                                                  "1"]

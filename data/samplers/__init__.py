@@ -80,12 +80,13 @@ def build_sampler(kind: type[RandomSampler], source: ImageSource, paths: Mapping
     :class:`UserError` where a file does not belong to them.
     """
     found: dict[str, Any] = {}
-    notes, gone = [], {}
+    notes, gone, fingerprints = [], {}, {}
     for argument, table in kind.tables.items():
         if path := paths.get(table.name):
             found[argument], more = table.load(path, source.fingerprint(), len(source), teacher_sha256, table.flag,
                                                options)
             notes += more
+            fingerprints[table.name] = table.fingerprint(found[argument], options)
             gone[table.flag] = table.left_out(found[argument])
     notes += [kind.remark] * bool(kind.remark)
     if gone and len(images := same_left_out(gone)):
@@ -94,4 +95,6 @@ def build_sampler(kind: type[RandomSampler], source: ImageSource, paths: Mapping
         found = {argument: kind.tables[argument].keep(table, source.kept) for argument, table in found.items()}
     taken = inspect.signature(kind).parameters
     own = {"num_images": len(source), **options}
-    return kind(**found, **{name: value for name, value in own.items() if name in taken}), source, notes
+    sampler = kind(**found, **{name: value for name, value in own.items() if name in taken})
+    sampler.table_fingerprints = fingerprints
+    return sampler, source, notes

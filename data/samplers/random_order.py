@@ -57,6 +57,7 @@ class RandomSampler(Sampler[list[Key]]):
     # The sampler that takes its place where only the files of that one are given, and that one's words for when.
     stand_in: type[RandomSampler] | None = None
     where = ""
+    table_fingerprints: Mapping[str, str] = {}  # of what it reads of its files, by the names of their settings
     far_k = num_clusters = 0  # farthest images that an anchor brings, clusters that steps are made from
 
     def __init__(self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0):

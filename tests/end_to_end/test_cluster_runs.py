@@ -217,7 +217,7 @@ def test_an_interrupted_run_goes_on_to_the_same_student(run, distil_flags, tmp_p
 
 
 @pytest.mark.parametrize(("sampler", "processes"), [("cluster+cf", 2), ("cluster", 2), ("cf", 0), ("random", 0)])
-def test_the_other_samplers_and_two_processes(distil_flags, neighbours, tmp_path, sampler, processes):
+def test_the_other_samplers_and_two_processes(distil_flags, neighbours, clusters, tmp_path, sampler, processes):
     """With the farthest images where neighbours are used; one epoch."""
     launch = script if processes else lambda name, *flags, processes: in_this_process(name, *flags)
     flags = [*distil_flags, "--sampler", sampler, "--epochs", 1, "--output", tmp_path / "out", "--fark-info",
@@ -232,6 +232,14 @@ def test_the_other_samplers_and_two_processes(distil_flags, neighbours, tmp_path
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["far_k"] == (1 if with_neighbours else 0)
     assert config["num_clusters"] == (5 if "cluster" in sampler else 0)
+    read = [np.load(neighbours.with_name(f"{name}.npy"))[:, :6].astype("<i8") for name in ("closek_info", "fark_info")]
+    of_images = np.full(40, -1, "<i4")
+    for cluster, images in torch.load(clusters, weights_only=True)["batches"].items():
+        of_images[images] = cluster
+    expected = dict(zip(("closek_info", "fark_info"), read, strict=True)) if with_neighbours else {}
+    expected |= {"cluster_info": of_images} if "cluster" in sampler else {}
+    assert {key: value for key, value in config.items() if key.endswith("_info_fingerprint")} == {
+        f"{name}_fingerprint": hashlib.sha256(numbers.tobytes()).hexdigest() for name, numbers in expected.items()}
 
 
 def test_other_clusters_are_another_run(run, distil_flags, tree, teacher, tmp_path):
@@ -239,7 +247,13 @@ def test_other_clusters_are_another_run(run, distil_flags, tree, teacher, tmp_pa
                          "--num-clusters", 4, "--image-size", 32, *ON_CPU))
     done = in_this_process("train_distill.py", *distil_flags, "--cluster-info", tmp_path / "clusters_4.pth", "--output",
                            run)
-    assert_refused(done, ["num_clusters was 5, now 4"])
+    assert_refused(done, ["num_clusters was 5, now 4", "cluster_info_fingerprint was '"])
+
+
+def test_other_neighbours_are_another_run(run, distil_flags, neighbours, tmp_path):
+    np.save(tmp_path / "other.npy", np.load(neighbours)[:, ::-1])
+    done = in_this_process("train_distill.py", *distil_flags, "--closek-info", tmp_path / "other.npy", "--output", run)
+    assert_refused(done, ["holds a different run (closek_info_fingerprint was '"])
 
 
 @pytest.mark.parametrize(("changed", "words"), [

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -26,13 +27,15 @@ def test_teacher_run_leaves_mocos_layout(teacher_run):
     assert load(folder / "checkpoint.pth")["state_dict"]["queue"].shape == (128, 16)
 
 
-def test_what_a_run_leaves(run, teacher):
+def test_what_a_run_leaves(run, teacher, neighbours):
     assert {path.name.partition(".tfevents")[0] for path in run.iterdir()} == {
         "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "checkpoint-000000010.pth", "student.pth",
         "events.out"}
     config = json.loads((run / "config.json").read_text())
     assert config["student_arch"] == STUDENT
     assert config["teacher_sha256"] == hashlib.sha256(teacher.read_bytes()).hexdigest()
+    drawn_from = np.load(neighbours)[:, :6].astype("<i8")
+    assert config["closek_info_fingerprint"] == hashlib.sha256(drawn_from.tobytes()).hexdigest()
     lines = metrics(run)
     assert [(line["step"], line["epoch"]) for line in lines] == [(5, 0), (10, 0), (15, 1), (20, 1)]
     for line in lines:

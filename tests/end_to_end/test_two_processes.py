@@ -1,13 +1,21 @@
 """One process and two: the same first step, one run, the same neighbours and scores."""
 
 import json
+import platform
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from helpers.experiment import COMMON, STUDENT
+from helpers.ranks import on_ranks
 from helpers.runs import load, metrics
 from helpers.scripts import in_this_process, script, well
+
+import train_distill
+from runtime.device import Process
+from runtime.errors import UserError
 
 
 @pytest.fixture(scope="session")
@@ -83,4 +91,36 @@ def test_a_batch_that_does_not_divide_among_the_processes(distil_flags, tmp_path
     assert done.rc != 0
     said = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert said == ["error: --batch-size 5 does not divide among 2 processes; give 4 or 6"]
+    assert not (tmp_path / "out").exists()
+
+
+def distil(rank, lines):
+    """What a rank is told that starts each of the ``lines``, one for each rank, which all end before a step."""
+    process = Process(rank, 2, torch.device("cpu"), dist.new_group(backend="gloo"))
+    said = []
+    for line in lines:
+        with pytest.raises(UserError) as caught, process.closing:
+            train_distill.distil(train_distill.parse_args(line[rank]), process)
+        said.append((caught.value.exit_code, str(caught.value)))
+    return said
+
+
+def test_what_one_process_alone_has_is_refused_on_both(distil_flags, neighbours, tree, tmp_path):
+    """Other neighbours, other scored images, and no images at all on the second machine."""
+    (tmp_path / "meet").mkdir()
+    np.save(tmp_path / "other.npy", np.load(neighbours)[:, ::-1])
+    shutil.copytree(tree, tmp_path / "tree")
+    picture = next((tmp_path / "tree" / "val").rglob("*.jpg"))
+    picture.rename(picture.with_stem("zz"))
+    line = [*map(str, distil_flags), "--workers=0", "--output", str(tmp_path / "out"), "--knn-every=1", "--knn-data",
+            str(tree)]
+    others = [["--closek-info", tmp_path / "other.npy"], ["--knn-data", tmp_path / "tree"],
+              ["--data", tmp_path / "none"]]
+    first, second = on_ranks(2, distil, tmp_path / "meet", [[line, [*line, *map(str, more)]] for more in others])
+    assert first == second
+    assert [code for code, _ in first] == [2, 2, 2]
+    near, scored, missing = (words for _, words in first)
+    assert near.startswith("closek_info_fingerprint: rank 0 has ")
+    assert scored.startswith("the fingerprint of --knn-data's test images: rank 0 has ")
+    assert missing.startswith(f"rank 1 on {platform.node()}: --data {tmp_path / 'none'} was not found")
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.ranks import on_ranks
 from torch import nn
 
 from runtime import device
@@ -34,9 +33,6 @@ def test_alone():
         assert torch.equal(device.broadcast(x), x)
         assert device.gather_objects({"a": 1}) == [{"a": 1}]
         device.barrier()
-        device.agree(None)
-        with pytest.raises(UserError, match="problem"):
-            device.agree("problem")
         module = nn.Linear(2, 2)
         assert device.wrap(module, process) is module
 
@@ -128,24 +124,6 @@ def test_a_job_that_is_not_complete_ends_in_time(rank, host, monkeypatch):
         pass
     assert caught.value.exit_code == 4
     assert time.monotonic() - began < 20
-
-
-def _compare(rank, differ):
-    process = Process(rank, 2, torch.device("cpu"), dist.new_group(backend="gloo"))
-    try:
-        device.same_on_every_rank({"images": 3, "--lr": 0.1 * (1 + rank * differ), "--k": (1, 2)}, process)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-@pytest.mark.parametrize("differ", [False, True])
-def test_ranks_that_differ_are_refused_on_every_rank(differ, tmp_path):
-    said = on_ranks(2, _compare, tmp_path, differ)
-    expected = "--lr: rank 0 has 0.1 and rank 1 has 0.2; every process" if differ else ""
-    assert said[0] == said[1]
-    assert said[0].startswith(expected)
-    assert bool(said[0]) == differ
 
 
 def test_seed():

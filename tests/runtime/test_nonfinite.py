@@ -11,9 +11,9 @@ from runtime.errors import RunStopped
 from runtime.nonfinite import FiniteAlarm, Snapshot
 
 
-def parts(loss, row=1.0):
+def parts(loss, row=1.0, student=1.0):
     return {"loss": torch.tensor(loss, requires_grad=True), "row": torch.tensor(row, dtype=torch.float64),
-            "student": torch.full((2, 2), float("nan"))}
+            "student": torch.tensor([[1.0, 1.0], [student, 1.0]])}
 
 
 def batch(*indices):
@@ -21,9 +21,9 @@ def batch(*indices):
                                                                             dtype=torch.uint8),))
 
 
-def step(alarm, loss, number, *indices, row=1.0):
+def step(alarm, loss, number, *indices, **more):
     alarm.begin(batch(*indices), 0, number)
-    alarm.watch(parts(loss, row))
+    alarm.watch(parts(loss, **more))
 
 
 @pytest.fixture
@@ -91,6 +91,16 @@ def test_gradients_count_too(tmp_path, model, gradients, bad):
     alarm = FiniteAlarm(tmp_path, 0, {"state_dict": model})
     step(alarm, 1.0, 0, 1)
     assert bool(alarm.bad_step(gradients)) is bad
+
+
+@pytest.mark.parametrize(("student", "bad"), [(1e18, False), (1e20, True), (float("nan"), True)])
+def test_outputs_count_too_whose_length_float32_does_not_hold(tmp_path, model, student, bad):
+    """A loss of directions alone does not see it."""
+    alarm = FiniteAlarm(tmp_path, 0, {"state_dict": model})
+    step(alarm, 1.0, 2, 1, student=student)
+    assert ("the longest student output is not finite at epoch 0, step 2" in str(alarm.problem())) is bad
+    step(alarm, 1.0, 3, 1, student=student)
+    assert bool(alarm.bad_step([torch.ones(2)])) is bad
 
 
 def test_too_many_in_a_row_stop_the_run(tmp_path, model):

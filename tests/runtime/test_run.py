@@ -13,7 +13,7 @@ import torch.distributed as dist
 from helpers.ranks import on_ranks
 from torch import nn
 
-from runtime.device import Process, highest, on_first_rank, share_error, wrap
+from runtime.device import Process, wrap
 from runtime.errors import RunPaused, RunStopped, UserError
 from runtime.job import Interval, RunSettings
 from runtime.loop import Trainer
@@ -243,9 +243,11 @@ def test_when_it_is_time():
 
 def open_with(rank, folder, of_rank):
     """What a rank is told that opens a run with the settings and images of its own."""
+    own = dict(of_rank[rank])
     try:
-        what = Description({"data_fingerprint": "abc", "workers": rank, **of_rank[rank]}, {}, {},
-                           resumable={"workers"})
+        what = Description({"data_fingerprint": "abc", "workers": rank}, {}, {}, resumable={"workers"},
+                           alike={"the scored images": own.pop("scored", "x")})
+        what.config.update(own)
         Run.open(RunSettings(str(folder)), what, process_of(rank), 0).finish()
     except UserError as error:
         return str(error)
@@ -254,6 +256,7 @@ def open_with(rank, folder, of_rank):
 
 @pytest.mark.parametrize(("other", "said"), [
     ({}, ""), ({"data_fingerprint": "abd"}, "data_fingerprint: rank 0 has abc and rank 1 has abd; "),
+    ({"scored": "y"}, "the scored images: rank 0 has x and rank 1 has y; "),
     ({"far_k": 3}, "far_k: rank 0 has None and rank 1 has 3; ")])
 def test_ranks_with_other_images_or_settings_are_refused_together(other, said, tmp_path):
     folder = tmp_path / "run"
@@ -267,34 +270,6 @@ def test_ranks_with_other_images_or_settings_are_refused_together(other, said, t
 
 def process_of(rank):
     return Process(rank, dist.get_world_size(), CPU, dist.new_group(backend="gloo"))
-
-
-def decide(rank):
-    process = process_of(rank)
-    found = [highest([rank, -rank, 7], process), on_first_rank(lambda: f"of {rank}", process)]
-    for error in (None, UserError(f"rank {rank} met x.jpg", every_process=False) if rank else None,
-                  RunStopped("stop") if rank == 1 else None):
-        try:
-            share_error(error, process)
-            found.append("")
-        except UserError as shared:
-            found.append((type(shared).__name__, shared.exit_code, str(shared), shared.every_process))
-
-    def fail():
-        raise UserError("the first rank's trouble")
-
-    try:
-        on_first_rank(fail, process)
-    except UserError as shared:
-        found.append(str(shared))
-    return found
-
-
-def test_ranks_decide_together(tmp_path):
-    results = on_ranks(2, decide, tmp_path)
-    assert results[0] == results[1] == [
-        [1, 0, 7], "of 0", "", ("UserError", 2, "rank 1 met x.jpg", True), ("RunStopped", 3, "stop", True),
-        "the first rank's trouble"]
 
 
 def buffers(rank):
