@@ -77,7 +77,7 @@ def examine(path: str, args: argparse.Namespace) -> tuple[Report, FrozenEncoder 
         report.branch, report.epoch = checkpoint.prefix.rstrip("."), checkpoint.meta.get("epoch")
         report.branches = [p.rstrip(".") for p in checkpoint.branches() if p != checkpoint.prefix]
         found = checkpoint.identify(args.arch, args.stem, args.image_size)
-        backbone = build_backbone(found.arch, found.stem, found.image_size)
+        backbone = build_backbone(found.arch, found.stem, found.image_size, checkpoint.feature(args.feature))
         report, _ = checkpoint.match(backbone)
         report.mean, report.std = list(args.mean or report.mean), list(args.std or report.std)
         report.head = head_of(checkpoint)
@@ -134,7 +134,8 @@ def as_text(report: Report, published: str | None, sanity: dict[str, Any] | None
     branch = f", branch {report.branch}" if report.branch else ""
     rows = [("layout", report.layout and f"{report.layout}{inside}{branch}"),
             ("other branches", ", ".join(report.branches)),
-            ("architecture", report.arch and f"{report.arch}, stem {report.stem}, {report.image_size} px"),
+            ("architecture", report.arch and f"{report.arch}, stem {report.stem}, {report.image_size} px"
+             + f", feature {report.feature}" * (report.feature != "pool")),
             ("backbone", f"whole: {report.matched} tensors, 0 missing, 0 left over" if report.ok else "refused"),
             ("why", report.error), ("missing", few(report.missing, 8)), ("left over", few(report.unexpected, 8)),
             ("other shape", few(report.reshaped, 8)), ("head", report.head),

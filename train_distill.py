@@ -186,7 +186,7 @@ def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[Frozen
 def build_student(args: argparse.Namespace, needs: CombinedNeeds, widths: Mapping[str | None, int], image_size: int,
                   process: Process) -> Distiller:
     """The student, trunk and heads, which alone goes inside DistributedDataParallel."""
-    backbone = build_backbone(args.student_arch, args.stem or "imagenet", image_size, "--student_arch")
+    backbone = build_backbone(args.student_arch, args.stem or "imagenet", image_size, flag="--student_arch")
     need_memory(16 * backbone.spec.feature_dim * args.moco_dim, f"--moco-dim {args.moco_dim}")  # a momentum copy too
     head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
     return place(Distiller(backbone, head), process.device)

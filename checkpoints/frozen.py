@@ -11,6 +11,7 @@ from checkpoints.report import Report
 from models.backbones import STEMS, build_backbone
 from models.heads import describe
 from models.teachers import FrozenEncoder
+from models.tokens import FEATURES
 from runtime.errors import UserError
 from runtime.settings import Setting
 
@@ -22,6 +23,11 @@ Stem = Annotated[str | None, Setting(
 
 def load_frozen(
     weights: str | Path, arch: str | None = None, stem: Stem = None, image_size: int | None = None, *,
+    feature: Annotated[str, Setting(
+        "what of a vision transformer is its feature: the class token after the last norm (cls), the mean of the "
+        "patches' (mean), both side by side (cls+mean), or what the network itself makes of them (pool: SigLIP's "
+        "attention pooling, CLIP's projection); default {default}: what the file records, else what its authors' own "
+        "evaluation takes (docs/CHECKPOINTS.md)", choices=FEATURES)] = "auto",
     branch: Annotated[str | None, Setting(
         "which network of a file with several (encoder_k, momentum_encoder, student.backbone, ...; "
         "inspect_checkpoint.py lists them); default: the one that the method's own evaluation uses",
@@ -42,13 +48,13 @@ def load_frozen(
     """A checkpoint of any known layout as a frozen encoder, and the report of the match.
 
     What is None is taken from the file: its record, its tensors' shapes, its layout. ``with_head`` reads the
-    pre-trained network's own head too. ``flag`` and ``prefix`` (of --arch, --stem, --branch) are for messages.
-    Raises :class:`UserError` on any mismatch.
+    pre-trained network's own head too. ``flag`` and ``prefix`` (of --arch, --stem, --branch, --feature) are for
+    messages. Raises :class:`UserError` on any mismatch.
     """
     checkpoint = read_checkpoint(weights, checkpoint_key, flag, branch=branch, branch_flag=f"{prefix}branch",
                                  trust=trust_checkpoint)
     found = checkpoint.identify(arch, stem, image_size, arch_flag=f"{prefix}arch", stem_flag=f"{prefix}stem")
-    backbone = build_backbone(found.arch, found.stem, found.image_size, f"{prefix}arch")
+    backbone = build_backbone(found.arch, found.stem, found.image_size, checkpoint.feature(feature), f"{prefix}arch")
     report = checkpoint.load_into(backbone)
     head = checkpoint.head() if with_head else None
     report.head = describe(head) if head else None
@@ -59,6 +65,6 @@ def load_frozen(
     return FrozenEncoder(backbone, report.mean, report.std, head), report
 
 
-def untrained(arch: str, image_size: int, stem: str = "imagenet", flag: str = "--arch") -> FrozenEncoder:
+def untrained(arch: str, image_size: int, stem: str = "imagenet", feature: str = "auto") -> FrozenEncoder:
     """A freshly initialised trunk as a frozen encoder: the yardstick below which nothing was learnt."""
-    return FrozenEncoder(build_backbone(arch, stem, image_size, flag))
+    return FrozenEncoder(build_backbone(arch, stem, image_size, feature))

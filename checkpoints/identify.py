@@ -131,8 +131,12 @@ def timm_candidates(shapes: Shapes) -> list[str]:
 
 def transformer_image_size(shapes: Shapes) -> int | None:
     """The side of the images, in pixels, that a ViT's position embedding is for."""
-    if {"encoder.pos_embedding", "conv_proj.weight"} <= shapes.keys():
-        return shapes["conv_proj.weight"][-1] * math.isqrt(shapes["encoder.pos_embedding"][1] - 1)
+    for patches, table in (("conv_proj.weight", "encoder.pos_embedding"), ("patch_embed.proj.weight", "pos_embed")):
+        if {patches, table} <= shapes.keys() and len(shapes[table]) == 3:
+            count = shapes[table][1]  # of a square of patches, and of class and register tokens
+            sides = [math.isqrt(count - more) for more in range(6) if math.isqrt(max(0, count - more)) ** 2
+                     == count - more]
+            return shapes[patches][-1] * sides[0] if sides else None
     return None
 
 

@@ -192,8 +192,9 @@ def _meta(raw: Mapping[str, Any]) -> dict[str, Any]:
     colours = {name: raw[name] for name in ("mean", "std")
                if isinstance(raw.get(name), list | tuple) and len(raw[name]) == 3}
     arch = raw.get("arch", getattr(raw.get("args"), "arch", None))  # DINO's lies in its arguments
-    meta = {"arch": arch, "stem": raw.get("stem"), "image_size": raw.get("image_size"), "epoch": epoch}
-    kinds = {"arch": str, "stem": str, "image_size": int, "epoch": int}
+    meta = {"arch": arch, "stem": raw.get("stem"), "image_size": raw.get("image_size"),
+            "feature": raw.get("feature"), "epoch": epoch}
+    kinds = {"arch": str, "stem": str, "image_size": int, "feature": str, "epoch": int}
     meta = {name: value for name, value in meta.items() if isinstance(value, kinds[name])}
     if meta.get("stem") not in (None, *STEMS):
         del meta["stem"]

@@ -19,6 +19,7 @@ from models.backbones import TIMM, known_arch, require_timm
 from models.heads import head_from
 from models.original import name_there
 from models.teachers import IMAGENET_MEAN, IMAGENET_STD
+from models.tokens import FEATURES, evaluated_size, fitted_positions, position_table
 from models.vit import VITS
 from runtime.errors import UserError
 
@@ -61,7 +62,7 @@ class Checkpoint:
     prefix: str  # of the branch that is taken
     tensors: dict[str, Tensor]
     outside: dict[str, int]  # other prefixes in the file, with their numbers of tensors
-    meta: dict[str, Any]  # arch, stem, image_size, epoch, mean, std, where the file records them
+    meta: dict[str, Any]  # arch, stem, image_size, feature, epoch, mean, std, where the file records them
 
     def identify(self, arch: str | None = None, stem: str | None = None, image_size: int | None = None, *,
                  arch_flag: str = "--arch", stem_flag: str = "--stem") -> Identity:
@@ -70,6 +71,8 @@ class Checkpoint:
         if stem and recorded and stem != recorded:  # the shapes alone would not tell for every architecture
             raise UserError(f"{stem_flag} {stem} contradicts {self.path}, which was trained with the {recorded} stem; "
                             "leave the flag out")
+        if arch is None and self._recorded() and self._recorded()[0].startswith(TIMM):
+            arch = self._recorded()[0]  # its names alone may fit a network of torchvision's as well
         shapes = self._trunk_shapes(arch)
         if arch is None:
             found = self._fitting(image_size)
@@ -81,9 +84,14 @@ class Checkpoint:
         else:
             best = Identity(arch, self._stem_of(shapes), transformer_image_size(shapes) or 0)
         stem = stem or recorded or (self.layout.cifar_stem if best.stem != "imagenet" else "imagenet")
-        size = image_size or self.meta.get("image_size") or transformer_image_size(shapes) or (
-            224 if stem == "imagenet" else 32)
+        size = image_size or self.meta.get("image_size") or evaluated_size(best.arch) or transformer_image_size(
+            shapes) or (224 if stem == "imagenet" else 32)
         return Identity(best.arch, stem, size)
+
+    def feature(self, wanted: str = "auto") -> str:
+        """What of a transformer is its feature: ``wanted``, or for ``auto`` what the file records, else ``auto``."""
+        recorded = self.meta.get("feature", "auto")
+        return recorded if wanted == "auto" and recorded in FEATURES else wanted
 
     def load_into(self, backbone: nn.Module) -> Report:
         """Fill ``backbone`` (see :func:`models.backbones.build_backbone`); raises unless the match is exact."""
@@ -105,6 +113,7 @@ class Checkpoint:
         that do, under the trunk's names. Nothing is loaded."""
         spec = backbone.spec
         inside, dropped, strays = self._sorted(spec.arch)
+        resampled = self._fit_positions(inside, backbone)
         shapes = {name: value.shape for name, (_, value) in inside.items()}
         how = fit(shapes, {k: v.shape for k, v in backbone.state_dict().items()}, spec, self._local_heads())
         for name in how.head:
@@ -115,7 +124,7 @@ class Checkpoint:
         mean, std = self.layout.own.get(spec.arch, (self.layout.mean, self.layout.std))
         report = Report(
             file=str(self.path), sha256=self.sha256, layout=self.layout.name, arch=spec.arch, stem=spec.stem,
-            image_size=spec.image_size, container=self.container, branch=self.prefix.rstrip("."),
+            image_size=spec.image_size, feature=spec.feature, container=self.container, branch=self.prefix.rstrip("."),
             branches=[p.rstrip(".") for p in self.branches() if p != self.prefix], matched=len(how.found),
             missing=how.missing, unexpected=[inside[n][0] for n in how.unexpected] + strays,
             reshaped=[f"{n} {list(shapes[n])} for {list(backbone.state_dict()[n].shape)}" for n in how.reshaped],
@@ -123,12 +132,22 @@ class Checkpoint:
             epoch=self.meta.get("epoch"), recorded_arch=self.meta.get("arch"),
             mean=list(self.meta.get("mean") or _timm_colours(backbone, "mean") or mean),
             std=list(self.meta.get("std") or _timm_colours(backbone, "std") or std))
-        report.notes = self._notes(spec.arch)
+        report.notes = resampled + self._notes(spec.arch)
         if report.missing or report.unexpected or report.reshaped:
             report.error = self._mismatch(report)
         else:
             report.error = self._unsound(backbone, {inside[name][0]: (name, inside[name][1]) for name in how.found})
         return report, {name: inside[name][1] for name in how.found}
+
+    def _fit_positions(self, inside: dict[str, tuple[str, Tensor]], backbone: nn.Module) -> list[str]:
+        """Resample a transformer's positions to ``backbone``'s image size; what was done, in words."""
+        name, prefix = position_table(backbone) or ("", 0)
+        raw, table = inside.get(name, ("", None))
+        fitted = None if table is None else fitted_positions(table, backbone.state_dict()[name], prefix)
+        if fitted is None:
+            return []
+        inside[name] = raw, fitted[0]
+        return [fitted[1]]
 
     def _unsound(self, backbone: nn.Module, found: Mapping[str, tuple[str, Tensor]]) -> str | None:
         """A sentence on the first tensor of the file whose numbers cannot be the trunk's; None if there is none."""

@@ -19,6 +19,7 @@ class Report:
     arch: str | None = None
     stem: str | None = None
     image_size: int | None = None
+    feature: str | None = None
     container: str = ""
     branch: str | None = None
     branches: list[str] = field(default_factory=list)  # other trunks in the file, for --branch
@@ -48,10 +49,11 @@ class Report:
     def __str__(self) -> str:
         branch = f" (branch {self.branch}" + (f", beside {', '.join(self.branches)}" if self.branches else "") + ")"
         dropped = ", ".join(f"{n} under {prefix} ({self.reasons[prefix]})" for prefix, n in self.dropped.items())
+        feature = "" if self.feature == "pool" else f", {self.image_size} px, feature {self.feature}"
         notes = "".join(f"; {note}" for note in self.notes)
         return printable(
-            f"{self.file}: {self.layout} layout{branch if self.branch else ''}, {self.arch} (stem {self.stem}), "
-            f"{self.matched} trunk tensors matched, 0 missing, 0 left over, dropped {dropped or 'nothing'}; "
+            f"{self.file}: {self.layout} layout{branch if self.branch else ''}, {self.arch} (stem {self.stem}{feature})"
+            f", {self.matched} trunk tensors matched, 0 missing, 0 left over, dropped {dropped or 'nothing'}; "
             f"mean {colours(self.mean)}, std {colours(self.std)}; sha256 {self.sha256[:16]}…{notes}")
 
 

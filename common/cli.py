@@ -159,7 +159,7 @@ def add_network_flags(group: Group, prefix: str = "--", stem: bool = True) -> No
     ``stem``: --stem too."""
     if stem:
         stem_flag(group, f"{prefix}stem", whose="the network")
-    flags = {name: f"{prefix}{name}" for name in ("branch", "mean", "std")}
+    flags = {name: f"{prefix}{name}" for name in ("feature", "branch", "mean", "std")}
     add_settings(group, load_frozen, without=["stem"], flags=flags)
 
 

@@ -82,7 +82,7 @@ def open_network(args: argparse.Namespace, process: Process, weights: str | None
     if weights == UNTRAINED:
         if not args.arch:
             raise UserError(f"{flag} {UNTRAINED} needs --arch; add, for example, --arch resnet18")
-        encoder = untrained(args.arch, args.image_size or 224, args.stem or "imagenet")
+        encoder = untrained(args.arch, args.image_size or 224, args.stem or "imagenet", args.feature)
         identity = {"sha256": f"{UNTRAINED}-{args.seed}"}
     else:
         encoder, report = load_frozen(weights, args.arch, args.stem, args.image_size, flag=flag,

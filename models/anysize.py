@@ -12,10 +12,9 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import VisionTransformer
 
+from models.tokens import feature_of, is_transformer, patch_of, vit_tokens
 from runtime.errors import UserError
 
 
@@ -35,10 +34,7 @@ class AnySize(nn.Module):
                 raise UserError(f"{self.backbone.spec.arch} does not take an image of {images.shape[3]} x "
                                 f"{images.shape[2]} pixels ({' '.join(str(error).split())[:100]}); give another size, "
                                 "or a network whose images may have any") from None
-        tokens, _ = vit_tokens(self.backbone, images)
-        if isinstance(self.backbone, VisionTransformer):
-            return self.backbone.heads(tokens[:, 0])
-        return self.backbone.forward_head(tokens)
+        return feature_of(self.backbone, vit_tokens(self.backbone, images)[0])
 
 
 class FeatureMap(nn.Module):
@@ -55,7 +51,7 @@ class FeatureMap(nn.Module):
         self.is_transformer = is_transformer(backbone)
         self.backbone, self.stage, self.name = backbone, None, "patch tokens"
         if self.is_transformer:
-            self.stride = _patch(backbone)
+            self.stride = patch_of(backbone)
             return
         self.backbone = copy.deepcopy(backbone)  # its strides are changed
         self.stage, self.stride = _stage(self.backbone)
@@ -80,56 +76,6 @@ class FeatureMap(nn.Module):
         finally:
             handle.remove()
         return found[0]
-
-
-def is_transformer(backbone: nn.Module) -> bool:
-    """Whether it is a ViT, torchvision's or timm's, whose position embeddings tie it to an image size."""
-    return isinstance(backbone, VisionTransformer) or _is_timm_vit(backbone)
-
-
-def vit_tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """A ViT's tokens [b, prefix + h w, d] after the last layer and its norm, and the grid's size in patches."""
-    patch = _patch(backbone)
-    h, w = images.shape[2] // patch, images.shape[3] // patch
-    if not h or not w:
-        raise UserError(f"{backbone.spec.arch} has patches of {patch} pixels, and an image of {images.shape[3]} x "
-                        f"{images.shape[2]} pixels holds none; give larger ones")
-    images = images[:, :, :h * patch, :w * patch]
-    if isinstance(backbone, VisionTransformer):
-        x = backbone.conv_proj(images).flatten(2).transpose(1, 2)                      # [b, h w, d]
-        x = torch.cat([backbone.class_token.expand(len(x), -1, -1), x], dim=1)
-        x = x + positions(backbone.encoder.pos_embedding, h, w)
-        return backbone.encoder.ln(backbone.encoder.layers(backbone.encoder.dropout(x))), (h, w)
-    grid = backbone.patch_embed.grid_size
-    if backbone.pos_embed is None or (h, w) == tuple(grid):
-        return backbone.forward_features(images), (h, w)
-    whole, strict = backbone.pos_embed, backbone.patch_embed.strict_img_size
-    prefix = 0 if backbone.no_embed_class else backbone.num_prefix_tokens
-    try:
-        backbone.patch_embed.strict_img_size = False
-        backbone.pos_embed = nn.Parameter(positions(whole, h, w, prefix), requires_grad=False)
-        return backbone.forward_features(images), (h, w)
-    finally:
-        backbone.pos_embed, backbone.patch_embed.strict_img_size = whole, strict
-
-
-def positions(table: Tensor, h: int, w: int, prefix: int = 1) -> Tensor:
-    """Position embeddings [1, prefix + s s, d] of a square of patches, for h x w of them: [1, prefix + h w, d]."""
-    side = int((table.shape[1] - prefix) ** 0.5)
-    if (h, w) == (side, side):
-        return table
-    square = table[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
-    grid = F.interpolate(square.float(), size=(h, w), mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :prefix], grid.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
-
-
-def _is_timm_vit(backbone: nn.Module) -> bool:
-    return all(hasattr(backbone, name) for name in ("patch_embed", "pos_embed", "blocks", "num_prefix_tokens",
-                                                    "forward_features", "forward_head", "no_embed_class"))
-
-
-def _patch(backbone: nn.Module) -> int:
-    return backbone.patch_size if isinstance(backbone, VisionTransformer) else backbone.patch_embed.patch_size[0]
 
 
 class _Found(Exception):

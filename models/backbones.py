@@ -13,6 +13,7 @@ import torchvision
 from torch import nn
 
 from models.original import ORIGINALS, build_original
+from models.tokens import choose_feature, patch_of, refuse_split_patches, use_feature
 from models.vit import VITS, build_vit
 from runtime.errors import UserError, memory_that_ran_out
 
@@ -29,10 +30,11 @@ class Spec:
     image_size: int  # fixed for transformers only
     feature_dim: int
     head_name: str  # the child that was the classifier
+    feature: str = "pool"  # of models.tokens.FEATURES, auto resolved
 
     def record(self) -> dict[str, Any]:
-        """``arch``, ``stem``, ``image_size``: the arguments of :func:`build_backbone`."""
-        return {"arch": self.arch, "stem": self.stem, "image_size": self.image_size}
+        """``arch``, ``stem``, ``image_size``, ``feature``: the arguments of :func:`build_backbone`."""
+        return {"arch": self.arch, "stem": self.stem, "image_size": self.image_size, "feature": self.feature}
 
 
 def arch_names() -> list[str]:
@@ -56,7 +58,8 @@ def check_arch(arch: str, flag: str) -> str:
     raise UserError(f"{flag} {arch} is not a torchvision classifier; {hint}")
 
 
-def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, flag: str = "--arch") -> nn.Module:
+def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, feature: str = "auto",
+                   flag: str = "--arch") -> nn.Module:
     """A freshly initialised trunk that maps images [b, 3, H, W] to pooled features [b, feature_dim].
 
     ``arch`` is a torchvision classifier, one of :data:`models.vit.VITS` or :data:`models.original.ORIGINALS`, or
@@ -65,24 +68,30 @@ def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, fla
 
     ``stem="cifar"`` makes the first convolution 3x3 with stride 1 and removes the max-pool after it
     (MoCo's and SimCLR's CIFAR networks), for images of about 32 pixels; ``cifar_pad2`` pads it by 2, as solo-learn.
+
+    ``feature``: what a transformer gives for an image, one of :data:`models.tokens.FEATURES`. ``flag`` is for messages.
     """
     check_arch(arch, flag)
-    model = assemble(arch, stem, image_size, flag)
+    model = assemble(arch, stem, image_size, feature, flag)
     _try_out(model, flag)
     return model
 
 
-def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, flag: str = "--arch") -> nn.Module:
+def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, feature: str = "auto",
+             flag: str = "--arch") -> nn.Module:
     """:func:`build_backbone` without the trial forward pass."""
+    prefix = "--teacher-" if flag.startswith("--teacher") else "--"
     if stem not in STEMS:
         raise UserError(f"--stem {stem} is unknown; choose from {', '.join(STEMS)}")
     if arch.startswith(TIMM):
-        model, head_name, width = _build_timm(arch, image_size, flag)
+        model, head_name, width = _build_timm(arch, image_size, feature == "pool", flag)
+        refuse_split_patches(arch, patch_of(model), image_size, f"{prefix}image-size")
     elif arch in ORIGINALS:
         model = build_original(arch)
         head_name, width = "fc", model.fc.in_features
         model.fc = nn.Identity()  # the classifier alone: dropout before it is there while a student is distilled
     else:
+        refuse_split_patches(arch, _patch_by_name(arch), image_size, f"{prefix}image-size")
         try:
             model = build_vit(arch, image_size) if arch in VITS else torchvision.models.get_model(
                 arch, weights=None, **builder_options(arch, image_size))
@@ -92,8 +101,14 @@ def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, flag: str
         head_name, width = _remove_head(model)
     if stem != "imagenet":
         _use_cifar_stem(model, arch, padding=2 if stem == "cifar_pad2" else 1)
-    model.spec = Spec(arch, stem, image_size, width, head_name)
+    feature = choose_feature(model, arch, feature, f"{prefix}feature")
+    model.spec = Spec(arch, stem, image_size, width * use_feature(model, feature), head_name, feature)
     return model
+
+
+def _patch_by_name(arch: str) -> int | None:
+    """Of torchvision's and our own transformers, which end in it: vit_b_16."""
+    return VITS[arch][0] if arch in VITS else int(arch.split("_")[2]) if arch.startswith("vit_") else None
 
 
 def require_timm(why: str) -> None:
@@ -104,7 +119,8 @@ def require_timm(why: str) -> None:
         raise UserError(f"{why} and timm is missing; pip install timm") from None
 
 
-def _build_timm(arch: str, image_size: int, flag: str) -> tuple[nn.Module, str, int]:
+def _build_timm(arch: str, image_size: int, pooled: bool, flag: str) -> tuple[nn.Module, str, int]:
+    """The network, its head's name, its width; ``pooled``: with CLIP's projection into the space of its texts."""
     require_timm(f"{flag} {arch} is a network of timm's")
     import timm
 
@@ -114,11 +130,19 @@ def _build_timm(arch: str, image_size: int, flag: str) -> tuple[nn.Module, str, 
         raise UserError(f"{flag} {arch}: timm has no model {name}; "
                         + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"))
     try:
-        model = timm.create_model(name, num_classes=0, img_size=image_size)
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a network of timm's behind which there is a tag that is none of its weights'
+        tags = ", ".join(timm.get_arch_pretrained_cfgs(name))
+        raise UserError(f"{flag} {arch}: timm has no weights of that tag, only {tags}; give one of these, or the name "
+                        "without a tag") from None
+    projected = config.num_classes if pooled and "_clip_" in name and config and "_ft_" not in f"_{config.tag}" else 0
+    try:
+        model = timm.create_model(name, num_classes=projected, img_size=image_size)
     except TypeError:  # a convolutional network takes images of any size
         model = timm.create_model(name, num_classes=0)
+        projected = 0
     head_name = model.pretrained_cfg.get("classifier") or "head"
-    return model, head_name if isinstance(head_name, str) else head_name[0], getattr(
+    return model, head_name if isinstance(head_name, str) else head_name[0], projected or getattr(
         model, "head_hidden_size", model.num_features)  # MobileNetV3 and its kin are wider behind the pooling
 
 

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torchvision.models import VisionTransformer, resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from models.anysize import AnySize, FeatureMap, positions
+from models.anysize import AnySize, FeatureMap
 from models.backbones import build_backbone
+from models.tokens import positions
 from runtime.errors import UserError
 
 

@@ -69,7 +69,8 @@ def test_features_are_what_enters_the_classifier(arch, size, width, layer):
         assert torch.equal(features, expected)
     assert features.shape == (2, width)
     assert trunk.spec.feature_dim == width
-    assert trunk.spec.record() == {"arch": arch, "stem": "imagenet", "image_size": size}
+    assert trunk.spec.record() == {"arch": arch, "stem": "imagenet", "image_size": size,
+                                   "feature": "cls" if arch.startswith("vit") else "pool"}
     assert features.abs().sum() > 0
 
 
@@ -148,7 +149,7 @@ def test_only_classifiers_are_known():
 
 
 def test_a_transformers_image_size_that_does_not_fit_is_one_sentence():
-    with pytest.raises(UserError, match="--image-size 33") as caught:
+    with pytest.raises(UserError, match="patches of 32 .* 33; give --image-size 32 or 64") as caught:
         build_backbone("vit_b_32", image_size=33)
     assert "\n" not in str(caught.value)
 

@@ -77,7 +77,7 @@ def test_state_keys_are_the_originals():
     student = Distiller(backbone, build_head("projection", 512, 2048))
     assert set(student.state_dict()) == set(student.student_state()) == trunk | head
     assert set(Distiller(build_backbone("resnet18"), build_head("projection", 512, 512)).state_dict()) == trunk
-    assert student.record() == {"arch": "resnet18", "stem": "imagenet", "image_size": 32,
+    assert student.record() == {"arch": "resnet18", "stem": "imagenet", "image_size": 32, "feature": "pool",
                                 "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 

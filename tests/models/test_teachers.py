@@ -117,7 +117,8 @@ def test_load_frozen_finds_the_architecture_of_a_file_that_records_none(tmp_path
     path = tmp_path / "bare.pth"
     torch.save(build_backbone("resnet18", "cifar", 32).state_dict(), path)
     loaded, report = load_frozen(path)
-    assert loaded.backbone.spec.record() == {"arch": "resnet18", "stem": "cifar", "image_size": 32}
+    assert loaded.backbone.spec.record() == {"arch": "resnet18", "stem": "cifar", "image_size": 32,
+                                             "feature": "pool"}
     assert report.ok
     with pytest.raises(UserError, match="resnet34") as caught:
         load_frozen(path, "resnet34", flag="--distill", prefix="--teacher-")
