@@ -179,7 +179,7 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
         spec = encoder.backbone.spec
         info = {"fingerprint": whole.fingerprint(), "metric": args.metric, "teacher_sha256": identity["sha256"],
                 "teacher_arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
-                "transform": eval_transform_name(spec.image_size)}
+                "feature": spec.feature, "transform": eval_transform_name(spec.image_size)}
         for name in names:
             refuse_other_file(output / f"{name}.npy", info)
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
@@ -246,8 +246,8 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
         spec = encoder.backbone.spec
         info = {"fingerprint": whole.fingerprint(), "metric": args.metric, "teacher_sha256": identity["sha256"],
                 "teacher_arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
-                "transform": eval_transform_name(spec.image_size), "init": args.init, "seed": args.seed,
-                "mini_batch": args.mini_batch}
+                "feature": spec.feature, "transform": eval_transform_name(spec.image_size), "init": args.init,
+                "seed": args.seed, "mini_batch": args.mini_batch}
         refuse_other_file(Path(args.output) / f"clusters_{args.num_clusters}.pth", info)
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     if args.num_clusters > len(source):
@@ -319,7 +319,7 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
                           "train_images": len(train), "test_images": len(test), "classes": len(train.classes),
                           "knn": scores}))
         return
-    print(f"{args.weights}: {spec.arch}, stem {spec.stem}, {spec.image_size} px; {len(train):,} training and "
+    print(f"{args.weights}: {spec}; {len(train):,} training and "
           f"{len(test):,} test images, {len(train.classes)} classes")
     for row in scores:
         print(f"k={row['k']:<4d} T={row['T']:<5g} top-1 {row['top1']:6.2f} %   top-5 {row['top5']:6.2f} %")

@@ -98,7 +98,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
                        help="the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists; every tensor of "
                             "the trunk must be filled and none may be left over. Losses without a teacher need none")
     cli.add_network_flags(group, "--teacher-")
-    cli.only(group, "--teacher_arch --teacher-stem --teacher-branch --teacher-mean --teacher-std",
+    cli.only(group, "--teacher_arch --teacher-stem --teacher-feature --teacher-branch --teacher-mean --teacher-std",
              "with a loss that has a teacher", lambda args: bool(needs_of(args.loss).teacher))
 
 
@@ -114,7 +114,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         source = open_source(args.data).subset(args.subset)
         teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
         image_size = teacher.backbone.spec.image_size if teacher else args.image_size or 224
-        sampler, source, notes = sampling.open_sampler(args, process, source, report.sha256 if report else None)
+        sampler, source, notes = sampling.open_sampler(args, process, source, report and {
+            "teacher_sha256": report.sha256, "feature": report.feature, "image_size": report.image_size})
         source = pooled(source, args.image_cache, args.cache)
         views = [augmentation(args.aug, image_size)] * needs.views
         loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path,
@@ -214,11 +215,12 @@ def describe(args: argparse.Namespace, process: Process, source: ImageSource, sa
              report: Report | None, teacher: FrozenEncoder | None, student: Distiller, loss: Objective,
              modules: Mapping[str, Any], exports: Collection[str], alike: Mapping[str, str]) -> Description:
     """Which run this is: its settings with what they came to, and the ``modules`` (None: there is none)."""
-    teacher_spec = teacher.backbone.spec if teacher else None
+    spec = student.backbone.spec.record()
+    teachers = teacher.backbone.spec.record() if teacher else dict.fromkeys(spec)
     config = {**vars(args), "losses": {name: dict(x.settings) for name, x in loss.losses.items()},
-              "stem": student.backbone.spec.stem, "image_size": student.backbone.spec.image_size,
-              "teacher_arch": teacher_spec.arch if teacher else None,
-              "teacher_stem": teacher_spec.stem if teacher else None, "teacher": report.record() if report else None,
+              **{name: spec[name] for name in ("stem", "image_size", "feature")}, "student_arch": spec["arch"],
+              **{f"teacher_{name}": value for name, value in teachers.items()},
+              "teacher": report.record() if report else None,
               "teacher_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
               **{f"{name}_fingerprint": value for name, value in sampler.table_fingerprints.items()},
               "far_k": sampler.far_k, "num_clusters": sampler.num_clusters,

@@ -66,8 +66,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="begin with the trunk of this checkpoint, of any layout that docs/CHECKPOINTS.md lists, "
                             "and a new head; default: a random network")
     cli.add_network_flags(group, stem=False)
-    cli.only(group, "--branch --mean --std --checkpoint-key --trust-checkpoint --freeze-trunk", "with --weights",
-             lambda args: bool(args.weights))
+    cli.only(group, "--feature --branch --mean --std --checkpoint-key --trust-checkpoint --freeze-trunk",
+             "with --weights", lambda args: bool(args.weights))
     cli.add_optimization_flags(parser, source="MoCo v2's", epochs=200, warmup_epochs=0)
     cli.add_speed_flags(parser)
     group = cli.add_run_flags(parser)
@@ -109,6 +109,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
 
     spec = moco.spec
     config = {**vars(args), "arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
+              "feature": spec.feature,
               "weights_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
               "processes": process.world_size}
     modules = {"state_dict": moco, "updater": updater}

@@ -11,6 +11,7 @@ from torch import nn
 
 from models.backbones import TIMM, Spec, builder_options
 from models.original import ORIGINALS
+from models.tokens import ChosenFeature
 from models.vit import VITS, vit_options
 
 
@@ -19,7 +20,7 @@ def trunk_code(backbone: nn.Module) -> str:
     spec: Spec = backbone.spec
     library = "timm" if spec.arch.startswith(TIMM) else "torchvision"
     if library == "timm":
-        call = timm_call(*timm_arguments(spec.arch.removeprefix(TIMM), {"img_size": spec.image_size}))
+        call = timm_call(*timm_arguments(backbone))
     elif spec.arch in VITS:
         call = f"torchvision.models.VisionTransformer({_written(vit_options(spec.arch, spec.image_size))})"
     elif spec.arch in ORIGINALS:
@@ -29,7 +30,21 @@ def trunk_code(backbone: nn.Module) -> str:
         call = f"torchvision.models.get_model({', '.join(filter(None, (repr(spec.arch), options)))})"
     whole = run_code(f"import {library}; model = {call}", "model")
     head = [] if library == "timm" else [_head_edit(whole, backbone)]
-    return "; ".join([f"import torch, {library}", f"model = {call}", *_stem_edits(whole, backbone), *head])
+    return "; ".join([f"import torch, {library}", f"model = {call}", *_stem_edits(whole, backbone), *head,
+                      *feature_edit(backbone, library)])
+
+
+def feature_edit(backbone: nn.Module, library: str) -> list[str]:
+    """The statement after which ``library``'s transformer gives the feature that was chosen; none where it does so."""
+    if not isinstance(backbone, ChosenFeature):
+        return []
+    tokens, prefix = "model.forward_features(x)", getattr(backbone, "num_prefix_tokens", 1)
+    if library == "torchvision":
+        tokens = "model.encoder(torch.cat([model.class_token.expand(len(x), -1, -1), model._process_input(x)], 1))"
+    norm = "model.fc_norm({})" if hasattr(backbone, "fc_norm") else "{}"
+    parts = {"cls": norm.format("t[:, 0]"), "mean": norm.format(f"t[:, {prefix}:].mean(1)")}
+    feature = ", ".join(parts[part] for part in backbone.spec.feature.split("+"))
+    return [f"model.forward = lambda x: (lambda t: torch.cat([{feature}], 1))({tokens})"]
 
 
 def head_code(head: nn.Sequential) -> str:
@@ -42,12 +57,17 @@ def timm_call(name: str, options: dict[str, Any], **more: Any) -> str:
     return f"timm.create_model({name!r}, {_written({'num_classes': 0, **options, **more})})"
 
 
-def timm_arguments(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """``name`` and those of ``options`` that timm's builder takes; convolutional networks take no image size."""
+def timm_arguments(backbone: nn.Module) -> tuple[str, dict[str, Any]]:
+    """timm's name of one of its networks, and what else its builder must be told; convolutional networks take no image
+    size."""
     import timm
 
+    name, head = backbone.spec.arch.removeprefix(TIMM), getattr(backbone, "head", None)
+    options = {"img_size": backbone.spec.image_size}
+    if isinstance(head, nn.Linear):  # CLIP's projection
+        options["num_classes"] = head.out_features
     try:
-        timm.create_model(name, num_classes=0, **options)
+        timm.create_model(name, **{"num_classes": 0, **options})
     except TypeError:
         return name, {}
     return name, options

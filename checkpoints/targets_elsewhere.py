@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, VisionTransformer
 
 from checkpoints.naming import efficientnet_names, rename
-from checkpoints.snippets import run_code, timm_arguments, timm_call, trunk_code
+from checkpoints.snippets import feature_edit, run_code, timm_arguments, timm_call, trunk_code
 from checkpoints.targets import Network, Opened, Target
 from models.backbones import TIMM
 from models.original import EFFICIENTNETS, ORIGINALS, name_there
@@ -44,7 +44,7 @@ class Timm(Target):
         name, options = self.model(network)
         if not timm.is_model(name):
             return f"timm has no network {name}; {advice}"
-        theirs = timm.create_model(name, num_classes=0, **options).state_dict()
+        theirs = timm.create_model(name, **{"num_classes": 0, **options}).state_dict()
         ours = self._state(network)
         if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
             other = sorted(theirs.keys() ^ ours.keys()) or [k for k in ours if ours[k].shape != theirs[k].shape]
@@ -57,7 +57,7 @@ class Timm(Target):
 
         spec, trunk = network.trunk.spec, network.trunk
         if spec.arch.startswith(TIMM):
-            return timm_arguments(spec.arch.removeprefix(TIMM), {"img_size": spec.image_size})
+            return timm_arguments(trunk)
         if spec.arch in EFFICIENTNETS:
             return f"tf_{name_there(spec.arch)}", {}
         if not isinstance(trunk, VisionTransformer) or trunk.hidden_dim not in VIT_WIDTHS:
@@ -78,7 +78,8 @@ class Timm(Target):
     def code(self, network: Network, path: Path) -> str:
         """timm's own loading."""
         name, options = self.model(network)
-        return f"import timm; model = {timm_call(name, options, checkpoint_path=str(path))}; model.eval()"
+        call, edits = timm_call(name, options, checkpoint_path=str(path)), feature_edit(network.trunk, "timm")
+        return "; ".join([f"import {'torch, ' * bool(edits)}timm", f"model = {call}", "model.eval()", *edits])
 
     def _state(self, network: Network) -> dict[str, Tensor]:
         if network.trunk.spec.arch in EFFICIENTNETS:

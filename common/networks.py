@@ -17,6 +17,7 @@ from data.augment import Transform, eval_transform
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
 from models.teachers import FrozenEncoder
+from models.tokens import FEATURES
 from runtime.agreement import agree, same_on_every_rank, together
 from runtime.device import Process, gather_objects, seed_everything
 from runtime.errors import UserError
@@ -76,6 +77,9 @@ def open_network(args: argparse.Namespace, process: Process, weights: str | None
                  ) -> tuple[FrozenEncoder, dict[str, Any]]:
     """The encoder on this process's device, and what identifies it. ``weights``: another file than --weights, which
     ``flag`` gave."""
+    if getattr(args, "features", None) in FEATURES:
+        raise UserError(f"--features {args.features} would be the folder in which features are kept; what of a "
+                        f"transformer is its feature says --feature {args.features}")
     seed_everything(args.seed)
     weights = weights or args.weights
     quiet = getattr(args, "json", False) or not process.is_main

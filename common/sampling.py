@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 import losses
 from common import cli
@@ -72,10 +74,10 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     return {name: vars(args)[name] for name in samplers.settings()}
 
 
-def open_sampler(args: argparse.Namespace, process: Process, source: ImageSource, teacher_sha256: str | None,
-                 ) -> tuple[RandomSampler, ImageSource, list[str]]:
+def open_sampler(args: argparse.Namespace, process: Process, source: ImageSource,
+                 teacher: Mapping[str, Any] | None) -> tuple[RandomSampler, ImageSource, list[str]]:
     """The sampler that --sampler names, its images, and what is to be said about its files."""
     sampler, source, notes = samplers.build_sampler(
-        chosen_sampler(args), source, _paths(args), teacher_sha256, batch_size=args.batch_size, rank=process.rank,
+        chosen_sampler(args), source, _paths(args), teacher, batch_size=args.batch_size, rank=process.rank,
         world_size=process.world_size, seed=args.seed, **_settings(args))
     return FixedLengthEpochs(sampler, args.epoch_steps) if args.epoch_steps else sampler, source, notes

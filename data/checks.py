@@ -73,7 +73,7 @@ def _origin(path: Path, source: ImageSource, warnings: list[str]) -> list[str]:
     twin = read_twin(path)
     if twin is None:
         return [f"{path} has as many images as {source.title}, {len(source):,}.", *(f"{line}." for line in warnings)]
-    how = ", ".join(f"{key} {twin[key]}" for key in ("metric", "init", "seed", "transform") if key in twin)
+    how = ", ".join(f"{key} {twin[key]}" for key in ("feature", "metric", "init", "seed", "transform") if key in twin)
     return [f"{path} belongs to {source.title}: {len(source):,} images of the same names in the same order.",
             f"It was made in the space of {twin.get('teacher_arch', 'an unknown network')} (SHA-256 "
             f"{str(twin.get('teacher_sha256', 'unknown'))[:16]}), {how}."]

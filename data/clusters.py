@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def save_clusters(folder: Path, labels: np.ndarray, num_clusters: int, info: dic
     """Write folder/clusters_K.pth and its JSON twin, and return the path of the first.
 
     labels: integers [N] in [0, num_clusters), the cluster of each image, or NO_CLUSTER; a cluster may be empty. info
-    holds fingerprint, source, teacher_sha256, teacher_arch, transform, image_size and how the clusters were made;
-    images, left_out, num_clusters and their sizes come from labels. Each file appears whole or not at all.
+    holds fingerprint, source, teacher_sha256, teacher_arch, feature, transform, image_size and how the clusters were
+    made; images, left_out, num_clusters and their sizes come from labels. Each file appears whole or not at all.
     """
     kept = np.flatnonzero(labels != NO_CLUSTER)
     sizes = np.bincount(labels[kept], minlength=num_clusters)
@@ -47,7 +48,8 @@ def save_clusters(folder: Path, labels: np.ndarray, num_clusters: int, info: dic
 
 
 def load_clusters(path: str | os.PathLike, source_fingerprint: str, num_images: int,
-                  teacher_sha256: str | None = None, flag: str = "--cluster-info") -> tuple[np.ndarray, list[str]]:
+                  teacher: Mapping[str, Any] | None = None, flag: str = "--cluster-info",
+                  ) -> tuple[np.ndarray, list[str]]:
     """The cluster of each image, int32 [N], from a cluster file, the original's too; no code in it is run. NO_CLUSTER
     for those that its JSON twin says are left out.
 
@@ -59,7 +61,7 @@ def load_clusters(path: str | os.PathLike, source_fingerprint: str, num_images: 
     name = f"{flag} {path}".strip()
     members, converted = _read(path, name)
     # The twin first: that it is another data set says more than that some index is out of range.
-    warnings = converted + compare_with_twin(path, name, source_fingerprint, teacher_sha256, AGAIN)
+    warnings = converted + compare_with_twin(path, name, source_fingerprint, teacher, AGAIN)
     images = np.concatenate(members)
     left_out = said_left_out(read_twin(path))
     if len(images) + left_out != num_images:

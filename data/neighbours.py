@@ -8,6 +8,7 @@ import mmap
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,9 @@ def place_neighbours(rows: Path, folder: Path, name: str, info: dict, checksums:
     """Move ``rows``, a whole .npy file int64 [N, k] on the same disk, to folder/name.npy and write its JSON twin.
 
     name is closek_info (nearest first) or fark_info (farthest first), of neighbours without the image itself. info
-    holds fingerprint, source, left_out (how many rows are, see left_out_rows), teacher_sha256, teacher_arch, transform,
-    image_size and metric; images and k are taken from the file. ``checksums`` are those of its rows (runtime.npy),
-    which the twin keeps. Returns its new path.
+    holds fingerprint, source, left_out (how many rows are, see left_out_rows), teacher_sha256, teacher_arch, feature,
+    transform, image_size and metric; images and k are taken from the file. ``checksums`` are those of its rows
+    (runtime.npy), which the twin keeps. Returns its new path.
     """
     path = Path(folder) / f"{name}.npy"
     images, k = map_array(rows).shape
@@ -55,15 +56,16 @@ def load_neighbours(
     source_fingerprint: str,
     num_images: int,
     total_k: int | None = None,
-    teacher_sha256: str | None = None,
+    teacher: Mapping[str, Any] | None = None,
     flag: str = "--closek-info",
 ) -> tuple[np.ndarray, list[str]]:
     """Memory-map a neighbour file, integer [N, k], after checking that it belongs to the data.
 
-    Returns it with warnings, one sentence each: no JSON file beside it (the original writes none), or another
-    teacher's neighbours (teacher_sha256 None: any teacher is accepted). Raises UserError, naming the flag ('' for
-    none) and the file, if it is missing, is not an integer [N, k] array, has a different number of images or fewer
-    than total_k columns, points outside [0, num_images) or at a row that is left out, or was made from other images.
+    ``teacher``: what the JSON file beside it should say of the teacher (teacher_sha256, feature, image_size); None: any
+    is accepted. Returns it with warnings, one sentence each: no JSON file (the original writes none), another teacher,
+    or another image size. Raises UserError, naming the flag ('' for none) and the file, if it is missing, is not an
+    integer [N, k] array, has a different number of images or fewer than total_k columns, points outside
+    [0, num_images) or at a row that is left out, was made from other images, or by another feature of the teacher.
     """
     path = Path(path)
     name = f"{flag} {path}".strip()
@@ -79,7 +81,7 @@ def load_neighbours(
             f"{total_k}; lower --total-k, or {MINE} and a larger k"
         )
     # The twin first: that it is another data set says more than that some index is out of range.
-    warnings = compare_with_twin(path, name, source_fingerprint, teacher_sha256, MINE)
+    warnings = compare_with_twin(path, name, source_fingerprint, teacher, MINE)
     _check_rows(path, name, ids, total_k)
     _check_left_out(name, ids, read_twin(path))
     _unmap(ids)
@@ -225,12 +227,12 @@ def said_left_out(twin: dict | None) -> int:
     return said if isinstance(said, int) and said >= 0 else 0
 
 
-def compare_with_twin(path: Path, name: str, source_fingerprint: str, teacher_sha256: str | None,
+def compare_with_twin(path: Path, name: str, source_fingerprint: str, teacher: Mapping[str, Any] | None,
                       remedy: str) -> list[str]:
     """Warnings about a file that has no JSON twin or comes from another teacher; see load_neighbours.
 
-    Raises UserError, which calls the file `name` and ends with `remedy`, where the twin is not readable or the file
-    was made from other images.
+    Raises UserError, which calls the file `name` and gives `remedy`, where the twin is not readable or the file was
+    made from other images or by another feature of the teacher.
     """
     twin = path.with_suffix(".json")
     if not twin.is_file():
@@ -246,8 +248,18 @@ def compare_with_twin(path: Path, name: str, source_fingerprint: str, teacher_sh
             f"{name} was made from other images ({info.get('source', 'unknown')}) than those "
             f"of --data; give the data it was made from, or {remedy}"
         )
-    teacher = info.get("teacher_sha256")
-    if teacher_sha256 and teacher and teacher != teacher_sha256:
+    return _compare_teacher(path, name, info, teacher, remedy) if teacher and info.get("teacher_sha256") else []
+
+
+def _compare_teacher(path: Path, name: str, info: Mapping[str, Any], teacher: Mapping[str, Any], remedy: str,
+                     ) -> list[str]:
+    digest = info["teacher_sha256"]
+    if digest != teacher["teacher_sha256"]:
         arch = info.get("teacher_arch", "unknown")
-        return [f"{path} was made with another teacher ({arch}, SHA-256 {teacher[:12]}) than the one in use"]
-    return []
+        return [f"{path} was made with another teacher ({arch}, SHA-256 {str(digest)[:12]}) than the one in use"]
+    (made, used), (old, new) = ((info.get(key), teacher.get(key)) for key in ("feature", "image_size"))
+    if made and used and made != used:
+        raise UserError(f"{name} was made by the teacher's feature '{made}' and the one in use is '{used}'; give "
+                        f"--teacher-feature {made}, or {remedy} --feature {used}")
+    return [f"{path} was made with images of {old} pixels, and the teacher sees {new} here"] * bool(
+        old and new and old != new)

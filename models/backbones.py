@@ -32,6 +32,10 @@ class Spec:
     head_name: str  # the child that was the classifier
     feature: str = "pool"  # of models.tokens.FEATURES, auto resolved
 
+    def __str__(self) -> str:
+        feature = f", feature {self.feature}" if self.feature != "pool" else ""
+        return f"{self.arch}, stem {self.stem}, {self.image_size} px{feature}"
+
     def record(self) -> dict[str, Any]:
         """``arch``, ``stem``, ``image_size``, ``feature``: the arguments of :func:`build_backbone`."""
         return {"arch": self.arch, "stem": self.stem, "image_size": self.image_size, "feature": self.feature}

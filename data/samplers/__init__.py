@@ -72,9 +72,11 @@ def used_by(name: str) -> str:
 
 
 def build_sampler(kind: type[RandomSampler], source: ImageSource, paths: Mapping[str, str | None],
-                  teacher_sha256: str | None = None, **options: Any) -> tuple[RandomSampler, ImageSource, list[str]]:
+                  teacher: Mapping[str, Any] | None = None, **options: Any,
+                  ) -> tuple[RandomSampler, ImageSource, list[str]]:
     """A sampler over ``source``, its images, and what is to be said about its files.
 
+    ``teacher``: what these should say of it (data.neighbours.load_neighbours); None: nothing.
     ``options``: batch_size, rank, world_size, seed and the settings of all samplers, of which it takes those that its
     constructor names. Images that could not be opened when its files were made are left out of the images. Raises
     :class:`UserError` where a file does not belong to them.
@@ -83,7 +85,7 @@ def build_sampler(kind: type[RandomSampler], source: ImageSource, paths: Mapping
     notes, gone, fingerprints = [], {}, {}
     for argument, table in kind.tables.items():
         if path := paths.get(table.name):
-            found[argument], more = table.load(path, source.fingerprint(), len(source), teacher_sha256, table.flag,
+            found[argument], more = table.load(path, source.fingerprint(), len(source), teacher, table.flag,
                                                options)
             notes += more
             fingerprints[table.name] = table.fingerprint(found[argument], options)

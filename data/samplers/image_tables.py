@@ -19,7 +19,7 @@ class ImageTable:
     """A file that says something of each image of --data.
 
     ``declared``: its flag. ``what``: what it holds and how it is made, for the sentence that it is missing.
-    ``load(path, fingerprint, images, teacher_sha256, flag, settings)`` reads and checks it, and returns it with
+    ``load(path, fingerprint, images, teacher, flag, settings)`` reads and checks it, and returns it with
     warnings; ``fingerprint(table, settings)`` is that of what a sampler with these settings reads of it;
     ``left_out(table)`` are the images that it knows nothing of, int64 [m]; ``keep(table, kept)`` is the table of the
     images ``kept``, int64 [n], alone. ``required``: the sampler needs it.
@@ -27,7 +27,7 @@ class ImageTable:
 
     declared: Declared
     what: str
-    load: Callable[[str, str, int, str | None, str, Mapping[str, Any]], tuple[Any, list[str]]]
+    load: Callable[[str, str, int, Mapping[str, Any] | None, str, Mapping[str, Any]], tuple[Any, list[str]]]
     fingerprint: Callable[[Any, Mapping[str, Any]], str]
     left_out: Callable[[Any], np.ndarray]
     keep: Callable[[Any, np.ndarray], Any]
@@ -49,18 +49,18 @@ def _file(name: str, help: str) -> Declared:
     return Declared(name, Setting(help, metavar="FILE", resumable=True), str, None)
 
 
-def _neighbours(path: str, fingerprint: str, images: int, teacher_sha256: str | None, flag: str,
+def _neighbours(path: str, fingerprint: str, images: int, teacher: Mapping[str, Any] | None, flag: str,
                 settings: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
-    return load_neighbours(path, fingerprint, images, settings["total_k"], teacher_sha256, flag)
+    return load_neighbours(path, fingerprint, images, settings["total_k"], teacher, flag)
 
 
 def _neighbours_fingerprint(ids: np.ndarray, settings: Mapping[str, Any]) -> str:
     return neighbours_fingerprint(ids, settings["total_k"])
 
 
-def _clusters(path: str, fingerprint: str, images: int, teacher_sha256: str | None, flag: str,
+def _clusters(path: str, fingerprint: str, images: int, teacher: Mapping[str, Any] | None, flag: str,
               settings: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
-    return load_clusters(path, fingerprint, images, teacher_sha256, flag)
+    return load_clusters(path, fingerprint, images, teacher, flag)
 
 
 NEAREST = ImageTable(

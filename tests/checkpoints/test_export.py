@@ -23,6 +23,7 @@ from torch import nn
 from checkpoints.conversion import TARGETS, check_output, check_target, export
 from checkpoints.frozen import load_frozen
 from checkpoints.targets import Network, Target
+from models.backbones import build_backbone
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -488,3 +489,17 @@ def test_a_file_without_a_projector(tmp_path, sources):
     assert "has no head in it" in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["bare.pth"]
+
+
+@pytest.mark.parametrize("to", ["torchvision", "timm", "safetensors", "moco"])
+def test_a_transformers_size_and_feature_go_along(to, tmp_path):
+    pytest.importorskip({"timm": "timm", "safetensors": "safetensors"}.get(to, "torch"))
+    trunk = build_backbone("vit_ti_16", image_size=48, feature="cls+mean")
+    state = {f"backbone.{name}": value for name, value in trunk.state_dict().items()}
+    torch.save({**trunk.spec.record(), "state_dict": state}, tmp_path / "student.pth")
+    encoder, report = load_frozen(tmp_path / "student.pth")
+    path = tmp_path / f"out{TARGETS[to].suffix}"
+    done = export(Network.of(encoder, report), to, path, {"random": torch.randn(2, 3, 48, 48)})  # by the printed line
+    assert done.difference <= done.tolerance
+    again, recorded = load_frozen(path)[0].backbone.spec, to in ("safetensors", "moco")
+    assert (again.image_size, again.feature) == (48, "cls+mean" if recorded else "cls")  # a bare state dict holds none

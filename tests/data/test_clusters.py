@@ -46,7 +46,7 @@ def test_round_trip(tmp_path):
     sizes = [int((c == LABELS).sum()) for c in range(K)]
     assert twin == {**INFO, "images": N, "left_out": 0, "num_clusters": K, "empty": 1, "smallest": 0,
                     "median": sorted(sizes)[3], "largest": max(sizes)}
-    labels, warnings = load(path, teacher_sha256="a" * 64)
+    labels, warnings = load(path, teacher={"teacher_sha256": "a" * 64})
     assert warnings == []
     assert labels.dtype == np.int32
     assert (labels == LABELS).all()
@@ -115,7 +115,7 @@ def test_a_changed_byte_is_found_by_the_zips_checksum(saved):
 
 def test_another_data_set_or_teacher(saved):
     assert "/data/x/train" in refusal(saved, fingerprint="b" * 64)
-    _, warnings = load(saved, teacher_sha256="b" * 64)
+    _, warnings = load(saved, teacher={"teacher_sha256": "b" * 64})
     assert len(warnings) == 1
     assert "another teacher" in warnings[0]
 

@@ -69,7 +69,7 @@ def test_round_trip(tmp_path, name):
     assert plain.dtype == np.int64
     assert (plain == IDS).all()
     assert json.loads(path.with_suffix(".json").read_text()) == {**INFO, "checksums": checksums_of(IDS)}
-    ids, warnings = load(path, teacher_sha256="a" * 64)
+    ids, warnings = load(path, teacher={"teacher_sha256": "a" * 64})
     assert warnings == []
     assert isinstance(ids, np.memmap)
     assert (ids == IDS).all()
@@ -168,11 +168,22 @@ def test_another_data_set(saved):
 
 
 def test_another_teacher_warns(saved):
-    _, warnings = load(saved, teacher_sha256="b" * 64)
+    _, warnings = load(saved, teacher={"teacher_sha256": "b" * 64})
     assert len(warnings) == 1
     assert "resnet50" in warnings[0]
     assert "another teacher" in warnings[0]
-    assert load(saved, teacher_sha256=None)[1] == []
+    assert load(saved, teacher=None)[1] == []
+
+
+def test_another_feature_of_the_same_teacher_is_refused_and_another_size_is_said(tmp_path):
+    path = save_neighbours(tmp_path, "closek_info", IDS, {**INFO, "feature": "mean", "image_size": 224})
+    used = {"teacher_sha256": "a" * 64, "feature": "cls", "image_size": 112}
+    text = refusal(path, teacher=used)
+    assert "feature 'mean' and the one in use is 'cls'; give --teacher-feature mean, or mine again" in text
+    _, warnings = load(path, teacher={**used, "feature": "mean"})
+    assert warnings == [f"{path} was made with images of 224 pixels, and the teacher sees 112 here"]
+    assert load(path, teacher={**used, "feature": "mean", "image_size": 224})[1] == []
+    assert "another teacher" in load(path, teacher={**used, "teacher_sha256": "b" * 64})[1][0]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", '{"images": 50}', "[" * 100_000, "\xff"])
