@@ -6,6 +6,7 @@
     python evaluate.py transfer --data ROOT | --datasets cifar10 pets … --root DIR  --weights FILE [--few-shot]
     python evaluate.py robustness --train ROOT --ood v2=DIR sketch=DIR … --weights FILE
     python evaluate.py overlap --data DIR --teacher FILE --weights FILE [FILE ...]
+    python evaluate.py map --data DIR --teacher FILE --weights FILE [FILE ...] [--method umap]
     python evaluate.py retrieval --data DIR | --root DIR --datasets roxford5k rparis6k --weights FILE
     python evaluate.py video --data DAVIS --weights FILE
     python evaluate.py all --data ROOT --teacher FILE --root DIR --ood NAME=DIR ... --weights FILE
@@ -31,6 +32,7 @@ from common import evaluate_all as everything
 from common import evaluate_finetune as finetune
 from common import evaluate_knn as knn
 from common import evaluate_linear as linear
+from common import evaluate_map as plane_map
 from common import evaluate_overlap as overlap
 from common import evaluate_retrieval as retrieval
 from common import evaluate_robustness as robustness
@@ -49,6 +51,7 @@ COMMANDS = {
     "robustness": robustness,
     "retrieval": retrieval,
     "overlap": overlap,
+    "map": plane_map,
     "video": video,
     "all": everything,
 }

@@ -33,14 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     evaluation.add_common_flags(parser, data=DATA, several=True,
                             share_of="each class's images (of all, where they have no labels); default 1")
     group = parser.add_argument_group("overlap")
-    group.add_argument("--teacher", required=True, metavar="FILE",
-                       help="checkpoint of the teacher, read as --weights; each network sees its own image size")
-    group.add_argument("--teacher-arch", default=None, metavar="ARCH", help="as --arch, of the teacher; default: found")
-    cli.stem_flag(group, "--teacher-stem", whose="the teacher")
-    group.add_argument("--teacher-branch", default=None, metavar="NAME", help="as --branch, of the teacher")
-    group.add_argument("--names", nargs="+", default=None, metavar="NAME",
-                       help="what the students are called in tables and picture, one name a file; default: the file's "
-                            "name, or the folder's name for student.pth or checkpoint.pth")
+    evaluation.add_teacher_flags(group)
     group.add_argument("--k", type=cli.number(int, 1), nargs="+", default=None, metavar="K",
                        help="sizes of neighbourhoods; default " + " ".join(map(str, KS)) + ", those below half of the "
                             "images")
@@ -61,18 +54,17 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
             check_output_file(Path(args.picture), "--picture", [".png"], [*args.weights, args.teacher])
         source = open_source(args.data, "test").subset(args.subset)
         ks = _ks(args.k, len(source))
-        names = student_names(args.weights, args.names)
+        names = evaluation.student_names(args.weights, args.names)
         heads = {file: heads_of(file, args.branch, args) for file in args.weights}  # bad ones are refused at once
-        teacher_args = changed(args, arch=args.teacher_arch, stem=args.teacher_stem, branch=args.teacher_branch,
-                               mean=None, std=None)
-        teacher = evaluation.open_network(teacher_args, process, args.teacher, "--teacher")
-    space, source = evaluation.features(teacher, source, teacher_args, process, "teacher's features")
+        own = evaluation.teacher_args(args)
+        teacher = evaluation.open_network(own, process, args.teacher, "--teacher")
+    space, source = evaluation.features(teacher, source, own, process, "teacher's features")
     ks = _ks(args.k, len(source))  # of the images that could be opened
     own_heads = heads_of(args.teacher, args.teacher_branch, args)
     found, compared, nets = {}, {}, [teacher]
     for name, file in zip(names, args.weights, strict=True):
         found_in_file = networks.UNTRAINED in args.weights and file != networks.UNTRAINED
-        own = changed(args, arch=None, stem=None) if found_in_file else args  # --arch is what the untrained one needs
+        own = evaluation.changed(args, arch=None, stem=None) if found_in_file else args  # --arch: the untrained one's
         student = evaluation.open_network(own, process, file)
         features, _ = evaluation.features(student, source, own, process, f"features of {name}")
         target, projected, how = common_space(space, features, own_heads, heads[file])
@@ -89,23 +81,6 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     if process.is_main and args.picture != "none":
         _picture(args, folder, found, chance, title)
     return record
-
-
-def changed(args: argparse.Namespace, **values: Any) -> argparse.Namespace:
-    """The same flags with other values."""
-    return argparse.Namespace(**{**vars(args), **values})
-
-
-def student_names(files: Sequence[str], given: Sequence[str] | None) -> list[str]:
-    """A name for each file, no two the same. Raises :class:`UserError` for a list of another length."""
-    if given is not None and (len(given) != len(files) or len(set(given)) != len(given)):
-        raise UserError(f"--names gives {len(given)} names for {len(files)} files of --weights; give one for each, no "
-                        "two the same")
-    if given is not None:
-        return list(given)
-    names = [Path(x).parent.name if Path(x).name in ("student.pth", "checkpoint.pth") else Path(x).stem for x in files]
-    names = [name or str(Path(file).stem) for name, file in zip(names, files, strict=True)]
-    return names if len(set(names)) == len(names) else [f"{i}: {name}" for i, name in enumerate(names, 1)]
 
 
 def common_space(teacher: Tensor, student: Tensor, teacher_heads: Sequence[nn.Module], heads: Sequence[nn.Module],

@@ -27,7 +27,7 @@ LABELLED = ("labelled images: a folder that holds train/ and val/ or test/, each
             "packed files of these names), or a data set (demo, digits, cifar10, cifar100, stl10; stored in "
             "$COSS_DATASETS, else ./datasets)")
 SHARE_OF = "each class's training images; default 1, the paper's 1% and 10% rows use 0.01 and 0.1"
-UNLABELLED = ("overlap", "video")  # commands that ignore classes
+UNLABELLED = ("overlap", "map", "video")  # commands that ignore classes
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,41 @@ def open_network(args: argparse.Namespace, process: Process, weights: str | None
     """The network of --weights, or of another file that ``flag`` gave."""
     encoder, identity = networks.open_network(args, process, weights, flag)
     return Network(weights or args.weights, encoder, identity)
+
+
+def add_teacher_flags(group: cli.Group, required: bool = True) -> None:
+    """The teacher beside the students of --weights, and what these are called."""
+    group.add_argument("--teacher", required=required, metavar="FILE",
+                       help="checkpoint of the teacher, read as --weights; each network sees its own image size")
+    group.add_argument("--teacher-arch", default=None, metavar="ARCH", help="as --arch, of the teacher; default: found")
+    cli.stem_flag(group, "--teacher-stem", whose="the teacher")
+    group.add_argument("--teacher-branch", default=None, metavar="NAME", help="as --branch, of the teacher")
+    group.add_argument("--names", nargs="+", default=None, metavar="NAME",
+                       help="what the students are called in tables and picture, one name a file; default: the file's "
+                            "name, or the folder's name for student.pth or checkpoint.pth")
+
+
+def teacher_args(args: argparse.Namespace) -> argparse.Namespace:
+    """The flags as they read the teacher's file."""
+    return changed(args, arch=args.teacher_arch, stem=args.teacher_stem, branch=args.teacher_branch, mean=None,
+                   std=None)
+
+
+def changed(args: argparse.Namespace, **values: Any) -> argparse.Namespace:
+    """The same flags with other values."""
+    return argparse.Namespace(**{**vars(args), **values})
+
+
+def student_names(files: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    """A name for each file, no two the same. Raises :class:`UserError` for a list of another length."""
+    if given is not None and (len(given) != len(files) or len(set(given)) != len(given)):
+        raise UserError(f"--names gives {len(given)} names for {len(files)} files of --weights; give one for each, no "
+                        "two the same")
+    if given is not None:
+        return list(given)
+    names = [Path(x).parent.name if Path(x).name in ("student.pth", "checkpoint.pth") else Path(x).stem for x in files]
+    names = [name or str(Path(file).stem) for name, file in zip(names, files, strict=True)]
+    return names if len(set(names)) == len(names) else [f"{i}: {name}" for i, name in enumerate(names, 1)]
 
 
 def open_output(args: argparse.Namespace) -> Path:

@@ -132,6 +132,7 @@ MINIMAL = {
     ("evaluate", "linear"): ["--data", "d", "--weights", "t.pth"],
     ("evaluate", "finetune"): ["--data", "d", "--weights", "t.pth", "--labels", "0.01"],
     ("evaluate", "transfer"): ["--data", "d", "--weights", "t.pth"],
+    ("evaluate", "map"): ["--data", "d", "--weights", "t.pth"],
     ("evaluate", "robustness"): ["--train", "d", "--ood", "v2=v", "--weights", "t.pth"],
     ("evaluate", "knn"): ["--data", "d", "--weights", "t.pth"],
     ("evaluate", "all"): ["--weights", "t.pth"],

@@ -91,6 +91,7 @@ CASES: dict[str, list[str]] = {  # script and sub-command -> a sound command lin
     "evaluate.py robustness": [*NET, "--output", "out", "--ood", "o=images", "--iterations", "5"],
     "evaluate.py retrieval": [*NET, "--output", "out", "--recall-at", "1"],
     "evaluate.py overlap": [*NET, "--output", "out", "--teacher", "teacher.pth", "--k", "3", "--image-size", "32"],
+    "evaluate.py map": [*NET, "--output", "out", "--teacher", "teacher.pth", "--image-size", "32"],
     "evaluate.py video": ["--weights", "run/student.pth", "--data", "davis", "--device", "cpu", "--output", "out",
                           "--short-side", "64"],
     "evaluate.py all": [*NET, "--output", "out", "--skip", "linear", "overlap"],

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import nn
 
 import evaluate
-from common.evaluate_overlap import common_space, heads_of, student_names
+from common.evaluate_overlap import common_space, heads_of
+from common.evaluation import student_names
 from models.backbones import build_backbone
 from models.heads import build_head, build_heads
 from runtime.device import Process

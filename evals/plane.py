@@ -1,0 +1,73 @@
+"""Features on a plane: where `evaluate.py map` puts each image."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+
+METHODS = ("pca", "umap", "tsne")
+
+
+def plane(features: Tensor, method: str = "pca", seed: int = 0) -> tuple[np.ndarray, float | None]:
+    """float64 [n, 2], centred and with a root mean square length of 1; and, for ``pca``, the share of the variance that
+    both axes hold.
+
+    Features [n, d] are brought to length 1 first, so that what is near is near by cosine, as for k-NN. ``pca``: the two
+    principal axes, each pointing where its largest entry is positive. ``umap`` and ``tsne`` are umap-learn's and
+    scikit-learn's (McInnes et al., arXiv 1802.03426; van der Maaten and Hinton, JMLR 9, 2008), with their own settings
+    and this ``seed``. Raises :class:`UserError` if the library is missing, or for fewer than 3 images.
+    """
+    if len(features) < 3:
+        raise UserError(f"a map of {len(features)} images says nothing; give 3 at least")
+    rows = torch.nn.functional.normalize(features.double(), dim=1).numpy()
+    explained = None
+    if method == "pca":
+        points, explained = _pca(rows)
+    elif method == "umap":
+        try:
+            from umap import UMAP
+        except ImportError:
+            raise UserError("--method umap needs umap-learn, which is missing; pip install umap-learn, or take pca"
+                            ) from None
+        points = UMAP(metric="cosine", random_state=seed, n_neighbors=min(15, len(rows) - 1)).fit_transform(rows)
+    else:
+        try:
+            from sklearn.manifold import TSNE
+        except ImportError:
+            raise UserError("--method tsne needs scikit-learn, which is missing; pip install scikit-learn, or take pca"
+                            ) from None
+        points = TSNE(random_state=seed, init="pca", perplexity=min(30.0, (len(rows) - 1) / 3)).fit_transform(rows)
+    points = points - points.mean(0)
+    return points / max(float(np.sqrt((points**2).sum(1).mean())), 1e-12), explained
+
+
+def _pca(rows: np.ndarray) -> tuple[np.ndarray, float]:
+    centred = rows - rows.mean(0)
+    values, axes = np.linalg.eigh(centred.T @ centred)
+    axes = axes[:, :-3:-1]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(0), range(axes.shape[1])])
+    points = centred @ axes
+    points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
+    return points, float(values[-2:].sum() / max(values.sum(), 1e-300))
+
+
+def turned(points: np.ndarray, onto: np.ndarray) -> tuple[np.ndarray, float]:
+    """``points`` [n, 2] turned and reflected to lie as near as they can to ``onto``, both as :func:`plane` gives them
+    (orthogonal Procrustes, Schönemann 1966); and their agreement, the share of ``onto``'s variance that the turned ones
+    reach if they may be scaled too, in [0, 1]."""
+    left, sizes, right = np.linalg.svd(points.T @ onto / len(points))
+    return points @ (left @ right), float(sizes.sum() ** 2)
+
+
+def spread_out(points: np.ndarray, count: int) -> list[int]:
+    """``count`` of the points [n, 2], or fewer, far from one another: the one nearest the middle, then always the one
+    that is farthest from those taken."""
+    chosen = [int((points**2).sum(1).argmin())]
+    nearest = ((points - points[chosen[0]]) ** 2).sum(1)
+    while len(chosen) < min(count, len(points)) and nearest.max() > 0:
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, ((points - points[chosen[-1]]) ** 2).sum(1))
+    return chosen
