@@ -32,7 +32,8 @@ from data.checks import check_apart
 from data.datasets import open_source
 from data.images import limit_pixels
 from data.sources import ImageSource
-from runtime.device import Process, agree, start_process
+from runtime.agreement import agree, together
+from runtime.device import Process, start_process
 from runtime.errors import UserError, run_script
 from runtime.outputs import check_output_file
 from runtime.state import save_json, write_atomic
@@ -64,14 +65,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def embed(args: argparse.Namespace, process: Process) -> None:
     """Features of all images, then the file."""
     output = Path(args.output)
-    check_output_file(output, "--output", ENDINGS, inputs=[args.data, args.weights])
-    if output.suffix.lower() == ".npy" and args.dtype == "bfloat16":
-        raise UserError("--dtype bfloat16 is unknown to numpy's .npy files; take float16 or float32, or another ending")
-    if output.suffix.lower() == ".parquet":
-        pyarrow()
-    source = open_source(args.data).subset(args.subset)
-    check_apart(output.parent, args.data)
-    encoder, identity = networks.open_network(args, process)
+    with together(process):
+        check_output_file(output, "--output", ENDINGS, inputs=[args.data, args.weights])
+        if output.suffix.lower() == ".npy" and args.dtype == "bfloat16":
+            raise UserError("--dtype bfloat16 is unknown to numpy's .npy files; take float16 or float32, or another "
+                            "ending")
+        if output.suffix.lower() == ".parquet":
+            pyarrow()
+        source = open_source(args.data).subset(args.subset)
+        check_apart(output.parent, args.data)
+        encoder, identity = networks.open_network(args, process)
     features, source = networks.features_of(encoder, source, args, process, "embeddings", identity)
     problem = None
     if process.is_main:

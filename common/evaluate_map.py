@@ -10,7 +10,7 @@ import numpy as np
 
 from common import cli, evaluate_overlap, evaluation
 from data.datasets import open_source
-from evals.plane import METHODS, plane, turned
+from evals.plane import METHODS, library, plane, turned
 from evals.plane_picture import save_html, save_png
 from runtime.agreement import together
 from runtime.device import Process
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     panel. The students' maps are turned onto the teacher's, or onto the first; "agreement" is the share of its variance
     that they then reach, and "explained" the share of a space's own variance that two principal axes show."""
     with together(process):
+        library(args.method)
         folder = evaluation.open_output(args)
         given = {"picture": args.picture, "page": args.page}
         paths = {name: Path(path or folder / f"map{ENDINGS[name]}") for name, path in given.items() if path != "none"}

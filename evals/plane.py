@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.errors import UserError
 
-METHODS = ("pca", "umap", "tsne")
+MODULES = {"umap": ("umap", "umap-learn"), "tsne": ("sklearn.manifold", "scikit-learn")}  # and their packages
+METHODS = ("pca", *MODULES)
 
 
 def plane(features: Tensor, method: str = "pca", seed: int = 0) -> tuple[np.ndarray, float | None]:
@@ -27,21 +31,25 @@ def plane(features: Tensor, method: str = "pca", seed: int = 0) -> tuple[np.ndar
     if method == "pca":
         points, explained = _pca(rows)
     elif method == "umap":
-        try:
-            from umap import UMAP
-        except ImportError:
-            raise UserError("--method umap needs umap-learn, which is missing; pip install umap-learn, or take pca"
-                            ) from None
-        points = UMAP(metric="cosine", random_state=seed, n_neighbors=min(15, len(rows) - 1)).fit_transform(rows)
+        points = library(method).UMAP(metric="cosine", random_state=seed,
+                                      n_neighbors=min(15, len(rows) - 1)).fit_transform(rows)
     else:
-        try:
-            from sklearn.manifold import TSNE
-        except ImportError:
-            raise UserError("--method tsne needs scikit-learn, which is missing; pip install scikit-learn, or take pca"
-                            ) from None
-        points = TSNE(random_state=seed, init="pca", perplexity=min(30.0, (len(rows) - 1) / 3)).fit_transform(rows)
+        points = library(method).TSNE(random_state=seed, init="pca",
+                                      perplexity=min(30.0, (len(rows) - 1) / 3)).fit_transform(rows)
     points = points - points.mean(0)
     return points / max(float(np.sqrt((points**2).sum(1).mean())), 1e-12), explained
+
+
+def library(method: str) -> ModuleType | None:
+    """The module that ``method`` needs; raises :class:`UserError` if it is missing."""
+    if method not in MODULES:
+        return None
+    module, package = MODULES[method]
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"--method {method} needs {package}, which is missing; pip install {package}, or take pca"
+                        ) from None
 
 
 def _pca(rows: np.ndarray) -> tuple[np.ndarray, float]:
