@@ -72,10 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     methods.add_loss_flags(parser)
 
     sampling.add_batch_flags(parser)
-    group = cli.add_optimization_flags(parser, source="the paper's")
-    group.add_argument("--ema", type=cli.number(float, 0, below=1), default=0.0, metavar="X",
-                       help="keep a moving average of the student with this decay (0.999, 0.9999) and write it to "
-                            "student_ema.pth; default 0, none")
+    add_settings(cli.add_optimization_flags(parser, source="the paper's"), MovingAverage, ema=0.0)
     group = cli.add_speed_flags(parser)
     add_settings(group, parts_of)
     group = cli.add_run_flags(parser)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from runtime.settings import Declared, Used, add_settings, boolean, declared, ta
 
 __all__ = ["Arguments", "Group", "Parser", "boolean", "default_workers", "number", "take", "values"]
 Group = argparse._ArgumentGroup
+FEW = 25  # flags, all of which --help shows
 
 
 class Arguments(argparse.Namespace):
@@ -38,10 +40,52 @@ class Arguments(argparse.Namespace):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without guesses at abbreviated flags, and with one sentence for a wrong command line."""
+    """argparse without guesses at abbreviated flags, with one sentence for a wrong command line, and with help in two
+    levels: --help shows the flags that a person starts with, which are those declared ``basic`` (runtime.settings) and
+    a script's own, and --help all, or the name of a group, shows the others."""
 
     def __init__(self, **options: object) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         **options)
+        self.add_argument("-h", "--help", action=Help)
+
+    def format_help(self, what: str = "") -> str:
+        """What --help prints: of ``what`` '' the flags to start with, of 'all' every flag, or one group's."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self._usage(), [], [])
+        if what in ("", "all"):
+            formatter.add_text(self.description)
+        more = {}
+        for group in self._action_groups:
+            shown = [x for x in group._group_actions if what or self._is_shown_at_once(x)]
+            if what in ("", "all", _short(group)):
+                formatter.start_section(group.title)
+                formatter.add_arguments(shown)
+                formatter.end_section()
+            more[_short(group)] = len(group._group_actions) - len(shown)
+        if any(more.values()):
+            names = ", ".join(name for name, count in more.items() if count)
+            formatter.add_text(textwrap.fill(f"{sum(more.values())} more flags: --help all, or --help and the name of "
+                                             f"a group: {names}.", formatter._width))
+        return formatter.format_help()
+
+    def groups(self) -> list[Group]:
+        """The groups of flags that were given a title."""
+        return [x for x in self._action_groups if x not in (self._positionals, self._optionals)]
+
+    def _is_shown_at_once(self, action: argparse.Action) -> bool:
+        found = getattr(action, "declared", None)
+        return found is None or found.setting.basic or action.required or len(self._actions) <= FEW
+
+    def _usage(self) -> str:
+        """One line: what must be given."""
+        words = [self.prog]
+        for action in self._actions:
+            if action.required or not action.option_strings:
+                flag = next((x for x in action.option_strings if x.startswith("--")), "")
+                words.append(f"{flag} {action.metavar or action.dest.upper()}".strip())
+        words.append("..." if self._subparsers else "[flags]")
+        return " ".join(words).replace("%", "%%")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None,  # noqa: ANN401 - argparse's
                          ) -> tuple[Arguments, list[str]]:
@@ -62,7 +106,28 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         first = os.environ.get("LOCAL_RANK", "0") == "0"  # one sentence a machine, not one a process
-        self.exit(2, f"error: {message}; {self.prog} --help lists every flag\n" if first else "")
+        self.exit(2, f"error: {message}; {self.prog} --help all lists every flag\n" if first else "")
+
+
+class Help(argparse.Action):
+    """--help, see :class:`Parser`."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, default=argparse.SUPPRESS, nargs="?", const="", metavar="all",
+                         help="this text; --help all: every flag")
+
+    def __call__(self, parser: Parser, namespace: argparse.Namespace, values: str, option_string: str | None = None,
+                 ) -> NoReturn:
+        names = ["all", *map(_short, parser.groups())]
+        if values and values not in names:
+            parser.error(f"--help {values} is not a group of flags; choose from {', '.join(names)}")
+        print(parser.format_help(values), end="")
+        parser.exit()
+
+
+def _short(group: Group) -> str:
+    """The name of a group of flags for --help: the first word of its title."""
+    return group.title.split()[0].lower()
 
 
 def _is_flag(word: str, spellings: Sequence[str]) -> bool:
@@ -130,7 +195,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> Group:
 
 def add_run_flags(parser: argparse.ArgumentParser, what: str | None = None) -> Group:
     """The run's folder (``what`` is the help of --output), and what is written there how often."""
-    group = parser.add_argument_group("the run")
+    group = parser.add_argument_group("run")
     add_settings(group, RunSettings, help={"output": what} if what else {})
     return group
 
@@ -169,9 +234,10 @@ def checkpoint_options(args: argparse.Namespace) -> dict[str, object]:
 
 
 def stem_flag(group: Group, name: str, whose: str, unset: str | None = None) -> None:
-    """--stem under the ``name`` of a flag, ``whose`` network's; ``unset`` says what leaving it out means."""
+    """--stem under the ``name`` of a flag, ``whose`` network's; ``unset``, for one that no file describes, says what
+    leaving it out means."""
     stem = declared(load_frozen)["stem"]
-    setting = dataclasses.replace(stem.setting, unset=unset or stem.setting.unset)
+    setting = dataclasses.replace(stem.setting, unset=unset or stem.setting.unset, basic=bool(unset))
     dataclasses.replace(stem, name=name.lstrip("-").replace("-", "_"), setting=setting).add_to(
         group, source=whose, flags=name)
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import losses
 from common import cli
 from losses import LOSSES, needs_of
-from losses.base import weights
+from losses.combine import Objective
 from models.heads import HeadNorm
 from models.momentum import BatchNormParts, ContrastedWidth, Momentum
 from runtime import settings
@@ -46,10 +46,7 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
                        help=f"objective: {', '.join(sorted(LOSSES))}, or a sum of them (coss+seed); default coss. "
                             "coss_centred is coss, with its flags, on features without the batch's mean: not in the "
                             "paper, and ahead of it on small sets (docs/RESULTS.md)")
-    group.add_argument("--loss-weights", type=weights, default=None, metavar="W,W",
-                       help="a weight for each loss of a sum, with commas; default 1 each")
-    group.add_argument("--beta", type=cli.number(float, above=0), default=1.0, metavar="W",
-                       help="factor of the whole loss; default 1")
+    settings.add_settings(group, Objective)
     for owners in losses.settings().values():
         declared = next(iter(owners.values()))
         text = declared.setting.help.replace("{default}", said(declared.default))

@@ -35,10 +35,10 @@ class Network:
 
     weights: Annotated[str, Setting(
         f"checkpoint of the network{{source}}; '{UNTRAINED}' takes fresh weights of --arch and --seed, the baseline of "
-        "a network that has learnt nothing", "--weights --pretrained_weights", metavar="PATH")]
+        "a network that has learnt nothing", "--weights --pretrained_weights", metavar="PATH", basic=True)]
     arch: Annotated[str | None, Setting(
         "a torchvision classifier by name, or timm:NAME; default: found from the checkpoint", "-a --arch",
-        metavar="ARCH")] = None
+        metavar="ARCH", basic=True)] = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Features:
     features: Annotated[str | None, Setting(
         "folder in which features are kept, written as they are made and found again; shared by all processes; "
         "default: {source} (nothing for untrained ones); 'none' keeps nothing, and every process then holds all "
-        "features in memory", metavar="DIR", resumable=True)] = None
+        "features in memory", metavar="DIR", resumable=True, basic=True)] = None
     dtype: Annotated[str, Setting(
         "numbers in which features are kept: float32 (default), or half the disk and memory: float16 (3 digits, up to "
         "65,504) or bfloat16 (2 digits, any size)", choices=sorted(STORED))] = "float32"

@@ -15,6 +15,7 @@ from data.samplers import SAMPLERS, RandomSampler
 from data.sources import ImageSource
 from runtime.device import Process
 from runtime.errors import UserError
+from runtime.settings import add_settings
 
 
 def add_batch_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +33,7 @@ def add_batch_flags(parser: argparse.ArgumentParser) -> None:
         declared.add_to(group)
         cli.only(group, declared.flag, samplers.used_by(declared.name),
                  lambda args, name=declared.name: chosen_sampler(args).takes(name))
-    group.add_argument("--epoch-steps", type=cli.number(int, 1), default=None, metavar="N",
-                       help="call N steps an epoch, for the schedule, the scores and the checkpoints, so that methods "
-                            "with different samplers can be compared at equal places; images come in the same order. "
-                            "Default: the sampler's own epochs")
+    add_settings(group, FixedLengthEpochs, epoch_steps=None)
 
 
 def _sampler_help() -> str:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
 
 from data.samplers.random_order import RandomSampler
+from runtime.settings import Setting
 
 
 class FixedLengthEpochs(RandomSampler):
-    """The steps of ``inner``'s epochs 0, 1, 2, ... in a row, cut anew every ``steps``: no step is left out or changed.
+    """The steps of ``inner``'s epochs 0, 1, 2, ... in a row, cut anew every ``epoch_steps``: no step is left out or
+    changed.
 
     Samplers call different things an epoch: with 15 neighbours an anchor it shows sixteen times as many images as
     without. With this, schedules, scores and checkpoints of methods with different samplers fall at equal places.
     """
 
-    def __init__(self, inner: RandomSampler, steps: int) -> None:
+    def __init__(self, inner: RandomSampler, epoch_steps: Annotated[int, Setting(
+            "call N steps an epoch, for the schedule, the scores and the checkpoints, so that methods with different "
+            "samplers can be compared at equal places; images come in the same order. Default: the sampler's own "
+            "epochs", least=1, metavar="N")]) -> None:
         super().__init__(inner.num_images, inner.batch_size, inner.rank, inner.world_size, inner.seed)
-        self.inner, self.steps = inner, steps
+        self.inner, self.steps = inner, epoch_steps
         self.group_size, self.far_k, self.num_clusters = inner.group_size, inner.far_k, inner.num_clusters
         self.table_fingerprints = inner.table_fingerprints
 

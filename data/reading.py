@@ -20,7 +20,7 @@ def default_workers() -> int:
 
 Workers = Annotated[int, Setting(
     "processes a rank that open and augment images; default: the machine's cores shared among its ranks, at most 8",
-    "-j --workers --num_workers", least=0, most=512, metavar="N", resumable=True)]
+    "-j --workers --num_workers", least=0, most=512, metavar="N", resumable=True, basic=True)]
 
 
 MaxPixels = Annotated[int, Setting(
@@ -38,9 +38,9 @@ class Images:
         "pack_dataset.py), a .txt file of paths, or a name (demo, digits, cifar10, cifar100, stl10; kept in "
         "$COSS_DATASETS, else ./datasets). Of a folder that holds train/ and val/ or test/ (or packed files with these "
         "names), train/ is taken; paths in a .txt are relative to it. No label is used", metavar="DIR",
-        resumable=True)]
+        resumable=True, basic=True)]
     subset: Annotated[float, Setting("take the first X (0-1] of each class's images; default {default}, the "
-                                     "paper's 1% and 10% rows use 0.01 and 0.1", metavar="X")] = 1.0
+                                     "paper's 1% and 10% rows use 0.01 and 0.1", metavar="X", basic=True)] = 1.0
     max_pixels: MaxPixels = MAX_PIXELS
 
 
@@ -50,7 +50,7 @@ class Reading:
 
     image_size: Annotated[int | None, Setting(
         "side of the square that the networks see, in pixels; default: what the checkpoint records, else 224 as in the "
-        "paper", "--image-size --image_size", least=8, most=8192, metavar="S")] = None
+        "paper", "--image-size --image_size", least=8, most=8192, metavar="S", basic=True)] = None
     workers: Workers = 0
     on_bad_image: Annotated[str, Setting(
         "an unreadable image stops the run (error, default), or is counted and replaced by another, or left out of "

@@ -28,10 +28,11 @@ class Monitoring:
     """The k-NN score during training: how often, and on which images."""
 
     knn_every: Annotated[int, Setting("every N epochs (and after the last) score the encoder by 10-NN on a held-out "
-                                      "slice; default {default}, never", least=0, metavar="N", resumable=True)] = 0
+                                      "slice; default {default}, never", least=0, metavar="N", resumable=True,
+                                      basic=True)] = 0
     knn_data: Annotated[str | None, Setting(
         "labelled images for it, a folder with train/ and val/ or test/, or a name; default: --data or the folder "
-        "above it, whichever holds them", metavar="ROOT", resumable=True),
+        "above it, whichever holds them", metavar="ROOT", resumable=True, basic=True),
         Used("with --knn-every", lambda args: bool(args.knn_every))] = None
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from losses.base import ROLES, CombinedNeeds, Inputs, Loss, Needs
+from losses.base import ROLES, CombinedNeeds, Inputs, Loss, Needs, weights
 from runtime.errors import UserError
+from runtime.settings import Setting
 
 Outputs = Sequence[Tensor]
+LossWeights = Annotated[Sequence[float] | None, Setting(
+    "a weight for each loss of a sum, with commas; default 1 each", parse=weights, metavar="W,W")]
+Beta = Annotated[float, Setting("factor of the whole loss; default {default}", above=0, metavar="W")]
 
 
 class Objective(Loss):
@@ -20,11 +24,11 @@ class Objective(Loss):
     keep their names; with several they are ``name/part``, ``name/loss`` among them, each before its weight.
     """
 
-    def __init__(self, losses: Mapping[str, Loss], weights: Sequence[float] | None = None, beta: float = 1.0) -> None:
+    def __init__(self, losses: Mapping[str, Loss], loss_weights: LossWeights = None, beta: Beta = 1.0) -> None:
         super().__init__()
         self.needs: CombinedNeeds = combined_needs({name: loss.needs for name, loss in losses.items()})
         self.losses = nn.ModuleDict(losses)
-        self.weights, self.beta = list(weights or [1.0] * len(losses)), beta
+        self.weights, self.beta = list(loss_weights or [1.0] * len(losses)), beta
 
     @property
     def per_process(self) -> bool:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import Annotated
 
 import torch
 from torch import nn
+
+from runtime.settings import Setting
 
 
 class MovingAverage(nn.Module):
     """average <- decay * average + (1 - decay) * network, of parameters and running statistics; it begins as a copy."""
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, ema: Annotated[float, Setting(
+            "keep a moving average of the student with this decay (0.999, 0.9999) and write it to student_ema.pth; "
+            "default {default}, none", least=0, below=1, metavar="X")]) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self.decay = decay
+        self.decay = ema
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:

@@ -23,7 +23,7 @@ class Hardware:
     amp: Annotated[str, Setting(
         "mixed precision: auto (default) is fp16 with a gradient scaler on a GPU, as in the original, and off on a "
         "CPU, where bf16 may be faster but not every network learns as much in it; config.json has what was taken as "
-        "precision", choices=AMP, resumable=True, changes_numbers=True)] = "auto"
+        "precision", choices=AMP, resumable=True, changes_numbers=True, basic=True)] = "auto"
     tf32: Annotated[str, Setting(
         "what of float32 runs on a GPU's TF32 units, 10 bits of mantissa: conv, convolutions (default, and PyTorch's "
         "own); all, matrix products too, those of the loss included, which low temperatures do not survive; off, "

@@ -47,12 +47,12 @@ class RunSettings:
     """The folder of a run, and what is written there how often. None of it makes another run."""
 
     output: Annotated[str, Setting("folder of this run; a run that was cut short resumes from its last step",
-                                   metavar="DIR", resumable=True)]
+                                   metavar="DIR", resumable=True, basic=True)]
     resume: Annotated[str, Setting(
         "default: resume if --output holds this very run, else start; --resume alone resumes there with changed "
         "settings; --resume PATH resumes from that checkpoint. A run resumes at the step where it stopped, on a CPU "
         "with the same bits as if it had not stopped", metavar="PATH", nargs="?", const="force",
-        resumable=True)] = "auto"
+        resumable=True, basic=True)] = "auto"
     save_every: Annotated[str, Setting(
         "write checkpoint.pth within an epoch too, every N steps (500) or seconds, minutes or hours (90s, 30m, 2h), 0 "
         "for never; default {default}. It is also written after each epoch, and on SIGTERM, SIGUSR1 and Ctrl-C, which "
@@ -79,9 +79,9 @@ class JobSettings:
 
     device: Annotated[str, Setting(
         "auto (default: a GPU if there is one), cpu, cuda or cuda:N; the processes of a job wait 10 minutes for one "
-        "another at the start (COSS_JOIN_SECONDS in the environment changes it)", resumable=True)] = "auto"
+        "another at the start (COSS_JOIN_SECONDS in the environment changes it)", resumable=True, basic=True)] = "auto"
     seed: Annotated[int, Setting("decides weights, order and augmentation; default {default} (the paper gives none)",
-                                 least=0, most=2**31 - 1, metavar="N")] = 0
+                                 least=0, most=2**31 - 1, metavar="N", basic=True)] = 0
     distributed: Annotated[bool, Setting("accepted and ignored: torchrun sets it", resumable=True)] = False
     local_rank: Annotated[int | None, Setting("accepted and ignored: torchrun sets it", "--local_rank --local-rank",
                                               metavar="N", resumable=True)] = None

@@ -23,7 +23,7 @@ MicroBatch = Annotated[int, Setting(
     "passes twice, and the gradient is that of the whole batch, for every loss. Only batch norm differs, whose "
     "statistics are then those of M images (of a view), as if the batch had been M, so a run that resumes with another "
     "M does not train quite the same; default 0, all at once", least=0, metavar="M", resumable=True,
-    changes_numbers=True)]
+    changes_numbers=True, basic=True)]
 
 
 def parts_of(rows: int, micro_batch: MicroBatch = 0) -> int:

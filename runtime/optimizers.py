@@ -23,12 +23,12 @@ class Optimization:
     """Optimizer and schedule."""
 
     epochs: Annotated[int, Setting("passes over the images (over the anchors, with neighbours); default {default}, "
-                                   "{source}", least=1, metavar="N")] = 25
+                                   "{source}", least=1, metavar="N", basic=True)] = 25
     start_epoch: Annotated[int | None, Setting(
         "count epochs from here in a fresh start or after an explicit --resume; default: where the checkpoint stopped, "
         "else 0", least=0, metavar="N", resumable=True)] = None
     lr: Annotated[float, Setting("base learning rate, not scaled by anything; default {default}, {source}",
-                                 "--lr --learning-rate", above=0, metavar="LR")] = 0.03
+                                 "--lr --learning-rate", above=0, metavar="LR", basic=True)] = 0.03
     optimizer: Annotated[str, Setting(
         "sgd (default, {source}); lars, its rate adapted layer by layer (You et al., as in SwAV and solo-learn, trust "
         "coefficient 0.001; biases and norms by plain sgd), for batches of thousands and rates above 0.1; adamw, for "
@@ -45,7 +45,7 @@ class Optimization:
     warmup_epochs: Annotated[int | None, Setting(
         "climb linearly from 0 to the base rate over the steps of N epochs, 0 for none; default: {default}", least=0,
         metavar="N", unset="as the original, whose warm-up of 5 epochs never climbs: it holds the base rate, then "
-                           "drops on to the cosine")] = None
+                           "drops on to the cosine", basic=True)] = None
     cos: Annotated[bool, Setting("cosine schedule over the epochs, one rate an epoch; default true, as in the paper; "
                                  "--cos false takes --schedule", parse=boolean, nargs="?", const=True,
                                  metavar="BOOL")] = True

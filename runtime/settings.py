@@ -37,7 +37,7 @@ class Setting:
     lie or how the work is done; with ``changes_numbers`` the way in which it is done shows in the result.
     ``shared``: where several owners are used at once (a sum of losses), one value for all makes sense although their
     defaults differ. ``excludes``: another setting that says the opposite. ``unset``: what the help says of a default of
-    None.
+    None. ``basic``: it is among those that a person starts with, which ``--help`` alone shows.
     """
 
     help: str
@@ -57,6 +57,7 @@ class Setting:
     shared: bool = False
     excludes: str = ""
     unset: str = "none"
+    basic: bool = False
 
 
 @dataclass(frozen=True)

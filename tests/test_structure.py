@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -212,10 +213,25 @@ def test_every_flag_is_explained(script, monkeypatch):
               if not isinstance(action, argparse._SubParsersAction) and not (action.help or "").strip()]
     assert not silent
     for parser in all_parsers(parser_of(script, monkeypatch)):
-        shown = parser.format_help()  # a stray % in a help text raises here
+        shown = parser.format_help("all")  # a stray % in a help text raises here
         assert "%(" not in shown
-        hidden = [flag for action in parser._actions for flag in action.option_strings if flag not in shown]
+        hidden = [flag for action in parser._actions for flag in action.option_strings
+                  if not re.search(rf"^  .*{re.escape(flag)}(?![\w-])", shown, re.MULTILINE)]
         assert not hidden
+
+
+@pytest.mark.parametrize("script", sorted({case[0] for case in MINIMAL}))
+def test_help_begins_with_few_flags_and_names_the_groups_of_the_others(script, monkeypatch):
+    for parser in all_parsers(parser_of(script, monkeypatch)):
+        first, usage = parser.format_help(), parser.format_help().split("\n\n")[0]
+        assert usage.startswith(f"usage: {parser.prog} ")
+        assert "\n" not in usage
+        assert all(action.option_strings[-1] in usage for action in parser._actions
+                   if action.required and action.option_strings)
+        assert len(re.findall(r"^  -", first, re.MULTILINE)) <= 32
+        short = [title.split()[0] for title in re.findall(r"^(\w.*):$", parser.format_help("all"), re.MULTILINE)]
+        assert len(short) == len(set(short))
+    assert script != "train_distill" or len(first.splitlines()) < 110
 
 
 @pytest.mark.parametrize("script", sorted({case[0] for case in MINIMAL}))

@@ -44,9 +44,9 @@ class ImageTable:
         return self.declared.flag
 
 
-def _file(name: str, help: str) -> Declared:
+def _file(name: str, help: str, basic: bool = False) -> Declared:
     # Where the file lies says nothing of the run: what it holds is compared with the data.
-    return Declared(name, Setting(help, metavar="FILE", resumable=True), str, None)
+    return Declared(name, Setting(help, metavar="FILE", resumable=True, basic=basic), str, None)
 
 
 def _neighbours(path: str, fingerprint: str, images: int, teacher: Mapping[str, Any] | None, flag: str,
@@ -65,7 +65,7 @@ def _clusters(path: str, fingerprint: str, images: int, teacher: Mapping[str, An
 
 NEAREST = ImageTable(
     _file("closek_info", "neighbour file of compute_knn.py mine (or of the original code), for --sampler cf and "
-                         "cluster+cf; with --sampler cluster a cluster file, whose clusters are steps"),
+                         "cluster+cf; with --sampler cluster a cluster file, whose clusters are steps", basic=True),
     "the neighbours of --data in the teacher's space; make it with compute_knn.py mine",
     _neighbours, _neighbours_fingerprint, left_out_rows, KeptNeighbours)
 FARTHEST = ImageTable(

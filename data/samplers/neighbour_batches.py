@@ -15,9 +15,9 @@ from runtime.settings import Setting
 
 Reader = Callable[[np.ndarray, np.ndarray], np.ndarray]
 NearestK = Annotated[int, Setting("neighbours that an anchor brings; default {default}, the paper's", least=0,
-                                  metavar="N")]
+                                  metavar="N", basic=True)]
 TotalK = Annotated[int, Setting("nearest neighbours out of which they are drawn; default {default}, the paper's; equal "
-                                "to --nearest-k takes exactly the nearest", least=0, metavar="N")]
+                                "to --nearest-k takes exactly the nearest", least=0, metavar="N", basic=True)]
 
 
 class NeighbourSampler(RandomSampler):

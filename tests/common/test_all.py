@@ -67,7 +67,7 @@ def test_a_bad_flag_of_a_later_evaluation_is_said_before_the_first_begins(tree, 
                            "cpu", "--workers", 0, "--ood", "sketch")
     assert (done.rc, done.out, list(tmp_path.iterdir())) == (2, "", [])
     assert done.err == ("error: argument --ood: 'sketch' is not NAME=DIR, such as sketch=/data/imagenet-sketch; "
-                        "evaluate.py robustness --help lists every flag\n")
+                        "evaluate.py robustness --help all lists every flag\n")
 
 
 @pytest.mark.parametrize(("flags", "words"), [
