@@ -40,11 +40,10 @@ from evals.monitor import KnnMonitor
 from losses import build_objective, needs_of
 from losses.base import CombinedNeeds, Inputs
 from losses.combine import Objective
-from models.average import MovingAverage
 from models.backbones import build_backbone, check_arch, check_batch
 from models.distiller import Distiller, agreement
 from models.heads import build_heads
-from models.momentum import MomentumStudent
+from models.momentum import MomentumStudent, MovingAverage
 from models.place import place
 from models.teachers import Encoder, FrozenEncoder
 from runtime.agreement import together

@@ -31,8 +31,9 @@ from data.images import limit_pixels
 from data.loader import BadImageLog, Batch, build_loader
 from data.samplers import RandomSampler
 from evals.monitor import KnnMonitor
+from losses.moco import MoCo
 from models.backbones import build_backbone, check_batch
-from models.moco_pretraining import MoCo
+from models.moco_pretraining import MoCoEncoders
 from models.place import place
 from runtime.agreement import together
 from runtime.device import Process, seed_everything, start_process, wrap
@@ -61,7 +62,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="a torchvision classifier by name, or timm:NAME; default resnet50, MoCo's, or what the "
                             "file of --weights holds")
     cli.stem_flag(group, "--stem", whose="the network", unset="imagenet, or what the file of --weights shows")
-    add_settings(group, MoCo)
+    add_settings(group, MoCoEncoders)
+    add_settings(group, MoCo, flags={"queue_size": "--moco-k --queue-size", "s_temp": "--moco-t"}, help={
+        "queue_size": "keys in the queue; default {default}, MoCo's", "s_temp": "temperature; default {default}, MoCo "
+                                                                                "v2's"})
     group.add_argument("--weights", default=None, metavar="PATH",
                        help="begin with the trunk of this checkpoint, of any layout that docs/CHECKPOINTS.md lists, "
                             "and a new head; default: a random network")
@@ -82,9 +86,9 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
         optimization.check()
         hardware.prepare(process)
-        if args.moco_k < args.batch_size:
-            raise UserError(f"--moco-k {args.moco_k} is less than --batch-size {args.batch_size}, so one step would "
-                            "overrun the queue; give a longer queue")
+        if args.queue_size < args.batch_size:
+            raise UserError(f"--moco-k {args.queue_size} is less than --batch-size {args.batch_size}, so one step "
+                            "would overrun the queue; give a longer queue")
         seed_everything(args.seed)
         if args.freeze_trunk and not args.weights:
             raise UserError("--freeze-trunk leaves nothing to learn from a random trunk; give its checkpoint by "
@@ -101,6 +105,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
 
         moco, report = build_moco(args, image_size)
         moco = place(moco, process.device)
+        loss = MoCo(args.moco_dim, **cli.values(MoCo, args)).to(process.device)
         check_batch(moco, sampler.images_per_step)
         moco.encoder_q = hardware.synchronised(moco.encoder_q, process)  # the key's images are shuffled instead
         updater = Updater(optimization.build(moco), process.device, args.amp, args.clip_grad)
@@ -112,15 +117,15 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
               "feature": spec.feature,
               "weights_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
               "processes": process.world_size}
-    modules = {"state_dict": moco, "updater": updater}
+    modules = {"state_dict": moco, "loss": loss, "updater": updater}
     what = Description(config, moco.record(), modules, ["teacher.pth"], args.resumable | {"processes", "weights"},
                        knn.fingerprints() if knn else {})
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
     for line in (cli.ignored_flags_note(args), *cli.unused(args), f"data: {source.description}",
                  f"weights: {report}" if report else None,
                  f"MoCo v2: {spec.arch}{', its head alone' * args.freeze_trunk}, {args.epochs} epochs of "
-                 f"{len(sampler)} steps of {args.batch_size} images, queue {args.moco_k}, on {process.world_size} x "
-                 f"{process.device.type}, --amp {updater.amp}"):
+                 f"{len(sampler)} steps of {args.batch_size} images, queue {args.queue_size}, on {process.world_size} "
+                 f"x {process.device.type}, --amp {updater.amp}"):
         if line:
             run.log.say(line)
     if args.compile:
@@ -129,8 +134,8 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     model = wrap(moco, process)
 
     def step(batch: Batch) -> dict[str, torch.Tensor]:
-        query, key = batch.views  # uint8 [b, 3, S, S], on the device
-        return model(query, key)
+        q, k = model(*batch.views)  # two views, uint8 [b, 3, S, S], on the device
+        return loss(student=q, momentum=k)
 
     trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, optimization.rate,
                       args.print_freq, bad_images.check)
@@ -144,14 +149,15 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     run.finish(bad_images.summary() if bad_images.counts else "")
 
 
-def build_moco(args: argparse.Namespace, image_size: int) -> tuple[MoCo, Report | None]:
+def build_moco(args: argparse.Namespace, image_size: int) -> tuple[MoCoEncoders, Report | None]:
     """The network that trains, and what was read of --weights."""
-    options = cli.values(MoCo, args)
+    options = cli.values(MoCoEncoders, args)
     if not args.weights:
-        return MoCo(build_backbone(args.arch or "resnet50", args.stem or "imagenet", image_size), **options), None
+        backbone = build_backbone(args.arch or "resnet50", args.stem or "imagenet", image_size)
+        return MoCoEncoders(backbone, **options), None
     start, report = load_frozen(args.weights, args.arch, args.stem, image_size, **cli.checkpoint_options(args))
     backbone = start.backbone.requires_grad_(True).train()
-    return MoCo(backbone, **options, mean=start.mean, std=start.std), report
+    return MoCoEncoders(backbone, **options, mean=start.mean, std=start.std), report
 
 
 def main() -> None:

@@ -36,7 +36,8 @@ class Results:
 
     output: Annotated[str | None, Setting(
         "folder for results.jsonl (a line is added for each evaluation), the table and the feature cache; default: "
-        "evaluation/ beside the weights, ./evaluation for untrained ones", metavar="FOLDER", resumable=True, basic=True)] = None
+        "evaluation/ beside the weights, ./evaluation for untrained ones", metavar="FOLDER", resumable=True,
+        basic=True)] = None
     json: Annotated[bool, Setting("print one JSON object on stdout and nothing else there; messages go to stderr",
                                   resumable=True, basic=True)] = False
 

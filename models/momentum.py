@@ -1,4 +1,5 @@
-"""A network's moving average, and its outputs with batch norm over shuffled images.
+"""Moving averages of a network: one to be saved beside it, and one that gives targets, with batch norm over shuffled
+images.
 
 He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, equation 2 and section 3.3.
 """
@@ -25,26 +26,46 @@ BatchNormParts = Annotated[int, Setting(
     metavar="N")]
 
 
-class MomentumStudent(nn.Module):
-    """A copy of the student that follows it and never trains: uint8 images [b, 3, H, W] to its outputs [b, d]."""
+class MovingAverage(nn.Module):
+    """A copy of a network that follows it and never trains, with its running statistics: the weights to save."""
+
+    def __init__(self, network: nn.Module, ema: Annotated[float, Setting(
+            "keep a moving average of the student with this decay (0.999, 0.9999) and write it to student_ema.pth; "
+            "default {default}, none", least=0, below=1, metavar="X")]) -> None:
+        super().__init__()
+        self.network, self.decay = copy.deepcopy(network).requires_grad_(False), ema
+
+    def update(self, network: nn.Module) -> None:
+        """One step towards ``network``, after an update of it."""
+        follow(self.network, network, self.decay, buffers=True)
+
+
+class MomentumStudent(MovingAverage):
+    """A moving average with batch-norm statistics of its own: uint8 images [b, 3, H, W] to its outputs [b, d]."""
 
     def __init__(self, student: nn.Module, momentum: float = 0.999, bn_parts: int = 8) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(student).requires_grad_(False)
-        self.momentum, self.bn_parts = momentum, bn_parts
+        super().__init__(student, momentum)
+        self.bn_parts = bn_parts
 
     def update(self, student: nn.Module) -> None:
         """One step towards the student; before the forward passes of each training step, as in MoCo."""
-        follow(self.network, student, self.momentum)
+        follow(self.network, student, self.decay)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return shuffled(self.network, images, self.bn_parts)
 
 
 @torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, momentum: float) -> None:
-    """average <- momentum * average + (1 - momentum) * network, for parameters; each network keeps its own buffers."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - momentum)
+def follow(average: nn.Module, network: nn.Module, momentum: float, buffers: bool = False) -> None:
+    """average <- momentum * average + (1 - momentum) * network, for parameters; with ``buffers`` for running statistics
+    too, and counts of batches are taken over. Without it each network keeps its own."""
+    slow, fast = ([*x.parameters(), *(x.buffers() if buffers else ())] for x in (average, network))
+    pairs = list(zip(slow, fast, strict=True))
+    moving = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_(*map(list, zip(*moving, strict=True)), 1 - momentum)
+    for count, new in pairs:
+        if not count.is_floating_point():
+            count.copy_(new)
 
 
 @torch.no_grad()

@@ -226,12 +226,12 @@ def test_help_begins_with_few_flags_and_names_the_groups_of_the_others(script, m
         first, usage = parser.format_help(), parser.format_help().split("\n\n")[0]
         assert usage.startswith(f"usage: {parser.prog} ")
         assert "\n" not in usage
-        assert all(action.option_strings[-1] in usage for action in parser._actions
+        assert all(any(f" {flag} " in usage for flag in action.option_strings) for action in parser._actions
                    if action.required and action.option_strings)
         assert len(re.findall(r"^  -", first, re.MULTILINE)) <= 32
         short = [title.split()[0] for title in re.findall(r"^(\w.*):$", parser.format_help("all"), re.MULTILINE)]
         assert len(short) == len(set(short))
-    assert script != "train_distill" or len(first.splitlines()) < 110
+    assert script != "train_distill" or len(first.splitlines()) < 150
 
 
 @pytest.mark.parametrize("script", sorted({case[0] for case in MINIMAL}))
@@ -295,8 +295,8 @@ def test_defaults_are_the_papers():
     paper = {"l_0": 1, "l_1": 1, "s_temp": 0.1, "t_temp": 0.07, "space_batch": "local"}
     assert build_loss(args.loss, **methods.options(args)).settings == paper
     args = parse(("train_teacher",))
-    paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 256, "moco_dim": 128, "moco_k": 65536,
-             "moco_m": 0.999, "moco_t": 0.2, "cos": True, "aug": "moco_v2", "warmup_epochs": 0}
+    paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 256, "moco_dim": 128, "queue_size": 65536,
+             "moco_m": 0.999, "s_temp": 0.2, "cos": True, "aug": "moco_v2", "warmup_epochs": 0}
     assert {name: getattr(args, name) for name in paper} == paper
     assert parse(("compute_knn", "mine")).k == 384
 

@@ -22,7 +22,7 @@ def parser():
 
 
 def flags_of(text):
-    return set(re.findall(r"^  (?:-\w, |-\w \w+, )?(--[\w-]+)", text, re.MULTILINE))
+    return set(re.findall(r"^  (?:-\w [^,]+, )?(--[\w-]+)", text, re.MULTILINE))
 
 
 def test_help_shows_what_a_person_starts_with(parser):

@@ -16,7 +16,7 @@ import train_distill
 import train_teacher
 from losses.coss import CoSS
 from models.backbones import build_backbone
-from models.moco_pretraining import MoCo
+from models.moco_pretraining import MoCoEncoders
 from runtime.device import start_process
 from runtime.run import Run
 
@@ -66,7 +66,7 @@ def work(tmp_path_factory):
     near = [rng.permutation([j for j in range(18) if j != i])[:5] for i in range(18)]
     np.save(folder / "closek_info.npy", np.stack(near).astype(np.int64))
     torch.manual_seed(0)
-    teacher = MoCo(build_backbone("tiny", image_size=32), moco_dim=16, moco_k=4)
+    teacher = MoCoEncoders(build_backbone("tiny", image_size=32), moco_dim=16)
     torch.save({**teacher.record(), "state_dict": teacher.encoder_state()}, folder / "teacher.pth")
     return folder
 

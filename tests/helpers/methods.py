@@ -7,7 +7,7 @@ import torch
 from helpers.images import render
 from losses import needs_of
 from models.backbones import build_backbone
-from models.moco_pretraining import MoCo
+from models.moco_pretraining import MoCoEncoders
 
 SUMS = {"coss+seed": ["--loss-weights", "1,0.5"], "disco+coss+moco": [], "seed+compress": []}
 
@@ -22,7 +22,7 @@ def method_files(tmp_path_factory):
     near = [rng.permutation([j for j in range(12) if j != i])[:5] for i in range(12)]
     np.save(folder / "closek_info.npy", np.stack(near).astype(np.int64))
     torch.manual_seed(0)
-    teacher = MoCo(build_backbone("shufflenet_v2_x0_5", "cifar", 32), moco_dim=16, moco_k=4)
+    teacher = MoCoEncoders(build_backbone("shufflenet_v2_x0_5", "cifar", 32), moco_dim=16)
     torch.save({**teacher.record(), "state_dict": teacher.encoder_state()}, folder / "teacher.pth")
     return folder
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers.scripts import script, well
 from torch import nn
 
 import train_teacher
 from checkpoints.layouts import read_checkpoint
+from losses.moco import MoCo
 from models.backbones import Spec, build_backbone
-from models.moco_pretraining import MoCo
+from models.moco_pretraining import MoCoEncoders
 from models.teachers import Normalise
 from runtime.device import Process
 from runtime.errors import UserError
@@ -41,12 +41,18 @@ def views(b, seed=0):
     return [torch.randint(0, 256, (b, 3, 8, 8), dtype=torch.uint8, generator=generator) for _ in range(2)]
 
 
-def make(queue_size=10, batch_norm=False, **options):
-    moco = MoCo(Pixels(batch_norm), DIM, queue_size, **options)
+def make(batch_norm=False, **options):
+    moco = MoCoEncoders(Pixels(batch_norm), DIM, **options)
     with torch.no_grad():  # so that the two encoders differ
         for p in moco.encoder_k.parameters():
             p.add_(0.1 * torch.randn_like(p))
     return moco
+
+
+def train(moco, loss, query, key):
+    """The parts of a step of train_teacher.py."""
+    q, k = moco(query, key)
+    return loss(student=q, momentum=k)
 
 
 def info_nce(q, k, queue, temperature):
@@ -74,15 +80,15 @@ def encode(encoder, images):
 @pytest.mark.parametrize("b", [1, 2, 7, 16])
 @pytest.mark.parametrize("temperature", [0.2, 0.07])
 def test_loss_is_infonce(b, temperature):
-    moco = make(queue_size=32, moco_m=0.9, moco_t=temperature)
+    moco, objective = make(moco_m=0.9), MoCo(DIM, 32, temperature)
     query, key = views(b)
-    queue = moco.queue.double().tolist()
+    queue = objective.queue.items.double().T.tolist()
     averaged = copy.deepcopy(moco.encoder_k)  # keys come from the encoder after its update
     with torch.no_grad():
         for p, other in zip(averaged.parameters(), moco.encoder_q.parameters(), strict=True):
             p.copy_(0.9 * p + 0.1 * other)
     loss, accuracy = info_nce(encode(moco.encoder_q, query), encode(averaged, key), queue, temperature)
-    parts = moco(query, key)
+    parts = train(moco, objective, query, key)
     assert parts["loss"].item() == pytest.approx(loss, abs=1e-5)
     assert parts["accuracy"].item() == pytest.approx(accuracy, abs=1e-6)
     assert loss > 0
@@ -100,40 +106,40 @@ def test_momentum_update(momentum):
 
 def test_only_the_query_encoder_learns():
     moco = make()
-    moco(*views(4))["loss"].backward()
+    train(moco, MoCo(DIM, 10), *views(4))["loss"].backward()
     assert all(p.grad is not None for p in moco.encoder_q.parameters())
     assert all(p.grad is None for p in moco.encoder_k.parameters())
 
 
 def test_the_encoders_begin_equal():
-    moco = MoCo(Pixels(), DIM, 10)
+    moco = MoCoEncoders(Pixels(), DIM)
     for a, b in zip(moco.encoder_q.parameters(), moco.encoder_k.parameters(), strict=True):
         assert torch.equal(a, b)
         assert a.data_ptr() != b.data_ptr()
-    torch.testing.assert_close(moco.queue.norm(dim=0), torch.ones(10))
 
 
 def test_queue_is_a_ring():
-    moco = make(queue_size=10, moco_m=1.0)  # the key encoder stands still
-    expected = [moco.queue[:, j].tolist() for j in range(10)]
+    moco, loss = make(moco_m=1.0), MoCo(DIM, 10)  # the key encoder stands still
+    expected = loss.queue.items.tolist()
+    torch.testing.assert_close(loss.queue.items.norm(dim=1), torch.ones(10))
     place = 0
     for step in range(7):  # batches of 4 in a ring of 10: wraps within a batch
         query, key = views(4, seed=step)
         keys = encode(moco.encoder_k, key)
-        moco(query, key)
+        train(moco, loss, query, key)
         for row in keys:
             expected[place] = row
             place = (place + 1) % 10
-        assert moco.queue_ptr.item() == place
-        torch.testing.assert_close(moco.queue.T, torch.tensor(expected), rtol=0, atol=1e-5)
+        assert loss.queue.count % 10 == place
+        torch.testing.assert_close(loss.queue.items, torch.tensor(expected), rtol=0, atol=1e-5)
 
 
 def test_logits_use_the_queue_before_the_batch_enters_it():
-    moco = make(queue_size=4, moco_m=1.0)
+    moco, loss = make(moco_m=1.0), MoCo(DIM, 4)
     same = views(4)[0]
     moco.encoder_k.load_state_dict(moco.encoder_q.state_dict())
-    first = moco(same, same)["loss"].item()
-    second = moco(same, same)["loss"].item()  # now each positive stands in the queue as a negative too
+    first = train(moco, loss, same, same)["loss"].item()
+    second = train(moco, loss, same, same)["loss"].item()  # now each positive stands in the queue as a negative too
     assert second > first
     assert second >= math.log(2) - 1e-4
 
@@ -142,10 +148,10 @@ def test_logits_use_the_queue_before_the_batch_enters_it():
 def test_keys_come_back_in_the_order_of_their_images(parts):
     moco = make(bn_parts=parts, moco_m=1.0)
     key = views(13)[1]
-    expected = F.normalize(moco.encoder_k(Normalise()(key)), dim=1)
+    expected = moco.encoder_k(Normalise()(key))
     for seed in range(3):
         torch.manual_seed(seed)
-        torch.testing.assert_close(moco._encode_keys(key), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(moco.encode_keys(key), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_key_statistics_are_taken_over_parts_of_a_shuffled_batch():
@@ -154,7 +160,7 @@ def test_key_statistics_are_taken_over_parts_of_a_shuffled_batch():
     key = views(16)[1]
     seen = []
     moco.encoder_k.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    moco._encode_keys(key)
+    moco.encode_keys(key)
     assert [len(part) for part in seen] == [4, 4, 4, 4]
     pooled = moco.encoder_k.pool(Normalise()(key)).flatten(1)
     order = [int((pooled - row).abs().sum(1).argmin()) for part in seen for row in part]
@@ -168,7 +174,7 @@ def test_no_part_is_too_small_for_batch_norm(b):
     moco = make(batch_norm=True, bn_parts=8, moco_m=1.0).train()
     sizes = []
     moco.encoder_k.norm.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    moco._encode_keys(views(b)[1])
+    moco.encode_keys(views(b)[1])
     assert sum(sizes) == b
     assert min(sizes) >= 2
 
@@ -176,33 +182,34 @@ def test_no_part_is_too_small_for_batch_norm(b):
 TWO_PROCESSES = """
 import sys
 import torch
-import torch.nn.functional as F
 sys.path[:0] = [{root!r}, {root!r} + "/tests", {here!r}]
-from test_moco import make, views
+from test_moco import DIM, make, train, views
+from losses.moco import MoCo
 from models.teachers import Normalise
 from runtime.device import start_process, wrap
 
 torch.set_num_threads(1)
 with start_process("cpu") as process:
     torch.manual_seed(0)
-    moco, whole = make(queue_size=14, moco_m=0.9), make(queue_size=14, moco_m=0.9)
+    moco, whole, loss, whole_loss = make(moco_m=0.9), make(moco_m=0.9), MoCo(DIM, 14), MoCo(DIM, 14)
     whole.load_state_dict(moco.state_dict())
+    whole_loss.load_state_dict(loss.state_dict())
     query, key = views(8)
     mine = slice(4 * process.rank, 4 * process.rank + 4)
     torch.manual_seed(100 + process.rank)  # each rank shuffles by its own state, and rank 0's counts
-    keys = moco._encode_keys(key[mine])
-    plain = F.normalize(moco.encoder_k(Normalise()(key[mine])), dim=1)
+    keys = moco.encode_keys(key[mine])
+    plain = moco.encoder_k(Normalise()(key[mine]))
     torch.testing.assert_close(keys, plain, rtol=1e-5, atol=1e-6)
 
     model = wrap(moco, process)
     for step in range(3):
         query, key = views(8, seed=step)
-        model(query[mine], key[mine])["loss"].backward()
+        train(model, loss, query[mine], key[mine])["loss"].backward()
 for step in range(3):  # and the same by one process
     query, key = views(8, seed=step)
-    whole(query, key)["loss"].backward()
-torch.testing.assert_close(moco.queue, whole.queue, rtol=1e-5, atol=1e-6)
-assert moco.queue_ptr == whole.queue_ptr == 24 % 14
+    train(whole, whole_loss, query, key)["loss"].backward()
+torch.testing.assert_close(loss.queue.items, whole_loss.queue.items, rtol=1e-5, atol=1e-6)
+assert loss.queue.count == whole_loss.queue.count == 24
 for a, b in zip(moco.encoder_q.parameters(), whole.encoder_q.parameters(), strict=True):
     assert a.grad.norm() > 0
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
@@ -223,10 +230,10 @@ def test_two_processes_compute_what_one_does(tmp_path):
 def test_state_has_the_names_of_mocos_files_and_loads_back(tmp_path):
     backbone = build_backbone("shufflenet_v2_x0_5", "cifar", 16)
     trunk_names = set(backbone.state_dict())
-    moco = MoCo(backbone, moco_dim=16, moco_k=8, bn_parts=1).train()
+    moco = MoCoEncoders(backbone, moco_dim=16, bn_parts=1).train()
     images = [torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8) for _ in range(2)]
     moco(*images)
-    assert {key.partition(".")[0] for key in moco.state_dict()} == {"encoder_q", "encoder_k", "queue", "queue_ptr"}
+    assert {key.partition(".")[0] for key in moco.state_dict()} == {"encoder_q", "encoder_k"}
     path = tmp_path / "teacher.pth"
     torch.save({**moco.record(), "state_dict": moco.encoder_state()}, path)
     head = {f"module.encoder_q.fc.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
@@ -250,9 +257,9 @@ def test_state_has_the_names_of_mocos_files_and_loads_back(tmp_path):
 
 @pytest.mark.parametrize("arch", ["squeezenet1_1", "mobilenet_v3_small"])
 def test_other_families_can_be_pre_trained(arch):
-    moco = MoCo(build_backbone(arch, image_size=32), moco_dim=8, moco_k=8, bn_parts=1).train()
+    moco = MoCoEncoders(build_backbone(arch, image_size=32), moco_dim=8, bn_parts=1).train()
     images = [torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8) for _ in range(2)]
-    loss = moco(*images)["loss"]
+    loss = train(moco, MoCo(8, 8), *images)["loss"]
     loss.backward()
     assert math.isfinite(loss.item())
     assert moco.trunk()(images[0]).shape == (4, moco.spec.feature_dim)
@@ -262,12 +269,12 @@ def test_a_frozen_trunk_keeps_every_tensor_and_its_head_learns():
     """Batch norm's statistics too; and the images are normalised as the trunk was trained."""
     colours = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.25, 0.5)}
     moco = make(batch_norm=True, bn_parts=1, freeze_trunk=True, **colours).train()
-    before = copy.deepcopy(moco.state_dict())
+    before, loss = copy.deepcopy(moco.state_dict()), MoCo(DIM, 10)
     assert torch.equal(moco.normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten(),
                        torch.tensor([1.0, 2.0, 1.0]))
     optimizer = torch.optim.SGD([p for p in moco.parameters() if p.requires_grad], 0.1)
     for seed in range(2):
-        moco(*views(6, seed))["loss"].backward()
+        train(moco, loss, *views(6, seed))["loss"].backward()
         optimizer.step()
     moco.eval().train()
     moco(*views(6))
@@ -283,7 +290,8 @@ def test_a_frozen_trunk_keeps_every_tensor_and_its_head_learns():
 
 def test_training_begins_with_the_weights_of_a_file(tmp_path):
     """Architecture, stem and colours are the file's; its trunk is the network's, its head is not."""
-    source = MoCo(build_backbone("shufflenet_v2_x0_5", "cifar", 16), 16, 8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    source = MoCoEncoders(build_backbone("shufflenet_v2_x0_5", "cifar", 16), 16, mean=(0.5, 0.5, 0.5),
+                          std=(0.5, 0.5, 0.5))
     path = tmp_path / "teacher.pth"
     torch.save({**source.record(), "state_dict": source.encoder_state()}, path)
     words = ["--data", "d", "--output", "o", "--moco-k", "8", "--moco-dim", "4", "--weights", str(path)]

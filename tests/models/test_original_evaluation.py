@@ -8,7 +8,7 @@ from checkpoints.frozen import load_frozen
 from models.backbones import build_backbone
 from models.distiller import Distiller
 from models.heads import build_head
-from models.moco_pretraining import MoCo
+from models.moco_pretraining import MoCoEncoders
 from runtime.store import CHECKPOINT
 
 CLASSIFIER = {"fc.weight", "fc.bias"}
@@ -65,7 +65,7 @@ def student():
 
 @pytest.fixture(scope="module")
 def teacher():
-    return move_statistics(MoCo(build_backbone("resnet18", image_size=48), moco_dim=8, moco_k=16)).eval()
+    return move_statistics(MoCoEncoders(build_backbone("resnet18", image_size=48), moco_dim=8)).eval()
 
 
 def assert_same_features(model, trunk):

@@ -48,11 +48,11 @@ def test_memory_that_is_not_there_is_asked_for_before_it_is_taken(monkeypatch):
 def test_queues_name_their_flag(monkeypatch):
     from losses.queue import Queue
     from models.backbones import build_backbone
-    from models.moco_pretraining import MoCo
+    from models.moco_pretraining import MoCoEncoders
     with pytest.raises(UserError, match=r"^--queue-size 2000000000 of 128 numbers each takes [\d,.]+ GB of memory"):
         Queue(2_000_000_000, 128)
     backbone = build_backbone("shufflenet_v2_x0_5", "imagenet", 64)
     state = torch.get_rng_state()
-    with pytest.raises(UserError, match=r"^--moco-k 9 with --moco-dim 2000000000 takes"):
-        MoCo(backbone, moco_dim=2_000_000_000, moco_k=9)
+    with pytest.raises(UserError, match=r"^--moco-dim 2000000000 takes"):
+        MoCoEncoders(backbone, moco_dim=2_000_000_000)
     assert torch.equal(state, torch.get_rng_state())
