@@ -20,9 +20,9 @@ from runtime.hardware import Hardware
 from runtime.job import JobSettings, RunSettings
 from runtime.numbers import number
 from runtime.optimizers import Optimization
-from runtime.settings import Declared, Used, add_settings, boolean, declared, take, values
+from runtime.settings import Declared, Used, add_settings, declared, take, values
 
-__all__ = ["Arguments", "Group", "Parser", "boolean", "default_workers", "number", "take", "values"]
+__all__ = ["Arguments", "Group", "Parser", "default_workers", "number", "take", "values"]
 Group = argparse._ArgumentGroup
 FEW = 25  # flags, all of which --help shows
 

@@ -60,10 +60,8 @@ def check_sampler(args: argparse.Namespace) -> None:
                         "which needs no file")
     kind.check(**_settings(args))
     if kind.uneven_steps:
-        taken = losses.settings(args.loss.split("+"))
-        gathers = losses.needs_of(args.loss).momentum or {"queue_size", "smd_batch"} & taken.keys()
         for flag, given in (("--micro-batch", args.micro_batch), ("--epoch-steps", args.epoch_steps),
-                            (f"--loss {args.loss}", gathers)):
+                            (f"--loss {args.loss}", losses.needs_of(args.loss).gathers)):
             if given:
                 raise UserError(f"{flag} needs steps of one size, and {kind.uneven_steps}")
 

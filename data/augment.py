@@ -3,7 +3,7 @@
 A view's numbers come from (seed, stamp, view) alone, so they do not depend on workers, ranks, resumes, or on
 how the pixels are made: data.views and data.colour apply the same parameters with Pillow or with torch.
 
-    python -m data.augment --preview sheet.png --data DIR --aug moco_v2
+    python -m data.preview --output sheet.png --data DIR --aug moco_v2       # shows them
 """
 
 from __future__ import annotations
@@ -213,10 +213,3 @@ def linear_transform(image_size: int) -> CentreCrop:
 def eval_transform_name(image_size: int) -> str:
     """What eval_transform does, in a few words."""
     return str(eval_transform(image_size))
-
-
-if __name__ == "__main__":
-    from data.preview import main
-    from runtime.errors import run_script
-
-    run_script(main)

@@ -13,12 +13,11 @@ import torch
 
 from data.images import BadImage
 from data.parcels import fits
+from data.samplers import Key
 from data.sources import ImageSource
 from runtime.errors import UserError
 
 REPLACEMENT_ATTEMPTS = 8
-
-Key = tuple[int, int]
 
 
 class Batch(NamedTuple):

@@ -16,11 +16,11 @@ from data.folders import list_folder, scan, unreadable
 from data.image_files import IMAGE_EXTENSIONS, ImageNames
 from data.packed import PackedSource, is_packed
 from data.sources import UNMIX, ArraySource, FileSource, ImageSource
+from data.split_folders import EVALUATION_FOLDERS, SPLITS, are_splits, names_of
 from runtime.errors import UserError
 from runtime.outputs import no_link
 from runtime.regular import open_regular
 
-EVALUATION_FOLDERS = ("val", "test", "valid", "validation")  # looked for in this order
 SPEC_HELP = (
     "an image folder, a packed file (.pack), a .txt file of image paths, or one of demo, digits, cifar10, cifar100, "
     "stl10"
@@ -96,7 +96,7 @@ def _open_folder(folder: Path, split: str, spec: str) -> ImageSource:
     folders, has_images = list_folder(folder, spec)
     if not has_images:
         packed = _packed_splits(folder, folders)
-        if packed or _holds_splits(folder, folders, spec):
+        if packed or are_splits(folders, lambda: list_folder(folder / "train", spec)[1]):
             folder = _choose_split(folder, folders, packed, split, spec)
             if folder.suffix == ".pack":
                 return PackedSource(folder)
@@ -124,21 +124,11 @@ def _open_tree(folder: Path, spec: str) -> ImageSource:
 
 def _packed_splits(folder: Path, folders: list[str]) -> set[str]:
     """Splits that lie there as packed files; none where the sub-folders are classes."""
-    splits = {"train", *EVALUATION_FOLDERS}
-    return {name for name in splits if _is_file(folder / f"{name}.pack")} if splits.issuperset(folders) else set()
-
-
-def _holds_splits(folder: Path, folders: list[str], spec: str) -> bool:
-    """Whether the sub-folders are train/ and its like, rather than classes (COCO has a class 'train')."""
-    splits = {"train", *EVALUATION_FOLDERS}.intersection(folders)
-    if len(splits) == len(folders):
-        return bool(splits)
-    # With other folders beside them (annotations/, ...) it takes two splits and classes inside train/.
-    return "train" in splits and len(splits) > 1 and not list_folder(folder / "train", spec)[1]
+    return {name for name in SPLITS if _is_file(folder / f"{name}.pack")} if SPLITS.issuperset(folders) else set()
 
 
 def _choose_split(folder: Path, folders: list[str], packed: set[str], split: str, spec: str) -> Path:
-    wanted = ("train",) if split == "train" else EVALUATION_FOLDERS
+    wanted = names_of(split)
     for name in wanted:
         if name in folders:
             return folder / name

@@ -12,13 +12,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.augment import Augmentation, Transform, Views, eval_transform, view_keys
-from data.batches import BadImageLog, Batch, Key, as_key, named_deaths, open_or_replace
+from data.batches import BadImageLog, Batch, as_key, named_deaths, open_or_replace
 from data.cache import CachedSource
 from data.colour import apply_colour
 from data.images import limit_pixels, most_pixels
 from data.parcels import Parcel, allocate, packed
 from data.resident import ResidentLoader
-from data.samplers import RandomSampler
+from data.samplers import Key, RandomSampler
 from data.sources import ImageSource
 from data.views import fast_crop, pil_view
 from runtime.errors import UserError

@@ -1,4 +1,4 @@
-"""A contact sheet of augmented views: python -m data.augment --preview OUT.png --data DIR."""
+"""A contact sheet of augmented views: python -m data.preview --output OUT.png --data DIR."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data.images import limit_pixels
 from data.loader import DATA_PATHS, BadImageLog, ViewDataset
 from data.reading import Images
 from data.sources import ImageSource
-from runtime.errors import UserError
+from runtime.errors import UserError, run_script
 from runtime.numbers import number
 from runtime.outputs import check_output_file
 from runtime.settings import declared
@@ -28,8 +28,8 @@ GAP, LABEL = 4, 14  # pixels between pictures, and height of a line of text
 
 def main(argv: list[str] | None = None) -> None:
     """Write a sheet. Raises UserError for what cannot be read or written."""
-    parser = argparse.ArgumentParser(prog="python -m data.augment", allow_abbrev=False, description=__doc__)
-    parser.add_argument("--preview", required=True, metavar="OUT.png", help="the picture to write")
+    parser = argparse.ArgumentParser(prog="python -m data.preview", allow_abbrev=False, description=__doc__)
+    parser.add_argument("--output", required=True, metavar="OUT.png", help="the picture to write")
     parser.add_argument("--data", required=True, help=SPEC_HELP)
     parser.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2", help="augmentation; default moco_v2")
     parser.add_argument("--image-size", type=number(int), default=224, help="side of a view in pixels; default 224")
@@ -43,15 +43,15 @@ def main(argv: list[str] | None = None) -> None:
     limit_pixels(chosen.max_pixels)
     if min(chosen.images, chosen.views) < 1 or chosen.image_size < 8 or chosen.seed < 0:
         raise UserError("--images and --views must be at least 1, --image-size at least 8 and --seed at least 0")
-    source, path = open_source(chosen.data), Path(chosen.preview)
-    check_output_file(path, "--preview", [".png"], images_called(source, path.name))
+    source, path = open_source(chosen.data), Path(chosen.output)
+    check_output_file(path, "--output", [".png"], images_called(source, path.name))
     rows = np.linspace(0, len(source) - 1, min(chosen.images, len(source))).round().astype(int).tolist()
     paths = DATA_PATHS if chosen.data_path == "both" else (chosen.data_path,)
     picture = sheet(source, rows, chosen.views, augmentation(chosen.aug, chosen.image_size), chosen.seed, paths)
     encoded = io.BytesIO()
     picture.save(encoded, "PNG")
     write_atomic(path, lambda file: file.write(encoded.getvalue()))
-    print(f"{chosen.preview}: {len(rows)} images, each as evaluation sees it and in {chosen.views} views of "
+    print(f"{chosen.output}: {len(rows)} images, each as evaluation sees it and in {chosen.views} views of "
           f"{chosen.aug}, by {' and '.join(paths)}")
 
 
@@ -75,3 +75,7 @@ def sheet(source: ImageSource, rows: list[int], views: int, augment: Augmentatio
                 canvas.paste(Image.fromarray(view.permute(1, 2, 0).numpy()), (GAP + column * step, top))
             top += step
     return canvas
+
+
+if __name__ == "__main__":
+    run_script(main)

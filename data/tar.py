@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.datasets import EVALUATION_FOLDERS
 from data.image_files import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, ImageNames, is_hidden, mixture_of
 from data.images import BadImage, open_rgb
 from data.sources import ImageSource
+from data.split_folders import are_splits, names_of
 from runtime.errors import UserError
 from runtime.regular import open_regular
 
@@ -163,8 +163,9 @@ def _part(names: list[str], split: str) -> str | None:
     """The one of train/, val/ and its like that holds the split's images; None where the tree has no such parts, told
     from classes of these names as `open_source` does."""
     tops = {name.split("/")[0] for name in names}
-    found = [part for part in EVALUATION_FOLDERS if part in tops]
-    inside = tops.issubset({"train", *found}) or all(name.count("/") > 1 for name in names if name.startswith("train/"))
-    if not found or "train" not in tops or not inside or any("/" not in name for name in names):
+    train, test = (next((part for part in names_of(x) if part in tops), None) for x in ("train", "test"))
+    flat = any("/" not in name for name in names)
+    if flat or not (train and test) or not are_splits(
+            tops, lambda: any(name.count("/") == 1 for name in names if name.startswith("train/"))):
         return None
-    return "train" if split == "train" else found[0]
+    return train if split == "train" else test

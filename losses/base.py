@@ -24,8 +24,9 @@ class Needs:
     ``views``: augmented views of each image in a batch. ``pairs``: batches are pairs, an anchor and then one of its
     nearest images. ``teacher``: what the student is compared with: the teacher's pooled ``features``, the output of its
     own ``head``, or None for no teacher. ``head``: the student's head, a name of models.heads.HEADS. ``momentum``:
-    a momentum copy of the student. ``passes``: student forward passes for each image of a batch. ``also``: what else
-    the table of docs/METHODS.md names, such as a queue.
+    a momentum copy of the student. ``passes``: student forward passes for each image of a batch. ``gathers``: it
+    collects the rows of all processes, so that each must have as many. ``also``: what else the table of docs/METHODS.md
+    names, such as a queue.
     """
 
     views: int = 1
@@ -34,6 +35,7 @@ class Needs:
     head: str = "projection"
     momentum: bool = False
     passes: float = 1.0
+    gathers: bool = False
     also: str = ""
 
 
@@ -78,6 +80,7 @@ class CombinedNeeds:
     heads: tuple[tuple[str, str | None], ...]
     momentum: bool
     passes: float
+    gathers: bool
 
 
 @dataclass(frozen=True)

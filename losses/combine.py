@@ -88,7 +88,8 @@ def combined_needs(needs: Mapping[str, Needs]) -> CombinedNeeds:
     return CombinedNeeds(max(n.views for n in every), every[0].pairs,
                     tuple(dict.fromkeys(n.teacher for n in every if n.teacher)),
                     tuple(dict.fromkeys((n.head, n.teacher) for n in every)),
-                    any(n.momentum for n in every), max(n.passes for n in every))
+                    any(n.momentum for n in every), max(n.passes for n in every),
+                    any(n.gathers or n.momentum for n in every))
 
 
 def _place(tensors: list[Tensor], tensor: Tensor) -> int:

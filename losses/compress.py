@@ -25,7 +25,7 @@ NOTHING = -1e4  # logit of an excluded item: its softmax is zero, and without an
 class CompRess(Loss):
     """One view, pooled features of any two widths, no heads."""
 
-    needs = Needs(head="none", momentum=True, also="2 queues")
+    needs = Needs(head="none", momentum=True, gathers=True, also="2 queues")
     recipe = Recipe(epochs=130, lr=0.01, published={"resnet18": "61.7"},
                     note="its authors' repository, another linear protocol; they only crop and flip, and divide the "
                          "rate by 5 at epochs 90 and 120, here a cosine")

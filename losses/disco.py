@@ -26,7 +26,7 @@ from runtime.settings import Setting
 class DisCo(Loss):
     """Two views; the teacher with its own head, the student with Linear(d, 2048), ReLU, Linear(2048, ``dim``)."""
 
-    needs = Needs(views=2, teacher="head", head="wide", momentum=True, passes=2, also="queue")
+    needs = Needs(views=2, teacher="head", head="wide", momentum=True, passes=2, gathers=True, also="queue")
     recipe = Recipe(epochs=200, lr=0.03, flags=("--teacher-bn", "train"), note="200 epochs x 2 views", published={
         "resnet18": "60.60 / 83.70 / 52.03", "resnet34": "62.50 / 85.40 / 53.65",
         "efficientnet_b0": "66.50 / 87.60 / 54.78"})

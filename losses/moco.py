@@ -20,7 +20,7 @@ from losses.queue import Queue, info_nce, unit_rows
 class MoCo(Loss):
     """Two views, no teacher: what a small network learns by itself, the baseline of every table."""
 
-    needs = Needs(views=2, teacher=None, head="mlp", momentum=True, also="queue")
+    needs = Needs(views=2, teacher=None, head="mlp", momentum=True, gathers=True, also="queue")
     recipe = Recipe(epochs=200, lr=0.03, flags=("--moco-dim", "128"), note="no teacher", published={
         "resnet18": "52.20 / 76.60 / 36.70", "resnet34": "56.80 / 81.40 / 41.50",
         "efficientnet_b0": "42.20 / 68.50 / 30.0"})

@@ -20,7 +20,7 @@ from losses.queue import Queue, unit_rows
 class SEED(Loss):
     """One view; the teacher with its own head, the student with one like it: Linear(d, d), ReLU, Linear(d, ``dim``)."""
 
-    needs = Needs(teacher="head", head="mlp", also="queue")
+    needs = Needs(teacher="head", head="mlp", gathers=True, also="queue")
     recipe = Recipe(epochs=200, lr=0.03, warmup=None, published={
         "resnet18": "57.60 / 81.80 / 50.12", "resnet34": "58.50 / 82.60 / 45.20",
         "efficientnet_b0": "61.30 / 82.70 / 53.11"})

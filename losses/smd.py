@@ -34,7 +34,7 @@ class SMD(Loss):
     with ``smd_batch`` "local" over each process's own, as in the original.
     """
 
-    needs = Needs(views=2, head="linear", passes=2.0)
+    needs = Needs(views=2, head="linear", passes=2.0, gathers=True)
     recipe = Recipe(epochs=100, lr=0.1, batch=512, flags=("--smd-batch", "local"), small=("--smd-tau", "0.004"),
                     published={"resnet18": "59.56 / 83.29 / 49.69", "resnet34": "62.75 / 85.25 / 52.61"},
                     note="100 epochs x 2 views; lr 0.05 for each 256 images")

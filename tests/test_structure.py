@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import graphlib
 import importlib
 import os
 import re
@@ -75,6 +76,19 @@ def test_nothing_imports_a_root_script_and_only_they_import_what_they_share():
         wrong += [f"{path.relative_to(ROOT)}:{line} imports {name}" for name, line in imported(path)
                   if name in forbidden]
     assert not wrong
+
+
+def test_no_circle_of_imports():
+    """Those inside functions count too."""
+    names, graph = set(modules()), {}
+    for path in python_files():
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text())) if name in names else ():
+            if isinstance(node, ast.ImportFrom):
+                graph.setdefault(name, set()).update(
+                    {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} & names - {name})
+    assert "data.images" in graph["data.loader"]
+    graphlib.TopologicalSorter(graph).prepare()  # names a circle
 
 
 def test_below_the_root_scripts_no_function_takes_a_namespace():

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.batches import Key, as_key
+from data.batches import as_key
 from data.images import BadImage, decode_rgb, read_bytes
 from data.loader import WorkerLoader, loader_options
-from data.samplers import RandomSampler
+from data.samplers import Key, RandomSampler
 from evals.sets.boxes import BoxSource
 from runtime.errors import UserError
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.datasets import EVALUATION_FOLDERS, datasets_root, open_source
+from data.datasets import datasets_root, open_source
 from data.folders import scan
 from data.sources import ArraySource, FileSource, ImageSource
+from data.split_folders import EVALUATION_FOLDERS
 from data.splits import open_labelled
 from runtime.errors import UserError
 

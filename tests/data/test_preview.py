@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 def sheet(folder, *more):
     out = folder.parent / "sheet.png"
-    main(["--preview", str(out), "--data", str(folder), "--image-size", str(SIZE), "--images", "2", "--views", "3",
+    main(["--output", str(out), "--data", str(folder), "--image-size", str(SIZE), "--images", "2", "--views", "3",
           *more])
     return np.asarray(Image.open(out))
 
@@ -54,13 +54,13 @@ def test_a_sheet_is_a_png_and_never_one_of_the_images(folder):
               folder: "let its name end so"}
     for path, words in places.items():
         with pytest.raises(UserError, match=words):
-            main(["--preview", str(path), "--data", str(folder)])
+            main(["--output", str(path), "--data", str(folder)])
     assert (folder / "0.png").read_bytes() == before
 
 
 def test_what_cannot_be_drawn_is_said_in_a_sentence(folder):
     with pytest.raises(UserError, match="0.png cannot be made, since .* is not a folder"):
-        main(["--preview", str(folder / "0.png" / "x.png"), "--data", str(folder), "--images", "1"])
+        main(["--output", str(folder / "0.png" / "x.png"), "--data", str(folder), "--images", "1"])
     (folder / "0.png").write_bytes(b"words")
     with pytest.raises(UserError, match=r"0\.png \(not an image"):
         sheet(folder)
