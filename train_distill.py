@@ -278,8 +278,8 @@ def after_epoch(run: Run, epoch: int, args: argparse.Namespace, sampler: RandomS
         run.note(epoch, "knn", {"top1": top1}, knn.description)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     limit_pixels(args.max_pixels)
     with start_process(args.device) as process:
         cli.same_flags(args, process)
