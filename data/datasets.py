@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from data import scan_cache
 from data.folders import list_folder, scan, unreadable
 from data.image_files import IMAGE_EXTENSIONS, ImageNames
 from data.packed import PackedSource, is_packed
@@ -107,11 +105,7 @@ def _open_folder(folder: Path, split: str, spec: str) -> ImageSource:
 
 
 def _open_tree(folder: Path, spec: str) -> ImageSource:
-    tree = scan_cache.load(folder)
-    if tree is None:
-        started = time.time()
-        tree = scan(folder, spec)
-        scan_cache.save(folder, tree, started)
+    tree = scan(folder, spec)
     if not len(tree.names):
         raise UserError(
             f"--data {spec} holds no image: nothing below {folder} ends in {', '.join(IMAGE_EXTENSIONS)}"

@@ -18,15 +18,13 @@ MOST_VISITS = 100  # of one folder, by links; those that link to one another mak
 class Tree(NamedTuple):
     """What a scan finds.
 
-    names: posix paths relative to the folder. labels: int64 [N], or None. classes: their names. folders: every
-    folder that was looked into, "." first; while none of them changes, neither does the rest. notes: sentences on
+    names: posix paths relative to the folder. labels: int64 [N], or None. classes: their names. notes: sentences on
     what was left out or met twice. mixture: what is said of images beside class folders, '' for none.
     """
 
     names: Names
     labels: np.ndarray | None
     classes: list[str]
-    folders: list[str]
     notes: list[str]
     mixture: str
 
@@ -44,11 +42,11 @@ def scan(folder: Path, spec: str) -> Tree:
     names = Names(f"{place}/{name}" if place else name for place in order for name in sorted(places[place]))
     if loose:
         mixture = mixture_of(loose, tops)
-        return Tree(names, None, [], walk.folders, walk.notes() + [mixture] * bool(mixture), mixture)
+        return Tree(names, None, [], walk.notes() + [mixture] * bool(mixture), mixture)
     number = {top: i for i, top in enumerate(tops)}
     labels = np.repeat(np.array([number[place.partition("/")[0]] for place in order], dtype=np.int64),
                        [len(places[place]) for place in order])
-    return Tree(names, labels, tops, walk.folders, walk.notes(), "")
+    return Tree(names, labels, tops, walk.notes(), "")
 
 
 def list_folder(folder: Path, spec: str) -> tuple[list[str], bool]:
@@ -76,13 +74,12 @@ def _entries(folder: Path, spec: str) -> list[tuple[str, bool]]:
 class _Walk:
     """One way through a folder and all below it, as os.walk with followlinks goes, but for links that go in circles.
 
-    found: names of images by the folder they lie in, posix and relative, "" for the one that was given. folders: all
-    that were looked into.
+    found: names of images by the folder they lie in, posix and relative, "" for the one that was given.
     """
 
     def __init__(self, folder: Path, spec: str):
         self.folder, self.spec = folder, spec
-        self.files, self.found, self.folders = ImageNames(), {}, []
+        self.files, self.found = ImageNames(), {}
         self.has_macosx, self.circles, self.twice = False, [], []
         self.places: dict[tuple[int, int], list[str]] = {}  # by (device, inode)
         waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]  # a folder, and those it lies in
@@ -111,7 +108,7 @@ class _Walk:
             found = (self.folder / place).stat()
         except OSError as error:
             raise UserError(unreadable(self.spec, error)) from None
-        key = (found.st_dev, found.st_ino) if found.st_ino else (-1, len(self.folders))  # some disks number nothing
+        key = (found.st_dev, found.st_ino) if found.st_ino else (-1, len(self.places))  # some disks number nothing
         if key in above:
             self.circles.append(place)
             return None
@@ -136,7 +133,6 @@ class _Walk:
             self.has_macosx |= is_folder and name == "__MACOSX"
         if images:
             self.found[place] = images
-        self.folders.append(place or ".")
         return folders
 
 
