@@ -1,14 +1,7 @@
 #!/usr/bin/env python
 """Evaluate a network from any checkpoint; architecture, stem and normalisation are found in the file.
 
-    python evaluate.py linear --data ROOT --weights FILE [--cached]     # ROOT holds train/ and val/ or test/
-    python evaluate.py finetune --labels 0.01 --data ROOT --weights FILE
-    python evaluate.py transfer --data ROOT | --datasets cifar10 pets … --root DIR  --weights FILE [--few-shot]
-    python evaluate.py robustness --train ROOT --ood v2=DIR sketch=DIR … --weights FILE
-    python evaluate.py overlap --data DIR --teacher FILE --weights FILE [FILE ...]
-    python evaluate.py map --data DIR --teacher FILE --weights FILE [FILE ...] [--method umap]
-    python evaluate.py retrieval --data DIR | --root DIR --datasets roxford5k rparis6k --weights FILE
-    python evaluate.py video --data DAVIS --weights FILE
+    python evaluate.py linear --data ROOT --weights FILE --cached     # ROOT holds train/ and val/ or test/
     python evaluate.py all --data ROOT --teacher FILE --root DIR --ood NAME=DIR ... --weights FILE
     python evaluate.py all --compare A.json B.json
 
@@ -27,34 +20,14 @@ import contextlib
 import json
 import sys
 
-from common import cli, cli_original
-from common import evaluate_all as everything
-from common import evaluate_finetune as finetune
-from common import evaluate_knn as knn
-from common import evaluate_linear as linear
-from common import evaluate_map as plane_map
-from common import evaluate_overlap as overlap
-from common import evaluate_retrieval as retrieval
-from common import evaluate_robustness as robustness
-from common import evaluate_transfer as transfer
-from common import evaluate_video as video
+from common import cli, cli_original, evaluate_all
+from common.evaluations import EVALUATIONS
 from data.images import limit_pixels
 from evals.results import plain
 from runtime.device import UNEVEN_WORK, start_process
 from runtime.errors import EXIT_BAD_INPUT, run_script
 
-COMMANDS = {
-    "knn": knn,
-    "linear": linear,
-    "finetune": finetune,
-    "transfer": transfer,
-    "robustness": robustness,
-    "retrieval": retrieval,
-    "overlap": overlap,
-    "map": plane_map,
-    "video": video,
-    "all": everything,
-}
+COMMANDS = {**EVALUATIONS, "all": evaluate_all}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -8,26 +8,17 @@ from types import ModuleType
 from typing import Any
 
 from common import cli, evaluation
-from common import evaluate_finetune as finetune
-from common import evaluate_knn as knn
-from common import evaluate_linear as linear
-from common import evaluate_overlap as overlap
-from common import evaluate_retrieval as retrieval
-from common import evaluate_robustness as robustness
-from common import evaluate_transfer as transfer
-from common import evaluate_video as video
+from common.evaluations import EVALUATIONS
 from evals.comparison import compared, differences, load_evaluations, long_table
 from evals.results import plain, save_table, table
-from evals.sets.landmarks import IMAGES_FROM
-from evals.sets.transfer_sets import sets_in
 from runtime.device import Process
 from runtime.errors import UserError
 from runtime.state import save_json
 
 HELP = "everything that the given folders allow, in one table; --compare two of them"
-DATA = evaluation.LABELLED.replace("labelled images:",
-                                   "for knn, linear, retrieval, overlap and finetune, labelled images:")
-SHARE_OF = evaluation.SHARE_OF.replace(";", ", but not of what retrieval, overlap and video take;")
+DATA = evaluation.LABELLED.replace("labelled images:", "for those that have no folder of their own, labelled images:")
+SHARE_OF = evaluation.SHARE_OF.replace(";", ", but test images are taken whole;")
+NAMES = [name for name, module in EVALUATIONS.items() if hasattr(module, "in_all")]
 Plan = tuple[str, ModuleType, list[str] | str]  # name, module, its own flags or why it is left out
 
 
@@ -49,18 +40,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help="linear by the original's protocol too, which takes days on ImageNet; default: only on "
                             "cached features")
     group.add_argument("--skip", nargs="+", default=[], metavar="NAME",
-                       help="evaluations to leave out, by name: knn, linear, finetune, transfer, robustness, "
-                            "retrieval, overlap, video")
+                       help=f"evaluations to leave out, by name: {', '.join(NAMES)}")
     group.add_argument("--compare", nargs=2, default=None, metavar=("A.json", "B.json"),
                        help="evaluate nothing: print two results side by side with their differences, each an "
                             "all.json, a results.jsonl (the newest line of each evaluation), or what --json printed")
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
-    """k-NN, a linear classifier, fine-tuning, transfer, robustness, retrieval, overlap and video, each where its folder
-    is given, into all.md and all.json in --output. In one process, one that fails is named at the end (exit code 2) and
-    the others are done; with torchrun it ends the run. What is left out is said too. Features are shared, and a run
-    after a kill finds what is done in the cache."""
+    """Every evaluation whose folder is given, into all.md and all.json in --output. In one process, one that fails is
+    named at the end (exit code 2) and the others are done; with torchrun it ends the run. What is left out is said too.
+    Features are shared, and a run after a kill finds what is done in the cache."""
     if args.compare:
         return compare(*args.compare, process)
     if not args.weights:
@@ -95,39 +84,11 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
 
 def plan(args: argparse.Namespace) -> list[Plan]:
     """The evaluations in their order, each with its own flags, or with the reason why it is left out."""
-    data = ["--data", args.data] if args.data else "it needs --data"
-    steps: list[Plan] = [("knn", knn, data), ("linear", linear, [*data, "--cached"] if args.data else data)]
-    if args.protocol:
-        steps.append(("linear, protocol", linear, data))
-    steps += [(f"finetune {share}", finetune, [*data, "--labels", share] if args.data else data)
-              for share in args.labels]
-    if not args.labels:
-        steps.append(("finetune", finetune, "it needs --labels"))
-    sets, landmarks = found_in(args.root) if args.root else ([], [])
-    steps.append(("transfer", transfer, ["--root", args.root, "--datasets", *sets] if sets else
-                  f"--root {args.root} holds none of its sets" if args.root else "it needs --root"))
-    steps.append(("robustness", robustness, ["--train", args.data, "--ood", *args.ood] if args.data and args.ood else
-                  "it needs --data and --ood"))
-    steps.append(("retrieval", retrieval, data))
-    steps.append(("retrieval, landmarks", retrieval, ["--root", args.root, "--datasets", *landmarks] if landmarks else
-                  "it needs --root with roxford5k or rparis6k"))
-    steps.append(("overlap", overlap, [*data, "--teacher", args.teacher, "--names", "student"]
-                  if args.data and args.teacher else "it needs --data and --teacher"))
-    steps.append(("video", video, ["--data", args.davis] if args.davis else "it needs --davis"))
-    known = {name.split(",")[0].split(" ")[0] for name, _, _ in steps}
-    unknown = sorted(set(args.skip) - known)
+    unknown = sorted(set(args.skip) - set(NAMES))
     if unknown:
-        raise UserError(f"--skip {unknown[0]} is not an evaluation; choose from {', '.join(sorted(known))}")
-    return [(name, module, f"--skip {short}" if (short := name.split(",")[0].split(" ")[0]) in args.skip else flags)
-            for name, module, flags in steps]
-
-
-def found_in(root: str) -> tuple[list[str], list[str]]:
-    """Names of the transfer sets and of the landmark benchmarks that a folder holds."""
-    if not Path(root).is_dir():
-        raise UserError(f"--root {root} is not a folder; give the folder that holds the sets")
-    landmarks = [name for name in sorted(IMAGES_FROM) if (Path(root) / name / f"gnd_{name}.pkl").is_file()]
-    return [name for name in sets_in(root) if name not in IMAGES_FROM], landmarks
+        raise UserError(f"--skip {unknown[0]} is not an evaluation; choose from {', '.join(sorted(NAMES))}")
+    return [(title, EVALUATIONS[name], f"--skip {name}" if name in args.skip else flags)
+            for name in NAMES for title, flags in EVALUATIONS[name].in_all(args)]
 
 
 def arguments(module: ModuleType, name: str, flags: list[str], args: cli.Arguments) -> cli.Arguments:
@@ -136,8 +97,6 @@ def arguments(module: ModuleType, name: str, flags: list[str], args: cli.Argumen
     module.add_flags(parser)
     own = parser.parse_args([*flags, "--weights", args.weights])
     keep = {"data", *own.given}  # each evaluation is given its own
-    keep |= {"subset"} if module in (overlap, retrieval, video) else set()  # theirs are test images, taken whole
-    keep |= {"on_bad_image"} if name == "retrieval, landmarks" else set()  # which needs all of them
     for key in (args.declared.keys() & own.declared.keys()) - keep:
         setattr(own, key, getattr(args, key))
     own.command = name

@@ -43,6 +43,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help=f"learning rate of the classifier; default 0.2, {SWAV}, and 5 below 5 %% of the labels")
 
 
+def in_all(args: argparse.Namespace) -> evaluation.Steps:
+    """What `evaluate.py all` with ``args`` runs of it."""
+    return [(f"finetune {share}", evaluation.on_data(args, "--labels", share)) for share in args.labels] or [
+        ("finetune", "it needs --labels")]
+
+
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """Top-1 and top-5 of the network fine-tuned with a classifier on few labels: random crops and flips, SGD with a
     learning rate for each, batch norm in training mode (over all GPUs), 20 epochs, rates divided by 5 at 12 and 16."""

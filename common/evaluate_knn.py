@@ -26,6 +26,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                             "k=10 T=1, k=20 T=.07, k=50 T=.07. compute_knn.py eval has more to choose")
 
 
+def in_all(args: argparse.Namespace) -> evaluation.Steps:
+    """What `evaluate.py all` with ``args`` runs of it."""
+    return [("knn", evaluation.on_data(args))]
+
+
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """Top-1 and top-5 of the weighted k-NN vote of the training images on the test images, as compute_knn.py eval, with
     the features and results kept in --output."""

@@ -42,6 +42,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
              lambda args: not args.cached or args.solver == "sgd")
 
 
+def in_all(args: argparse.Namespace) -> evaluation.Steps:
+    """What `evaluate.py all` with ``args`` runs of it."""
+    steps = [("linear", evaluation.on_data(args, "--cached"))]
+    return steps + [("linear, protocol", evaluation.on_data(args))] * args.protocol
+
+
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """Top-1 and top-5 of a linear classifier on the frozen network's pooled features, by the original's protocol:
     random crops and flips, SGD with learning rate 30, batch 256, 100 epochs, a tenth at 60 and 80; or --cached."""

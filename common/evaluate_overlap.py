@@ -42,6 +42,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                             "'none' for no picture")
 
 
+def in_all(args: argparse.Namespace) -> evaluation.Steps:
+    """What `evaluate.py all` with ``args`` runs of it."""
+    return [("overlap", evaluation.on_data(args, "--teacher", args.teacher, "--names", "student", *evaluation.WHOLE)
+             if args.data and args.teacher else "it needs --data and --teacher")]
+
+
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """How much of the teacher's space each student has, on images that neither was trained on: the percentage of
     nearest neighbours that they share, trustworthiness and continuity (Venna and Kaski), linear CKA (Kornblith et al.),

@@ -42,6 +42,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help="with --data: K of recall@K; default " + " ".join(map(str, RECALL_AT)))
 
 
+def in_all(args: argparse.Namespace) -> evaluation.Steps:
+    """What `evaluate.py all` with ``args`` runs of it."""
+    root = evaluation.root_of(args) if args.root else None
+    sets = [name for name in sorted(IMAGES_FROM) if root and (root / name / f"gnd_{name}.pkl").is_file()]
+    return [("retrieval", evaluation.on_data(args, *evaluation.WHOLE)),
+            ("retrieval, landmarks", [  # all of their images are needed
+                "--root", args.root, "--datasets", *sets, *evaluation.WHOLE, "--on-bad-image", "error"] if sets else
+                "it needs --root with roxford5k or rparis6k")]
+
+
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """Revisited Oxford and Paris (Radenovic et al., CVPR 2018): mAP and mP@1, 5, 10 of the easy, medium and hard
     protocols, queries cropped to their boxes, images whole and in their own proportions; or, with --data, recall@K and

@@ -45,6 +45,12 @@ def _named_folder(text: str) -> tuple[str, str]:
     return name, folder
 
 
+def in_all(args: argparse.Namespace) -> evaluation.Steps:
+    """What `evaluate.py all` with ``args`` runs of it."""
+    return [("robustness", ["--train", args.data, "--ood", *args.ood] if args.data and args.ood else
+             "it needs --data and --ood")]
+
+
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """Top-1, top-5, expected calibration error (15 bins) and negative log likelihood of a linear head, on the test
     images of --train and on each set of --ood. The head is that of linear --cached: trained on centre-crop features

@@ -18,7 +18,8 @@ from data.augment import eval_transform
 from data.datasets import datasets_root
 from evals.fewshot import HEADS, episodes, few_shot
 from evals.head_grid import split_validation
-from evals.sets.transfer_sets import LAYOUTS, TransferSet, open_transfer_folder, open_transfer_set
+from evals.sets.landmarks import IMAGES_FROM
+from evals.sets.transfer_sets import LAYOUTS, TransferSet, open_transfer_folder, open_transfer_set, sets_in
 from evals.transfer import NAMES, Transfer, logistic_regression, transfer
 from runtime.agreement import together
 from runtime.device import Process
@@ -65,6 +66,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--few-shot-from", choices=("all", "test"), default="all",
                        help="images that episodes draw from: all of a set's (default, as in Ericsson et al. 2021), or "
                             "its test images alone")
+
+
+def in_all(args: argparse.Namespace) -> evaluation.Steps:
+    """What `evaluate.py all` with ``args`` runs of it."""
+    if not args.root:
+        return [("transfer", "it needs --root")]
+    sets = [name for name in sets_in(evaluation.root_of(args)) if name not in IMAGES_FROM]
+    return [("transfer", ["--root", args.root, "--datasets", *sets] if sets else
+             f"--root {args.root} holds none of its sets")]
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:

@@ -58,6 +58,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help="also write the masks there, DIR/VIDEO/00000.png as the official toolkit reads them")
 
 
+def in_all(args: argparse.Namespace) -> evaluation.Steps:
+    """What `evaluate.py all` with ``args`` runs of it."""
+    return [("video", ["--data", args.davis, *evaluation.WHOLE] if args.davis else "it needs --davis")]
+
+
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """J and F of DAVIS 2017 (semi-supervised, as its toolkit measures them): the first frame's masks are carried on by
     the likeness of features, a ViT's patch tokens or a convolutional network's map. Nothing is trained. A video that is

@@ -27,6 +27,7 @@ LABELLED = ("labelled images: a folder that holds train/ and val/ or test/, each
             "packed files of these names), or a data set (demo, digits, cifar10, cifar100, stl10; stored in "
             "$COSS_DATASETS, else ./datasets)")
 SHARE_OF = "each class's training images; default 1, the paper's 1% and 10% rows use 0.01 and 0.1"
+Steps = list[tuple[str, "list[str] | str"]]  # for `evaluate.py all`: a name and its flags, or why it is left out
 UNLABELLED = ("overlap", "map", "video")  # commands that ignore classes
 
 
@@ -69,6 +70,21 @@ def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = L
         networks.add_features_flags(out, "features/ in --output")
     cli.add_device_flags(parser)
     return group
+
+
+def on_data(args: argparse.Namespace, *flags: str) -> list[str] | str:
+    """``flags`` of an evaluation on --data, or why it is left out of `evaluate.py all`."""
+    return ["--data", args.data, *flags] if args.data else "it needs --data"
+
+
+WHOLE = ("--subset", "1")  # of test images
+
+
+def root_of(args: argparse.Namespace) -> Path:
+    """--root of `evaluate.py all`; refused if it is no folder."""
+    if not Path(args.root).is_dir():
+        raise UserError(f"--root {args.root} is not a folder; give the folder that holds the sets")
+    return Path(args.root)
 
 
 @dataclass(frozen=True)
