@@ -4,4 +4,4 @@ set -euo pipefail
 source "$(dirname -- "$0")/_env.sh"
 environment
 "$PYTHON" -m ruff check .
-OMP_NUM_THREADS=1 exec "$PYTHON" -m pytest --numprocesses auto --dist loadfile "$@"  # one thread a test
+OMP_NUM_THREADS=1 exec "$PYTHON" -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.interpreter import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
@@ -23,7 +24,7 @@ OUTSIDE = {name: value for name, value in os.environ.items() if not name.startsw
 
 def gpu_sh(*words, timeout=900):
     return subprocess.run(["bash", str(ROOT / "benchmarks/gpu.sh"), *map(str, words)], capture_output=True, text=True,
-                          env={**OUTSIDE, "PYTHON": sys.executable}, timeout=timeout)
+                          env={**OUTSIDE, "PYTHON": warm_python()}, timeout=timeout)
 
 
 @pytest.mark.parametrize("only", ["works,step,search,colour", "feed", "methods"])
