@@ -27,7 +27,9 @@ environment() {
             echo "error: $base is older than Python 3.10; set PYTHON to a newer one" >&2; exit 2; }
         echo "making .venv (the packages are a few GB the first time) ..."
         .venv/bin/python -m pip --version > /dev/null 2>&1 || "$base" -m venv --clear .venv
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-extra.txt
+        # Thousands of modules are never imported: each is compiled when it is, and not all in advance.
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+            -r requirements.txt -r requirements-extra.txt
         echo "$wanted" > .venv/.installed
     fi
     PYTHON=$PWD/.venv/bin/python

@@ -6,6 +6,7 @@ import os
 os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
                    "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"})  # before torch is imported, and inherited by subprocesses
 
+import helpers.small  # noqa: E402,F401
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from helpers.interpreter import warm_python  # noqa: E402

@@ -2,10 +2,10 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.interpreter import warm_python
 
 import train_distill
 from common.methods import options
@@ -20,7 +20,7 @@ SHOW = """source() { :; }; environment() { :; }; launch() { echo "$1" >&2; shift
 
 def command_line(*words):
     return subprocess.run(["bash", "-c", SHOW, "bash", *words], cwd=ROOT, capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHON": sys.executable})
+                          env={**os.environ, "PYTHON": warm_python()})
 
 
 def words_of(name, student="resnet18", *more):

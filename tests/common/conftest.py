@@ -6,7 +6,7 @@ from helpers.experiment import tree  # noqa: F401
 
 from models.backbones import build_backbone
 
-ARCH = "shufflenet_v2_x0_5"
+ARCH = "shufflenet_small"
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def test_what_is_compared():
 
 def test_the_heads_in_a_file(tmp_path):
     args = evaluate.parse_args(["overlap", "--data", "d", "--teacher", "t", "--weights", "s"])
-    backbone = {f"backbone.{k}": v for k, v in build_backbone("squeezenet1_1", image_size=64).state_dict().items()}
+    backbone = {f"backbone.{k}": v for k, v in build_backbone("squeezenet_small", image_size=64).state_dict().items()}
 
     def widths(module):
         path = tmp_path / "student.pth"
@@ -76,9 +76,9 @@ def files(tmp_path_factory):
     for i in range(14):
         Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / "val" / f"{i}.png")
     torch.manual_seed(0)
-    networks = {arch: build_backbone(arch, image_size=32) for arch in ("shufflenet_v2_x0_5", "squeezenet1_1")}
-    for folder, arch, proj in (("teacher", "shufflenet_v2_x0_5", nn.Identity()),
-                               ("narrow", "squeezenet1_1", build_head("projection", 512, 1024))):
+    networks = {arch: build_backbone(arch, image_size=32) for arch in ("shufflenet_small", "squeezenet_small")}
+    for folder, arch, proj in (("teacher", "shufflenet_small", nn.Identity()),
+                               ("narrow", "squeezenet_small", build_head("projection", 512, 1024))):
         state = {f"backbone.{k}": v for k, v in networks[arch].state_dict().items()}
         state |= {f"proj_head.{k}": v for k, v in proj.state_dict().items()}
         (root / folder).mkdir()
@@ -102,7 +102,7 @@ def test_students_side_by_side(files, capsys):
     assert narrow["shared"][5] < 100
     assert -1 < narrow["row_cosine"] < 1
     assert record["compared"] == {"teacher": "both trunks", "narrow": "student's head, teacher's trunk"}
-    assert [net["arch"] for net in record["networks"]] == ["shufflenet_v2_x0_5"] * 2 + ["squeezenet1_1"]
+    assert [net["arch"] for net in record["networks"]] == ["shufflenet_small"] * 2 + ["squeezenet_small"]
     out = capsys.readouterr().out
     assert "narrow" in out
     assert "overlap.png" in out

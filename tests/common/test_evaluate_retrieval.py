@@ -35,7 +35,7 @@ def root(tmp_path_factory):
         Image.fromarray(pixels.astype(np.uint8)).save(path)
 
     torch.manual_seed(0)
-    backbone = build_backbone("squeezenet1_1", image_size=32)
+    backbone = build_backbone("squeezenet_small", image_size=32)
     torch.save({"state_dict": {f"backbone.{k}": v for k, v in backbone.state_dict().items()},
                 **backbone.spec.record()}, root / "net.pth")
     database, queries = [f"d{i}" for i in range(6)], ["q0", "q1"]

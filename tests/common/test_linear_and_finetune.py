@@ -13,7 +13,7 @@ from models.backbones import build_backbone
 from models.teachers import FrozenEncoder
 from runtime.run import Run
 
-ARCH = "shufflenet_v2_x0_5"
+ARCH = "shufflenet_small"
 
 
 def flags(tree, weights, output, *more):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.ranks import PREPARED
 from torch.utils.data import DataLoader, Dataset
 
 from data import cache
@@ -101,7 +102,7 @@ class Pixels(Dataset):
         return i, self.source.pixels(i)
 
 
-@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), (PREPARED, 1)], ids=["fork", "sent"])
 def test_workers_share_the_pool(context, workers):
     source = CachedSource(ArraySource(IMAGES, None, [], "noise"), 1e-3)
     loader = DataLoader(Pixels(source), batch_size=2, num_workers=workers, multiprocessing_context=context,

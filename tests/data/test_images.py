@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.ranks import PREPARED
 from PIL import Image
 from torchvision.io import decode_jpeg
 
@@ -376,7 +377,7 @@ def test_workers_of_any_kind_know_the_limit(any_limit, tmp_path):
     SCENE.save(tmp_path / "a.png")
     source = FileSource(tmp_path, ["a.png"], None, [], "some")
     limit_pixels(53 * 40 - 1)
-    for kind in ("fork", "spawn"):
+    for kind in ("fork", PREPARED):
         loader = WorkerLoader(EvaluationDataset(source, eval_transform(32)), batch_size=1, multiprocessing_context=kind,
                               **loader_options(1, "cpu", persistent=False))
         (batch,) = loader

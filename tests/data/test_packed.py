@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from helpers.ranks import PREPARED
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -178,7 +179,7 @@ class Bytes(Dataset):
         return self.source.encoded(i)
 
 
-@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), (PREPARED, 1)], ids=["fork", "sent"])
 def test_workers_open_the_file_themselves(packed, context, workers):
     source = PackedSource(packed)
     assert len(pickle.dumps(source)) < 300 + len(str(packed))

@@ -12,7 +12,7 @@ from helpers.runs import load, metrics
 from helpers.scripts import assert_refused, in_this_process, script, well
 from PIL import Image
 
-TEACHER, STUDENT = "squeezenet1_1", "squeezenet1_1"
+TEACHER, STUDENT = "squeezenet_small", "squeezenet_small"
 ON_CPU = ["--device", "cpu", "--workers", "0"]
 
 

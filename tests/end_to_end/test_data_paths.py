@@ -32,12 +32,12 @@ def teachers(tree, tmp_path_factory):
 
 
 def teacher_flags(tree):
-    return ["--data", tree, "--arch", "squeezenet1_1", "--stem", "cifar", "-b", 8, "--bn-parts", 2, "--moco-k", 16,
+    return ["--data", tree, "--arch", "squeezenet_small", "--stem", "cifar", "-b", 8, "--bn-parts", 2, "--moco-k", 16,
             "--epochs", 1, "-p", 1, "--device", "cpu", "--image-size", 32, "--workers", 0]
 
 
 def distil_flags(tree, teachers):
-    return ["--data", tree, "-a", "squeezenet1_1", "--distill", teachers / "fast" / "teacher.pth", "--sampler",
+    return ["--data", tree, "-a", "squeezenet_small", "--distill", teachers / "fast" / "teacher.pth", "--sampler",
             "random", "-b", 8, "--epochs", 1, "-p", 1, "--lr", 0.001, "--device", "cpu", "--workers", 0]
 
 

@@ -42,7 +42,7 @@ def test_what_a_run_leaves(run, teacher, neighbours):
         assert {"loss", "row", "space", "lr", "images_per_second", "data_wait", "student_norm", "dim_correlation",
                 } <= set(line)
         assert line["loss"] == pytest.approx(line["row"] + line["space"], rel=1e-4)
-        assert line["lr"] == 0.01  # the original's warm-up holds the base rate for five epochs
+        assert line["lr"] == 0.001  # the original's warm-up holds the base rate for five epochs
         assert 0 <= line["data_wait"] <= 1
     assert lines[-1]["loss"] < lines[0]["loss"]
     scores = metrics(run, "knn")

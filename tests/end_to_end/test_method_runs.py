@@ -78,7 +78,7 @@ def test_two_processes_train_as_one(method_files):
 ])
 def test_what_is_refused(names, more, words, method_files):
     state = {k: v for k, v in load(method_files / "teacher.pth")["state_dict"].items() if ".fc." not in k}
-    torch.save({"arch": "shufflenet_v2_x0_5", "stem": "cifar", "image_size": 32, "state_dict": state},
+    torch.save({"arch": "shufflenet_small", "stem": "cifar", "image_size": 32, "state_dict": state},
                method_files / "headless.pth")
     more = [str(x).format(work=method_files) for x in more]
     line = flags(method_files, names if names != "bingo+coss" else "bingo", "refused", *more)

@@ -17,7 +17,7 @@ from helpers.images import render
 from helpers.runs import load
 from helpers.scripts import AT_STEP, at, in_this_process, script, well
 
-ARCH = "squeezenet1_1"
+ARCH = "squeezenet_small"
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def flags(tree, tmp_path_factory):
                work / "teacher.pth")
     others = np.random.default_rng(1).permuted(np.tile(np.arange(1, 40), (40, 1)), axis=1)[:, :6]
     np.save(work / "near.npy", (np.arange(40)[:, None] + others) % 40)
-    return ["--data", tree, "--distill", work / "teacher.pth", "-a", "shufflenet_v2_x0_5", "--stem", "cifar",
+    return ["--data", tree, "--distill", work / "teacher.pth", "-a", "shufflenet_small", "--stem", "cifar",
             "--sampler", "cf", "--closek-info", work / "near.npy", "--nearest-k", 1, "--total-k", 6, "-b", 4,
             "--epochs", 2, "-p", 3, "--lr", 0.004, "--image-size", 32, "--device", "cpu"]
 

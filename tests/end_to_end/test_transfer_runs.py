@@ -36,7 +36,7 @@ def root(tmp_path_factory):
         for severity in range(1, 6):
             shutil.copytree(root / "stripes" / "test", root / "c" / corruption / str(severity))
     torch.manual_seed(0)
-    torch.save(torchvision.models.squeezenet1_1().state_dict(), root / "net.pth")
+    torch.save(torchvision.models.get_model("squeezenet_small").state_dict(), root / "net.pth")
     return root
 
 

@@ -43,7 +43,7 @@ def test_two_processes_take_the_same_first_step_as_one(first_steps, sampler):
     gradients = [[state["momentum_buffer"] for _, state in sorted(load(
         first_steps[sampler, processes] / "checkpoint.pth")["updater"]["optimizer"]["state"].items())]
         for processes in (0, 2)]
-    assert len(gradients[0]) == len(gradients[1]) > 50
+    assert len(gradients[0]) == len(gradients[1]) == 18
     for a, b in zip(*gradients, strict=True):
         assert a.norm() > 0
         assert (a - b).norm() <= 1e-4 * a.norm()

@@ -12,7 +12,7 @@ import pytest
 from helpers.images import render_tree
 from helpers.scripts import script, well
 
-TEACHER, STUDENT = "shufflenet_v2_x0_5", "squeezenet1_1"  # 1,024 and 512 wide, the second without batch norm
+TEACHER, STUDENT = "shufflenet_small", "squeezenet_small"  # 1,024 and 512 wide, the second without batch norm
 COMMON = ["--device", "cpu", "--image-size", "32", "--workers", "0"]
 
 
@@ -70,7 +70,7 @@ def distil_flags(tree, teacher_run, neighbours):
     """A training line without --output: 4 anchors with 3 of their 6 nearest, 10 steps an epoch, 2 epochs."""
     return ["--data", tree / "train", "-a", STUDENT, "-k", TEACHER, "--distill", teacher_run / "teacher.pth",
             "--sampler", "cf", "--closek-info", neighbours, "--nearest-k", 3, "--total-k", 6, "-b", 4, "--epochs", 2,
-            "-p", 5, "--lr", 0.01, "--image-size", 32, "--device", "cpu"]
+            "-p", 5, "--lr", 0.001, "--image-size", 32, "--device", "cpu"]
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = ("torch", "torchvision", "torch.distributed.run", "tensorboard.summary", "train_distill", "train_teacher",
-            "compute_knn", "evaluate", "inspect_checkpoint", "pack_dataset")
+            "compute_knn", "evaluate", "inspect_checkpoint", "pack_dataset", "export", "helpers.small")
 SHARED = "COSS_TEST_PYTHON"
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -83,7 +83,7 @@ def serve(address, command):
     listener.bind(address)
     listener.listen(64)
     print("ready", flush=True)  # callers may come and wait
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     for name in IMPORTED:
         importlib.import_module(name)
     gc.collect()

@@ -22,7 +22,7 @@ def method_files(tmp_path_factory):
     near = [rng.permutation([j for j in range(12) if j != i])[:5] for i in range(12)]
     np.save(folder / "closek_info.npy", np.stack(near).astype(np.int64))
     torch.manual_seed(0)
-    teacher = MoCoEncoders(build_backbone("shufflenet_v2_x0_5", "cifar", 32), moco_dim=16)
+    teacher = MoCoEncoders(build_backbone("shufflenet_small", "cifar", 32), moco_dim=16)
     torch.save({**teacher.record(), "state_dict": teacher.encoder_state()}, folder / "teacher.pth")
     return folder
 
@@ -30,7 +30,7 @@ def method_files(tmp_path_factory):
 def flags(files, names, output, *more):
     needs = needs_of(names)
     pairs = ["--sampler", "cf", "--closek-info", files / "closek_info.npy", "--nearest-k", 1, "--total-k", 5, "-b", 3]
-    return ["--data", files / "images", "-a", "squeezenet1_1", "--loss", names, "--output", files / output,
+    return ["--data", files / "images", "-a", "squeezenet_small", "--loss", names, "--output", files / output,
             *(["--distill", files / "teacher.pth"] if needs.teacher else ["--moco-dim", 16, "--image-size", 32]),
             *(pairs if needs.pairs else ["--sampler", "random", "-b", 6]), "--queue-size", 8, "--lr", 0.001, "--epochs",
             2, "-p", 1, "--device", "cpu", "--workers", 0, *SUMS.get(names, []), *more]

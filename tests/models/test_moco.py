@@ -228,7 +228,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 
 def test_state_has_the_names_of_mocos_files_and_loads_back(tmp_path):
-    backbone = build_backbone("shufflenet_v2_x0_5", "cifar", 16)
+    backbone = build_backbone("shufflenet_small", "cifar", 16)
     trunk_names = set(backbone.state_dict())
     moco = MoCoEncoders(backbone, moco_dim=16, bn_parts=1).train()
     images = [torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8) for _ in range(2)]
@@ -255,7 +255,7 @@ def test_state_has_the_names_of_mocos_files_and_loads_back(tmp_path):
     assert read_checkpoint(full).load_into(build_backbone(**moco.spec.record())).matched == len(trunk_names)
 
 
-@pytest.mark.parametrize("arch", ["squeezenet1_1", "mobilenet_v3_small"])
+@pytest.mark.parametrize("arch", ["squeezenet_small", "mobilenet_v3_small"])
 def test_other_families_can_be_pre_trained(arch):
     moco = MoCoEncoders(build_backbone(arch, image_size=32), moco_dim=8, bn_parts=1).train()
     images = [torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8) for _ in range(2)]

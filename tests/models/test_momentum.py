@@ -29,7 +29,7 @@ def test_follows_by_the_moving_average():
 
 
 def test_begins_as_the_student_and_never_trains():
-    student = Distiller(build_backbone("shufflenet_v2_x0_5", image_size=32), build_head("mlp", 1024, 8)).double()
+    student = Distiller(build_backbone("shufflenet_small", image_size=32), build_head("mlp", 1024, 8)).double()
     momentum = MomentumStudent(student, 0.9, bn_parts=1)
     assert all(torch.equal(a, b) for a, b in zip(momentum.network.parameters(), student.parameters(), strict=True))
     assert not any(p.requires_grad for p in momentum.parameters())
@@ -40,7 +40,7 @@ def test_begins_as_the_student_and_never_trains():
 
 def test_gives_every_head_of_the_student_in_the_order_of_the_images():
     heads = build_heads((("mlp", "head"), ("none", "features")), 512, {"head": 8, "features": 512})
-    student = Distiller(build_backbone("squeezenet1_1", image_size=32).eval(), heads)  # no batch norm in it
+    student = Distiller(build_backbone("squeezenet_small", image_size=32).eval(), heads)  # no batch norm in it
     for found, expected in zip(MomentumStudent(student, bn_parts=3)(images()), student(images()), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -52,10 +52,10 @@ def test_three_steps_are_those_of_train_teachers_moco(head_bn, tolerance):
     A fresh network's outputs hardly differ, and batch norm behind them divides by how much: so the second tolerance.
     """
     torch.manual_seed(1)
-    whole = MoCoEncoders(build_backbone("shufflenet_v2_x0_5", "cifar", 16), 8, 0.9, 2, head_bn).double()
+    whole = MoCoEncoders(build_backbone("shufflenet_small", "cifar", 16), 8, 0.9, 2, head_bn).double()
     whole_loss = MoCo(8, 16)
     head = build_head("mlp", 1024, 8, head_bn)
-    student = Distiller(build_backbone("shufflenet_v2_x0_5", "cifar", 16), head).double()
+    student = Distiller(build_backbone("shufflenet_small", "cifar", 16), head).double()
     student.backbone.load_state_dict({k: v for k, v in whole.encoder_q.state_dict().items() if not k.startswith("fc.")})
     student.proj_head.load_state_dict(whole.encoder_q.fc.state_dict())
     momentum = MomentumStudent(student, 0.9, 2)
@@ -83,7 +83,7 @@ def test_three_steps_are_those_of_train_teachers_moco(head_bn, tolerance):
 
 
 def test_goes_on_from_its_state():
-    student = Distiller(build_backbone("shufflenet_v2_x0_5", image_size=32), build_head("mlp", 1024, 8))
+    student = Distiller(build_backbone("shufflenet_small", image_size=32), build_head("mlp", 1024, 8))
     one, two = MomentumStudent(student, 0.5), MomentumStudent(copy.deepcopy(student), 0.5)
     with torch.no_grad():
         for parameter in student.parameters():

@@ -59,13 +59,13 @@ def move_statistics(module):
 
 @pytest.fixture(scope="module")
 def student():
-    trunk = build_backbone("resnet18", image_size=48)
-    return move_statistics(Distiller(trunk, build_head("projection", 512, 2048))).eval()
+    trunk = build_backbone("resnet_small", image_size=48)
+    return move_statistics(Distiller(trunk, build_head("projection", 128, 64))).eval()
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    return move_statistics(MoCoEncoders(build_backbone("resnet18", image_size=48), moco_dim=8)).eval()
+    return move_statistics(MoCoEncoders(build_backbone("resnet_small", image_size=48), moco_dim=8)).eval()
 
 
 def assert_same_features(model, trunk):
@@ -79,22 +79,22 @@ def test_student(tmp_path, student, wrapped):
     tensors = student.student_state()
     tensors = {f"module.{k}": v for k, v in tensors.items()} if wrapped else tensors
     path = saved(tmp_path, "student.pth", student.record(), tensors)
-    assert_same_features(original_evaluation(path, "resnet18"), student.backbone)
+    assert_same_features(original_evaluation(path, "resnet_small"), student.backbone)
     encoder, report = load_frozen(path, with_head=True)
     assert_same_features(encoder.backbone, student.backbone)
     assert (report.layout, report.dropped, report.epoch) == ("CoSS", {"proj_head.": 4}, 1)
-    rows = torch.randn(3, 512)
+    rows = torch.randn(3, 128)
     assert torch.equal(encoder.head(rows), student.proj_head(rows))
 
 
 def test_teacher(tmp_path, teacher):
     path = saved(tmp_path, "teacher.pth", teacher.record(), teacher.encoder_state())
     trunk = teacher.trunk().backbone.eval()
-    assert_same_features(original_evaluation(path, "resnet18"), trunk)
-    assert_same_features(moco_linear_script(path, "resnet18"), trunk)
+    assert_same_features(original_evaluation(path, "resnet_small"), trunk)
+    assert_same_features(moco_linear_script(path, "resnet_small"), trunk)
     encoder, report = load_frozen(path, with_head=True)
     assert_same_features(encoder.backbone, trunk)
-    assert (report.layout, report.arch, report.branch) == ("MoCo", "resnet18", "encoder_q")
+    assert (report.layout, report.arch, report.branch) == ("MoCo", "resnet_small", "encoder_q")
     assert encoder.head is not None
 
 
@@ -109,7 +109,7 @@ def test_resume_files_are_read_too(tmp_path, student, teacher):
     assert_same_features(encoder.backbone, student.backbone)
     others = len(student.state_dict())
     assert report.dropped == {"proj_head.": 4, "loss.": 1, "updater.": 1, "momentum.": others}
-    assert_same_features(original_evaluation(path, "resnet18"), student.backbone)
+    assert_same_features(original_evaluation(path, "resnet_small"), student.backbone)
     path = saved(tmp_path, CHECKPOINT, {**teacher.record(), **more}, teacher.state_dict())
     encoder, report = load_frozen(path)
     assert_same_features(encoder.backbone, teacher.trunk().backbone.eval())
@@ -117,13 +117,13 @@ def test_resume_files_are_read_too(tmp_path, student, teacher):
 
 
 def test_without_a_head_there_is_nothing_else(tmp_path):
-    distiller = Distiller(build_backbone("resnet18", image_size=48), build_head("projection", 512, 512))
+    distiller = Distiller(build_backbone("resnet_small", image_size=48), build_head("projection", 128, 128))
     path = saved(tmp_path, "student.pth", distiller.record(), distiller.student_state())
-    original_evaluation(path, "resnet18")
+    original_evaluation(path, "resnet_small")
     assert load_frozen(path)[1].dropped == {}
 
 
 def test_the_oracle_can_fail(tmp_path, student):
     path = saved(tmp_path, "student.pth", {}, {f"net.{k}": v for k, v in student.student_state().items()})
     with pytest.raises(AssertionError):
-        original_evaluation(path, "resnet18")
+        original_evaluation(path, "resnet_small")

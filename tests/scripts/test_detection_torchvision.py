@@ -62,10 +62,10 @@ def data(tmp_path_factory):
 def student(tmp_path_factory):
     """Our own layout around a network of torchvision's, and that network."""
     torch.manual_seed(3)
-    model = torchvision.models.resnet18()
+    model = torchvision.models.get_model("resnet_small")
     model.fc = torch.nn.Identity()
     path = tmp_path_factory.mktemp("student") / "student.pth"
-    torch.save({"arch": "resnet18", "stem": "imagenet", "image_size": 64, "mean": [0.5, 0.4, 0.3], "std": [0.2] * 3,
+    torch.save({"arch": "resnet_small", "stem": "imagenet", "image_size": 64, "mean": [0.5, 0.4, 0.3], "std": [0.2] * 3,
                 "state_dict": {f"backbone.{name}": value for name, value in model.state_dict().items()}}, path)
     return path, model
 
@@ -96,7 +96,7 @@ def test_from_a_student_to_a_score_and_the_same_after_a_stop(tmp_path, monkeypat
     assert "classes" in out
     assert re.search(r"^red +\d", out, re.MULTILINE)
     result, = map(json.loads, (whole / "results.jsonl").read_text().splitlines())
-    assert (result["command"], result["arch"], result["sources"]["test"]["images"]) == ("detection", "resnet18", 3)
+    assert (result["command"], result["arch"], result["sources"]["test"]["images"]) == ("detection", "resnet_small", 3)
     assert (result["settings"]["lr"], result["settings"]["schedule"]) == (0.01, [1, 2])
     assert set(result["metrics"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
     assert 0 <= result["metrics"]["AP"] <= result["metrics"]["AP50"] <= 100
@@ -133,7 +133,7 @@ def test_it_starts_from_the_students_weights_and_normalisation(student):
         assert torch.equal(body.pop(name), value)
     assert not body
     assert (detector.transform.image_mean, detector.transform.image_std) == ([0.5, 0.4, 0.3], [0.2] * 3)
-    assert identity["arch"] == "resnet18"
+    assert identity["arch"] == "resnet_small"
 
 
 def test_the_rate_climbs_and_falls():
