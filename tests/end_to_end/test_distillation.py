@@ -24,7 +24,7 @@ def test_teacher_run_leaves_mocos_layout(teacher_run):
         "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "checkpoint-000000004.pth", "teacher.pth",
         "events.out"}
     assert [line["step"] for line in metrics(folder)] == list(range(1, 9))
-    assert load(folder / "checkpoint.pth")["state_dict"]["queue"].shape == (128, 16)
+    assert load(folder / "checkpoint.pth")["loss"]["queue.items"].shape == (16, 128)
 
 
 def test_what_a_run_leaves(run, teacher, neighbours):

@@ -290,7 +290,7 @@ def test_a_frozen_trunk_keeps_every_tensor_and_its_head_learns():
 
 def test_training_begins_with_the_weights_of_a_file(tmp_path):
     """Architecture, stem and colours are the file's; its trunk is the network's, its head is not."""
-    source = MoCoEncoders(build_backbone("shufflenet_v2_x0_5", "cifar", 16), 16, mean=(0.5, 0.5, 0.5),
+    source = MoCoEncoders(build_backbone("shufflenet_small", "cifar", 16), 16, mean=(0.5, 0.5, 0.5),
                           std=(0.5, 0.5, 0.5))
     path = tmp_path / "teacher.pth"
     torch.save({**source.record(), "state_dict": source.encoder_state()}, path)
@@ -300,7 +300,7 @@ def test_training_begins_with_the_weights_of_a_file(tmp_path):
     assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     learning = {name for name, value in moco.encoder_q.named_parameters() if value.requires_grad}
     assert learning == {f"fc.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
-    for name, value in build_backbone("shufflenet_v2_x0_5", "cifar", 16).state_dict().items():
+    for name, value in build_backbone("shufflenet_small", "cifar", 16).state_dict().items():
         assert value.shape == moco.encoder_q.state_dict()[name].shape
         assert torch.equal(moco.encoder_q.state_dict()[name], source.encoder_q.state_dict()[name])
     moco, _ = train_teacher.build_moco(train_teacher.parse_args(words), 16)
