@@ -94,7 +94,11 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
                        help="the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists; every tensor of "
                             "the trunk must be filled and none may be left over. Losses without a teacher need none")
     cli.add_network_flags(group, "--teacher-")
-    cli.only(group, "--teacher_arch --teacher-stem --teacher-feature --teacher-branch --teacher-mean --teacher-std",
+    group.add_argument("--teacher-image-size", type=cli.number(int, 8, 8192), default=None, metavar="S",
+                       help="side of the square that the teacher sees, in pixels: each crop is drawn once and resized "
+                            "for either network, in the same colours; default: --image-size, or what its file records")
+    cli.only(group, "--teacher_arch --teacher-image-size --teacher-stem --teacher-feature --teacher-branch "
+                    "--teacher-mean --teacher-std",
              "with a loss that has a teacher", lambda args: bool(needs_of(args.loss).teacher))
 
 
@@ -109,11 +113,13 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         check_apart(args.output, args.data)
         source = open_source(args.data).subset(args.subset)
         teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
-        image_size = teacher.backbone.spec.image_size if teacher else args.image_size or 224
+        teacher_size = teacher.backbone.spec.image_size if teacher else None
+        image_size = args.image_size or teacher_size or 224
         sampler, source, notes = sampling.open_sampler(args, process, source, report and {
             "teacher_sha256": report.sha256, "feature": report.feature, "image_size": report.image_size})
         source = pooled(source, args.image_cache, args.cache)
-        views = [augmentation(args.aug, image_size)] * needs.views
+        also = teacher_size if teacher_size != image_size else None
+        views = [augmentation(args.aug, image_size, also)] * needs.views
         loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path,
                               args.cache)
         bad_images = BadImageLog(source, args.on_bad_image)
@@ -172,8 +178,8 @@ def check_flags(args: argparse.Namespace) -> None:
 def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[FrozenEncoder, Report]:
     """The teacher that --distill names, with its own head if the loss asks for it."""
     arch = None if args.teacher_arch == "auto" else args.teacher_arch
-    teacher, report = load_frozen(args.distill, arch, args.teacher_stem, args.image_size, flag="--distill",
-                                  prefix="--teacher-", with_head="head" in needs.teacher,
+    teacher, report = load_frozen(args.distill, arch, args.teacher_stem, args.teacher_image_size or args.image_size,
+                                  flag="--distill", prefix="--teacher-", with_head="head" in needs.teacher,
                                   **cli.checkpoint_options(args))
     if args.teacher_bn == "train":
         teacher.use_batch_statistics()

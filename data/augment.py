@@ -8,9 +8,10 @@ how the pixels are made: data.views and data.colour apply the same parameters wi
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,10 +102,12 @@ class Views(NamedTuple):
 @dataclass(frozen=True)
 class Augmentation:
     """A preset at an image size. The blur radius is stated at 224 pixels and scales with image_size, so that it
-    hides the same share of the picture: 2 pixels would leave nothing of a 32-pixel image."""
+    hides the same share of the picture: 2 pixels would leave nothing of a 32-pixel image. ``also``: another size at
+    which the same crop is made too, in the same colours, for a teacher that sees it at its own size."""
 
     preset: Preset
     image_size: int
+    also: int | None = None
 
     def draw(self, keys: np.ndarray) -> Views:
         """Keys uint64 [n] of view_keys -> the parameters of n views; equal keys give equal parameters."""
@@ -129,11 +132,19 @@ class Augmentation:
         return Views(sides, u[:, 11:13], u[:, 0] < preset.flip_probability, colour)
 
 
-def augmentation(name: str, image_size: int) -> Augmentation:
-    """PRESETS[name] at an image size. Raises UserError for an unknown name."""
+def augmentation(name: str, image_size: int, also: int | None = None) -> Augmentation:
+    """PRESETS[name] at an image size, or at two. Raises UserError for an unknown name."""
     if name not in PRESETS:
         raise UserError(f"augmentation {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    return Augmentation(PRESETS[name], image_size)
+    return Augmentation(PRESETS[name], image_size, also)
+
+
+def draw_views(augmentations: Sequence[Augmentation], seed: int, stamps: np.ndarray) -> list[tuple[int, Views]]:
+    """(side in pixels, parameters) of each view of the images with these stamps, int64 [n]: one view for each
+    augmentation, then those that are made at a second size, from the same numbers."""
+    keys = [view_keys(seed, stamps, number) for number in range(len(augmentations))]
+    sizes = [dataclasses.replace(x, image_size=x.also) if x.also else None for x in augmentations]
+    return [(x.image_size, x.draw(key)) for x, key in zip([*augmentations, *sizes], keys * 2, strict=True) if x]
 
 
 def view_keys(seed: int, stamps: np.ndarray, view: int) -> np.ndarray:

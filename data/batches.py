@@ -23,11 +23,11 @@ REPLACEMENT_ATTEMPTS = 8
 class Batch(NamedTuple):
     """One step's images.
 
-    views: for each view uint8 [B, 3, S, S]. indices: int64 [B], the images asked for. bad: (index, reason) of
-    each image that could not be opened; where such an index is in `indices`, its pixels are another image's.
-    views is () where even the replacements could not be opened, which BadImageLog.check refuses. colour: for each
-    view float32 [B, 8] (data.augment.COLOUR) still to be applied; () where views are finished. decoded: images
-    opened for this batch.
+    views: for each view uint8 [B, 3, S, S], in the order of data.augment.draw_views. indices: int64 [B], the images
+    asked for. bad: (index, reason) of each image that could not be opened; where such an index is in `indices`, its
+    pixels are another image's. views is () where even the replacements could not be opened, which BadImageLog.check
+    refuses. colour: for each view float32 [B, 8] (data.augment.COLOUR) still to be applied; () where views are
+    finished. decoded: images opened for this batch.
     """
 
     views: tuple[torch.Tensor, ...]

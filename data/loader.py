@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.augment import Augmentation, Transform, Views, eval_transform, view_keys
+from data.augment import Augmentation, Transform, Views, draw_views, eval_transform
 from data.batches import BadImageLog, Batch, as_key, named_deaths, open_or_replace
 from data.cache import CachedSource
 from data.colour import apply_colour
@@ -51,10 +51,8 @@ class ViewDataset(Dataset):
 
     def __getitems__(self, keys: Sequence[Key | int]) -> Batch:
         indices, stamps = np.array([as_key(key) for key in keys], np.int64).reshape(-1, 2).T
-        drawn = [augmentation.draw(view_keys(self.seed, stamps, number))
-                 for number, augmentation in enumerate(self.augmentations)]
-        views = [_empty_view(len(keys), augmentation.image_size, self.colour_later)
-                 for augmentation in self.augmentations]
+        sizes, drawn = zip(*draw_views(self.augmentations, self.seed, stamps), strict=True)
+        views = [_empty_view(len(keys), size, self.colour_later) for size in sizes]
         bad: list[tuple[int, str]] = []
         decoded, whole = 0, True
         for opened, rows in self._opened(indices, stamps, drawn, bad):
@@ -76,7 +74,7 @@ class ViewDataset(Dataset):
         return Batch(tuple(views) if whole else (), torch.from_numpy(indices.copy()), bad,
                      colour if self.colour_later else (), decoded)
 
-    def _opened(self, indices: np.ndarray, stamps: np.ndarray, drawn: list[Views], bad: list,
+    def _opened(self, indices: np.ndarray, stamps: np.ndarray, drawn: Sequence[Views], bad: list,
                 ) -> Iterator[tuple[tuple | None, list[int]]]:
         """What _open gives of each image of the batch, and its rows; several times where replacements must differ."""
         rows_of: dict[int, list[int]] = {}
@@ -92,7 +90,7 @@ class ViewDataset(Dataset):
                     waiting += [[row] for row in rows[1:]]
                 yield opened, some[:1] if found else some
 
-    def _open(self, drawn: list[Views], rows: list[int], index: int) -> tuple[object, np.ndarray]:
+    def _open(self, drawn: Sequence[Views], rows: list[int], index: int) -> tuple[object, np.ndarray]:
         """An image, or as much of it as these rows' views show, and their crops in it: int64 [views, rows, 4]."""
         def crops(height: int, width: int) -> np.ndarray:
             return np.stack([parameters.boxes(height, width, rows) for parameters in drawn])
@@ -129,7 +127,7 @@ class EvaluationDataset(Dataset):
 def build_loader(source: ImageSource, augmentations: Sequence[Augmentation], sampler: RandomSampler, workers: int,
                  seed: int, device: torch.device | str, path: str = "fast", cache: str = "none",
                  ) -> TrainingLoader | ResidentLoader:
-    """Training batches on the device: one Batch a step of the sampler, with one view for each augmentation.
+    """Training batches on the device: one Batch a step of the sampler, with the views of data.augment.draw_views.
 
     path: 'fast' or 'pil', how views are made. cache: 'none', or 'host' or 'device' to keep all images there
     (data.resident), which needs no workers. Workers live on between epochs; call sampler.set_epoch before each.

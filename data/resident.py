@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from data.augment import Augmentation, view_keys
+from data.augment import Augmentation, draw_views
 from data.batches import Batch, open_or_replace
 from data.colour import apply_colour
 from data.images import BadImage
@@ -54,9 +54,8 @@ class ResidentLoader:
         images = (send(self.images[rows], self.device) if self.images.device.type == "cpu" else
                   self.images[send(rows, self.device)])  # [b, 3, H, W]
         views = []
-        for number, augmentation in enumerate(self.augmentations):
-            drawn = augmentation.draw(view_keys(self.seed, stamps, number))
-            view = batched_crop(images, drawn.boxes(*images.shape[-2:]), drawn.flip, augmentation.image_size)
+        for size, drawn in draw_views(self.augmentations, self.seed, stamps):
+            view = batched_crop(images, drawn.boxes(*images.shape[-2:]), drawn.flip, size)
             views.append(apply_colour(view, torch.from_numpy(drawn.colour)))
         return tuple(views)
 

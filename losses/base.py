@@ -122,9 +122,12 @@ class Loss(nn.Module):
         """Called before each epoch, for losses that change during training."""
         self.epoch = epoch
 
-    def inputs(self, views: Sequence[Tensor]) -> Inputs:
-        """Which network sees which of a batch's views, uint8 [b, 3, S, S] each: by default all see all views."""
-        return Inputs(views, views if self.needs.teacher else (), views if self.needs.momentum else ())
+    def inputs(self, views: Sequence[Tensor], teachers: Sequence[Tensor]) -> Inputs:
+        """Which network sees which of a batch's views, uint8 [b, 3, S, S] each: by default all see all views.
+
+        ``teachers``: the same views, at the teacher's image size where that is another.
+        """
+        return Inputs(views, teachers if self.needs.teacher else (), views if self.needs.momentum else ())
 
 
 def weights(text: str) -> list[float]:

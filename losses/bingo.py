@@ -41,9 +41,9 @@ class BINGO(Loss):
         super().__init__()
         self.queue, self.s_temp, self.alone_epochs = Queue(queue_size, dim), s_temp, bingo_alone
 
-    def inputs(self, views: Sequence[Tensor]) -> Inputs:
+    def inputs(self, views: Sequence[Tensor], teachers: Sequence[Tensor]) -> Inputs:
         """Views [2n, 3, S, S] of pairs in turn to the student's three and the teacher's two batches of n."""
-        (q, a), (k, b) = ((view[0::2], view[1::2]) for view in views)
+        (q, a), (k, b) = ((view[0::2], view[1::2]) for view in (views[0], teachers[1]))
         mixed, share = cutmix(q, a)
         return Inputs((q, a, mixed), (k, b), context={"share": share})
 

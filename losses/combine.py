@@ -39,8 +39,13 @@ class Objective(Loss):
             loss.set_epoch(epoch)
 
     def inputs(self, views: Sequence[Tensor]) -> Inputs:
-        """The images for each network; a loss that needs fewer views than the others gets the first of them."""
-        asked = {name: loss.inputs(views[:loss.needs.views]) for name, loss in self.losses.items()}
+        """The images for each network; a loss that needs fewer views than the others gets the first of them.
+
+        ``views``: as many as ``needs.views``, or those and then the same at the teacher's image size.
+        """
+        teachers = views[self.needs.views:] or views
+        asked = {name: loss.inputs(views[:loss.needs.views], teachers[:loss.needs.views])
+                 for name, loss in self.losses.items()}
         distinct: dict[str, list[Tensor]] = {role: [] for role in ROLES}
         places = {name: {role: [_place(distinct[role], x) for x in getattr(wanted, role)] for role in ROLES}
                   for name, wanted in asked.items()}

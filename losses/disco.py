@@ -46,9 +46,9 @@ class DisCo(Loss):
     def per_process(self) -> bool:
         return self.summed
 
-    def inputs(self, views: Sequence[Tensor]) -> Inputs:
+    def inputs(self, views: Sequence[Tensor], teachers: Sequence[Tensor]) -> Inputs:
         """Student and teacher see both views, the moving average the second."""
-        return Inputs(views, views, views[1:])
+        return Inputs(views, teachers, views[1:])
 
     def forward(self, *, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], momentum: Tensor,
                 ) -> dict[str, Tensor]:

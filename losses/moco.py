@@ -29,7 +29,7 @@ class MoCo(Loss):
         super().__init__()
         self.queue, self.s_temp = Queue(queue_size, dim), s_temp
 
-    def inputs(self, views: Sequence[Tensor]) -> Inputs:
+    def inputs(self, views: Sequence[Tensor], teachers: Sequence[Tensor]) -> Inputs:
         """The student sees the first view, its moving average the second."""
         return Inputs(views[:1], momentum=views[1:])
 

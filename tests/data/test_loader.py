@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import data.parcels
-from data.augment import augmentation, eval_transform, view_keys
+from data.augment import SIGMA, augmentation, eval_transform, view_keys
 from data.batches import named_deaths
 from data.colour import apply_colour
 from data.images import BadImage
@@ -123,6 +123,23 @@ def test_views_may_differ_in_size():
     sampler = RandomSampler(N, 4)
     batch = next(iter(build_loader(Source(), [augment(), augment(8)], sampler, 0, 0, "cpu")))
     assert [view.shape[-1] for view in batch.views] == [SIZE, 8]
+
+
+@pytest.mark.parametrize("path", ["fast", "pil"])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_second_size_is_the_same_crops_at_that_size_and_leaves_the_first_as_it_is(path, later):
+    keys = [(3, 7), (8, 9), (3, 11)]
+    def views(*sizes):
+        found = ViewDataset(Source(), [augmentation("moco_v2", *sizes)] * 2, 0, path, later).__getitems__(keys)
+        return found.views, found.colour
+    (small, colour), (large, _), (both, of_both) = views(SIZE), views(40), views(SIZE, 40)
+    assert [x.shape[-1] for x in both] == [SIZE, SIZE, 40, 40]
+    assert all(map(torch.equal, both, (*small, *large)))
+    if colour:  # the two are coloured alike, but for the blur, which hides the same share of either
+        for row, (a, b) in enumerate(zip(of_both[:2], of_both[2:], strict=True)):
+            assert a.equal(colour[row])
+            assert a[:, :SIGMA].equal(b[:, :SIGMA])
+            torch.testing.assert_close(a[:, SIGMA] * 40 / SIZE, b[:, SIGMA])
 
 
 def test_views_of_an_image_differ_from_one_another_and_over_epochs_and_seeds():

@@ -51,6 +51,14 @@ def compare(a, b):
             assert (u.float() - v.float()).abs().mean((1, 2, 3)).max() < 1.5
 
 
+def test_a_second_size_is_the_same_crops_at_that_size():
+    def views(*sizes):
+        sampler = RandomSampler(N, 6, seed=1)
+        return next(iter(build_loader(Source(), [augmentation("moco_v2", *sizes)], sampler, 0, 1, "cpu", cache="host"))
+                    ).views
+    assert all(map(torch.equal, views(20, 32), (*views(20), *views(32))))
+
+
 @pytest.mark.parametrize("cache", ["host", "device"])
 @pytest.mark.parametrize("epoch", [0, 3])
 @pytest.mark.parametrize("size", [20, 64])

@@ -52,7 +52,7 @@ def test_gradcheck():
 def test_pairs_are_taken_apart():
     """An image's number stands in all its pixels: 0, 2, 4 are anchors, 1, 3, 5 their neighbours; second views + 10."""
     first = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 8, 8).contiguous()
-    inputs = BINGO(4, 5).inputs([first, first + 10])
+    inputs = BINGO(4, 5).inputs([first, first], [first + 10, first + 10])
     numbers = [x[:, 0, 0, 0].tolist() for x in (*inputs.student[:2], *inputs.teacher)]
     assert numbers == [[0, 2, 4], [1, 3, 5], [10, 12, 14], [11, 13, 15]]
     mixed, share = inputs.student[2], inputs.context["share"]

@@ -19,7 +19,7 @@ class Distance(Loss):
 class TwoViews(Loss):
     needs = Needs(views=2, momentum=True, passes=2)
 
-    def inputs(self, views):
+    def inputs(self, views, teachers):
         return Inputs(views, views, views[1:], {"factor": 3.0})
 
     def forward(self, *, student, teacher, momentum, factor):
@@ -57,6 +57,17 @@ def test_a_sum_is_weighted_named_and_gives_each_what_it_asked_for():
     assert parts["distance/loss"].item() == pytest.approx(one)
     assert parts["two/loss"].item() == pytest.approx(two)
     assert parts["loss"].item() == pytest.approx(0.1 * (0.5 * one + 2 * two))
+
+
+def test_the_teacher_sees_views_of_its_own_size_where_the_batch_has_them():
+    small, large = [torch.rand(4, 3) for _ in range(2)], [torch.rand(4, 6) for _ in range(2)]
+    class TeachersOwn(Loss):
+        needs = Needs(views=2, momentum=True, passes=2)
+    inputs = Objective({"distance": Distance(), "own": TeachersOwn()}).inputs([*small, *large])
+    assert all(map(torch.equal, inputs.student, small))
+    assert all(map(torch.equal, inputs.teacher, large))
+    assert all(map(torch.equal, inputs.momentum, small))
+    assert [len(inputs.student), len(inputs.teacher), len(inputs.momentum)] == [2, 2, 2]
 
 
 def test_losses_of_different_heads_get_each_their_own():

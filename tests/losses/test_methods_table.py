@@ -47,7 +47,7 @@ def test_a_queue_is_named(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_passes_are_the_images_that_the_student_is_given(name):
     views = [torch.zeros(6, 3, 8, 8, dtype=torch.uint8)] * LOSSES[name].needs.views
-    inputs = build_loss(name, dim=4, student_dim=4, queue_size=4).inputs(views)
+    inputs = build_loss(name, dim=4, student_dim=4, queue_size=4).inputs(views, views)
     assert sum(map(len, inputs.student)) == 6 * LOSSES[name].needs.passes
 
 

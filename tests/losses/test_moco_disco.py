@@ -77,8 +77,8 @@ def test_gradcheck():
 
 def test_who_sees_what():
     views = [torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)]
-    for loss, seen in ((MoCo(4, 5), "0 - 1"), (DisCo(4, 5), "01 01 1")):
-        inputs = loss.inputs(views)
+    for loss, seen in ((MoCo(4, 5), "0 - 1"), (DisCo(4, 5), "01 23 1")):
+        inputs = loss.inputs(views, [x + 2 for x in views])
         said = ["".join(str(int(x.mean())) for x in role) or "-" for role in
                 (inputs.student, inputs.teacher, inputs.momentum)]
         assert " ".join(said) == seen
