@@ -198,6 +198,9 @@ def _meta(raw: Mapping[str, Any]) -> dict[str, Any]:
     meta = {name: value for name, value in meta.items() if isinstance(value, kinds[name])}
     if meta.get("stem") not in (None, *STEMS):
         del meta["stem"]
+    teacher = raw.get("teacher")  # the report of our own students', as opposed to DINO's weights
+    if isinstance(teacher, dict) and isinstance(teacher.get("sha256"), str):
+        meta["teacher"] = teacher
     return {**meta, **colours}
 
 

@@ -62,7 +62,7 @@ class Checkpoint:
     prefix: str  # of the branch that is taken
     tensors: dict[str, Tensor]
     outside: dict[str, int]  # other prefixes in the file, with their numbers of tensors
-    meta: dict[str, Any]  # arch, stem, image_size, feature, epoch, mean, std, where the file records them
+    meta: dict[str, Any]  # arch, stem, image_size, feature, epoch, mean, std, teacher, where the file records them
 
     def identify(self, arch: str | None = None, stem: str | None = None, image_size: int | None = None, *,
                  arch_flag: str = "--arch", stem_flag: str = "--stem") -> Identity:

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import torch
 
 from checkpoints.frozen import load_frozen
+from checkpoints.layouts import read_checkpoint
+from checkpoints.safe_load import file_sha256
 from common import cli, networks
 from data.augment import Transform
 from data.checks import check_apart
@@ -18,6 +20,7 @@ from data.sources import ImageSource
 from evals.metrics import of_one_class
 from evals.results import add_result, save_table, table, versions
 from models.teachers import FrozenEncoder
+from models.tokens import FEATURES
 from runtime.device import Process
 from runtime.errors import UserError
 from runtime.outputs import check_output_folder
@@ -116,8 +119,13 @@ def open_network(args: argparse.Namespace, process: Process, weights: str | None
 def add_teacher_flags(group: cli.Group, required: bool = True) -> None:
     """The teacher beside the students of --weights, and what these are called."""
     group.add_argument("--teacher", required=required, metavar="FILE",
-                       help="checkpoint of the teacher, read as --weights; each network sees its own image size")
-    group.add_argument("--teacher-arch", default=None, metavar="ARCH", help="as --arch, of the teacher; default: found")
+                       help="checkpoint of the teacher, read as the students' training has read it; each network sees "
+                            "its own image size")
+    group.add_argument("--teacher-arch", default=None, metavar="ARCH",
+                       help="as --arch, of the teacher; default, here and below: what --weights record, else found")
+    group.add_argument("--teacher-image-size", type=cli.number(int, 8, 8192), default=None, metavar="S",
+                       help="as --image-size, of the teacher")
+    group.add_argument("--teacher-feature", choices=FEATURES, default="auto", help="as --feature, of the teacher")
     cli.stem_flag(group, "--teacher-stem", whose="the teacher")
     group.add_argument("--teacher-branch", default=None, metavar="NAME", help="as --branch, of the teacher")
     group.add_argument("--names", nargs="+", default=None, metavar="NAME",
@@ -126,9 +134,23 @@ def add_teacher_flags(group: cli.Group, required: bool = True) -> None:
 
 
 def teacher_args(args: argparse.Namespace) -> argparse.Namespace:
-    """The flags as they read the teacher's file."""
-    return changed(args, arch=args.teacher_arch, stem=args.teacher_stem, branch=args.teacher_branch, mean=None,
-                   std=None)
+    """The flags as they read the teacher's file: what is not given, as the students' training has read it."""
+    found = recorded_teacher(args)
+    given = {"arch": args.teacher_arch, "stem": args.teacher_stem, "branch": args.teacher_branch,
+             "image_size": args.teacher_image_size or args.image_size, "mean": None, "std": None}
+    feature = args.teacher_feature if args.teacher_feature != "auto" else found.get("feature", "auto")
+    return changed(args, feature=feature, **{name: value or found.get(name) or None for name, value in given.items()})
+
+
+def recorded_teacher(args: argparse.Namespace) -> dict[str, Any]:
+    """checkpoints.report.Report.record() of --teacher as all students that were trained by this file record it; nothing
+    where they differ, or none was."""
+    found = [read_checkpoint(file, args.checkpoint_key, trust=args.trust_checkpoint).meta.get("teacher")
+             for file in args.weights if file != networks.UNTRAINED]
+    digest = file_sha256(args.teacher) if any(found) and Path(args.teacher).is_file() else None
+    read = [{name: one.get(name) for name in ("arch", "stem", "branch", "image_size", "feature", "mean", "std")}
+            for one in found if one and one["sha256"] == digest]
+    return read[0] if read and all(one == read[0] for one in read) else {}
 
 
 def changed(args: argparse.Namespace, **values: Any) -> argparse.Namespace:

@@ -90,6 +90,7 @@ def open_network(args: argparse.Namespace, process: Process, weights: str | None
         identity = {"sha256": f"{UNTRAINED}-{args.seed}"}
     else:
         encoder, report = load_frozen(weights, args.arch, args.stem, args.image_size, flag=flag,
+                                      prefix="--teacher-" if flag == "--teacher" else "--",
                                       **cli.checkpoint_options(args))
         identity = {"sha256": report.sha256, "branch": report.branch, "mean": report.mean, "std": report.std}
         if not quiet:
