@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import losses
 from checkpoints.frozen import load_frozen
@@ -45,7 +45,7 @@ from models.distiller import Distiller, agreement
 from models.heads import build_heads
 from models.momentum import MomentumStudent, MovingAverage
 from models.place import place
-from models.teachers import Encoder, FrozenEncoder
+from models.teachers import FrozenEncoder
 from runtime.agreement import together
 from runtime.device import Process, need_memory, seed_everything, start_process, wrap
 from runtime.errors import run_script
@@ -58,9 +58,9 @@ from runtime.optimizers import Optimization
 from runtime.run import Description, Run
 from runtime.settings import add_settings
 
-# In config.json and free to differ when a run resumes, beside what is declared so: the teacher's file may lie elsewhere
-# (what it holds is compared), and --loss's numbers are recorded as "losses", with the defaults that they stand for
-FREE = {"processes", "teacher", "distill"}
+# In config.json and free to differ when a run resumes, beside what is declared so: files of weights may lie elsewhere
+# (what they hold is compared), and --loss's numbers are recorded as "losses", with the defaults that they stand for
+FREE = {"processes", "teacher", "distill", "student_weights"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -85,11 +85,14 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("networks")
     group.add_argument("-a", "--student_arch", "--student-arch", default="resnet18", metavar="ARCH",
                        help="student, a torchvision classifier by name, a small ViT (vit_ti_16, vit_s_16), or "
-                            "timm:NAME; default resnet18, the paper's first row")
+                            "timm:NAME; default resnet18, the paper's first row, or what --student-weights holds")
     group.add_argument("-k", "--teacher_arch", "--teacher-arch", default="auto", metavar="ARCH",
                        help="teacher, a torchvision classifier by name, or timm:NAME; default auto: found from its "
                             "file's tensors")
-    cli.stem_flag(group, "--stem", whose="the student", unset="imagenet")
+    cli.stem_flag(group, "--stem --student-stem", whose="the student", unset="imagenet, or --student-weights' own")
+    group.add_argument("--student-weights", default=None, metavar="PATH",
+                       help="begin with the trunk of this checkpoint, read as --distill, in its own normalisation, and "
+                            "a new head; default: a random network")
     group.add_argument("--distill", default=None, metavar="PATH",
                        help="the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists; every tensor of "
                             "the trunk must be filled and none may be left over. Losses without a teacher need none")
@@ -125,12 +128,13 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         bad_images = BadImageLog(source, args.on_bad_image)
 
         widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
-        student = build_student(args, needs, widths, image_size, process)
+        student, begun = build_student(args, needs, widths, image_size, process)
         parts = micro_batches(args, needs, sampler, student, teacher)
         momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
                     if needs.momentum else None)
         average = MovingAverage(student, args.ema) if args.ema else None
         student = hardware.synchronised(student, process)
+        notes += [f"the student begins with {begun}"] * bool(begun)
         if teacher:
             notes += ready(teacher, process)
         loss = build_objective(args.loss, args.loss_weights, args.beta, widths, **methods.options(args),
@@ -141,7 +145,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                if args.knn_every else None)
 
     exports = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
-    what = describe(args, process, source, sampler, report, teacher, student, loss,
+    what = describe(args, process, source, sampler, report, teacher, begun, student, loss,
                     {"state_dict": student, "updater": updater, "momentum": momentum, "ema": average}, exports,
                     knn.fingerprints() if knn else {})
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
@@ -186,13 +190,24 @@ def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[Frozen
     return teacher, report
 
 
-def build_student(args: argparse.Namespace, needs: CombinedNeeds, widths: Mapping[str | None, int], image_size: int,
-                  process: Process) -> Distiller:
-    """The student, trunk and heads, which alone goes inside DistributedDataParallel."""
-    backbone = build_backbone(args.student_arch, args.stem or "imagenet", image_size, flag="--student_arch")
+def build_student(args: cli.Arguments, needs: CombinedNeeds, widths: Mapping[str | None, int], image_size: int,
+                  process: Process) -> tuple[Distiller, Report | None]:
+    """The student, trunk and heads, which alone goes inside DistributedDataParallel; and what it begins with, if not
+    with random weights."""
+    backbone, report, colours = student_trunk(args, image_size)
     need_memory(16 * backbone.spec.feature_dim * args.moco_dim, f"--moco-dim {args.moco_dim}")  # a momentum copy too
     head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
-    return place(Distiller(backbone, head), process.device)
+    return place(Distiller(backbone, head, *colours), process.device), report
+
+
+def student_trunk(args: cli.Arguments, image_size: int) -> tuple[nn.Module, Report | None, tuple]:
+    """The student's trunk, random or with --student-weights, the report of these, and its mean and std."""
+    if not args.student_weights:
+        return build_backbone(args.student_arch, args.stem or "imagenet", image_size, flag="--student_arch"), None, ()
+    arch = args.student_arch if "student_arch" in args.given else None
+    start, report = load_frozen(args.student_weights, arch, args.stem, image_size, flag="--student-weights",
+                                prefix="--student-", trust_checkpoint=args.trust_checkpoint)
+    return start.backbone.requires_grad_(True).train(), report, (start.mean, start.std)
 
 
 def micro_batches(args: argparse.Namespace, needs: CombinedNeeds, sampler: RandomSampler, student: Distiller,
@@ -214,13 +229,15 @@ def ready(teacher: FrozenEncoder, process: Process) -> list[str]:
 
 
 def describe(args: argparse.Namespace, process: Process, source: ImageSource, sampler: RandomSampler,
-             report: Report | None, teacher: FrozenEncoder | None, student: Distiller, loss: Objective,
-             modules: Mapping[str, Any], exports: Collection[str], alike: Mapping[str, str]) -> Description:
+             report: Report | None, teacher: FrozenEncoder | None, begun: Report | None, student: Distiller,
+             loss: Objective, modules: Mapping[str, Any], exports: Collection[str], alike: Mapping[str, str],
+             ) -> Description:
     """Which run this is: its settings with what they came to, and the ``modules`` (None: there is none)."""
     spec = student.backbone.spec.record()
     teachers = teacher.backbone.spec.record() if teacher else dict.fromkeys(spec)
     config = {**vars(args), "losses": {name: dict(x.settings) for name, x in loss.losses.items()},
               **{name: spec[name] for name in ("stem", "image_size", "feature")}, "student_arch": spec["arch"],
+              "student_sha256": begun.sha256 if begun else None,
               **{f"teacher_{name}": value for name, value in teachers.items()},
               "teacher": report.record() if report else None,
               "teacher_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
@@ -240,7 +257,7 @@ def say_plan(run: Run, args: argparse.Namespace, source: ImageSource, sampler: R
     process = run.process
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
                  *cli.unused(args, methods.SURROUNDINGS), *methods.unused(args, student.proj_head),
-                 f"student: {args.student_arch}, {args.epochs} epochs of {len(sampler)} steps of "
+                 f"student: {student.backbone.spec.arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}, "
                  f"--amp {updater.amp}"):
         if line:
@@ -277,7 +294,7 @@ def after_epoch(run: Run, epoch: int, args: argparse.Namespace, sampler: RandomS
                 knn: KnnMonitor | None) -> None:
     """What the epoch has shown, and the student's score where it is due."""
     due = knn and knn.is_due(epoch + 1, args.knn_every, args.epochs)
-    top1 = run.scored(lambda: knn.score(Encoder(student.backbone).to(run.process.device))) if due else None
+    top1 = run.scored(lambda: knn.score(student.encoder())) if due else None
     run.log.scalars(run.steps, epoch, sampler.statistics.scalars(), "sampler")
     run.log.say(f"epoch {epoch + 1}: {sampler.statistics}")
     if due:

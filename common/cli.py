@@ -234,16 +234,16 @@ def checkpoint_options(args: argparse.Namespace) -> dict[str, object]:
 
 
 def stem_flag(group: Group, name: str, whose: str, unset: str | None = None) -> None:
-    """--stem under the ``name`` of a flag, ``whose`` network's; ``unset``, for one that no file describes, says what
-    leaving it out means."""
+    """--stem under the ``name`` of a flag, or of several with spaces between, ``whose`` network's; ``unset``, for one
+    that no file describes, says what leaving it out means."""
     stem = declared(load_frozen)["stem"]
     setting = dataclasses.replace(stem.setting, unset=unset or stem.setting.unset, basic=bool(unset))
-    dataclasses.replace(stem, name=name.lstrip("-").replace("-", "_"), setting=setting).add_to(
+    dataclasses.replace(stem, name=name.split()[0].lstrip("-").replace("-", "_"), setting=setting).add_to(
         group, source=whose, flags=name)
 
 
 # What each machine of a job may have its own of: where things lie (what they are is compared where they are opened)
-OWN = {"data", "knn_data", "weights", "distill", "workers", "local_rank", *samplers.tables()}
+OWN = {"data", "knn_data", "weights", "distill", "student_weights", "workers", "local_rank", *samplers.tables()}
 
 
 def same_flags(args: argparse.Namespace, process: Process) -> None:

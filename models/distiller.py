@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.teachers import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from models.teachers import IMAGENET_MEAN, IMAGENET_STD, Encoder, Normalise
 
 
 class Distiller(nn.Module):
@@ -17,10 +18,11 @@ class Distiller(nn.Module):
     tuple of several, of models.heads.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Module, mean: Sequence[float] = IMAGENET_MEAN,
+                 std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
         self.backbone, self.proj_head = backbone, head
-        self.normalise = Normalise()
+        self.normalise, self.mean, self.std = Normalise(mean, std), tuple(mean), tuple(std)
 
     def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
         """Batches of images uint8 [b, 3, H, W] to outputs [b, d]: of every head for the first, then for the second.
@@ -37,9 +39,13 @@ class Distiller(nn.Module):
         """Trunk and head, under the original's names, each tensor in the plain order whatever it is while training."""
         return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
 
+    def encoder(self) -> Encoder:
+        """The trunk as it is used afterwards: without the head, on the same device."""
+        return Encoder(self.backbone, self.mean, self.std).to(self.normalise.shift.device)
+
     def record(self) -> dict[str, Any]:
         """What the student is, for its checkpoint."""
-        return {**self.backbone.spec.record(), "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        return {**self.backbone.spec.record(), "mean": list(self.mean), "std": list(self.std)}
 
 
 @torch.no_grad()
