@@ -28,9 +28,10 @@ from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZE = 64
-HEADS = {"resnet18": "fc", "resnet18 cifar": "fc", "mobilenet_v3_small": "classifier", "efficientnet_b0": "classifier",
-         "vit_ti_16": "heads"}
-WIDTHS = {"resnet18": 512, "resnet18 cifar": 512, "mobilenet_v3_small": 576, "efficientnet_b0": 1280, "vit_ti_16": 192}
+HEADS = {"resnet18": "fc", "resnet_small": "fc", "resnet_small cifar": "fc", "mobilenet_v3_small": "classifier",
+         "efficientnet_b0": "classifier", "vit_ti_16": "heads"}
+WIDTHS = {"resnet18": 512, "resnet_small": 128, "resnet_small cifar": 128, "mobilenet_v3_small": 576,
+          "efficientnet_b0": 1280, "vit_ti_16": 192}
 
 
 def build(kind):
@@ -41,7 +42,7 @@ def build(kind):
     else:
         model = torchvision.models.get_model(arch)
     if stem:
-        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+        model.conv1, model.maxpool = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.Identity()
     setattr(model, HEADS[kind], nn.Identity())
     return model.eval().requires_grad_(False)  # attention takes another kernel where weights could train
 
@@ -102,7 +103,7 @@ def largest(a, b):
 
 # ---- each target, loaded in its own way
 
-@pytest.mark.parametrize("kind", WIDTHS)
+@pytest.mark.parametrize("kind", [kind for kind in WIDTHS if kind != "resnet18"])
 def test_torchvision(tmp_path, sources, images, kind):
     _, model, _, network = sources(kind)
     done = export(without_head(network), "torchvision", tmp_path / "o.pth", {"random": images})
@@ -114,7 +115,7 @@ def test_torchvision(tmp_path, sources, images, kind):
     assert [path.name for path in tmp_path.iterdir()] == ["o.pth"]
 
 
-@pytest.mark.parametrize("kind", ["resnet18 cifar", "vit_ti_16", "mobilenet_v3_small"])
+@pytest.mark.parametrize("kind", ["resnet_small cifar", "vit_ti_16", "mobilenet_v3_small"])
 def test_safetensors(tmp_path, sources, images, kind):
     need("safetensors")
     from safetensors import safe_open
@@ -168,7 +169,7 @@ def test_a_network_of_timms_own(tmp_path, images):
             export(network, to, tmp_path / "no.pth", {"random": images})
 
 
-@pytest.mark.parametrize("kind", ["resnet18", "vit_ti_16"])
+@pytest.mark.parametrize("kind", ["resnet_small", "vit_ti_16"])
 def test_onnx(tmp_path, capfd, sources, images, kind):
     need("onnx")
     import onnxruntime
@@ -230,7 +231,7 @@ def test_detectron2(tmp_path, sources, images):
 
 
 @pytest.mark.parametrize("with_head", [False, True])
-@pytest.mark.parametrize("kind", ["resnet18", "resnet18 cifar"])
+@pytest.mark.parametrize("kind", ["resnet_small", "resnet_small cifar"])
 def test_moco_linear_evaluation(tmp_path, sources, images, kind, with_head):
     _, model, head, network = sources(kind)
     export(network if with_head else without_head(network), "moco", tmp_path / "o.pth", {"random": images})
@@ -239,13 +240,13 @@ def test_moco_linear_evaluation(tmp_path, sources, images, kind, with_head):
     kept = {name[len("module.encoder_q."):]: value for name, value in checkpoint["state_dict"].items()
             if name.startswith("module.encoder_q") and not name.startswith("module.encoder_q.fc")}
     loaded = build(kind)
-    loaded.fc = nn.Linear(512, 10)
+    loaded.fc = nn.Linear(128, 10)
     message = loaded.load_state_dict(kept, strict=False)
     assert (set(message.missing_keys), message.unexpected_keys) == ({"fc.weight", "fc.bias"}, [])
     loaded.fc = nn.Identity()
     with torch.no_grad():
         assert torch.equal(loaded(images), model(images))
-    assert checkpoint["arch"] == "resnet18"
+    assert checkpoint["arch"] == "resnet_small"
     encoder, report = load_frozen(tmp_path / "o.pth", with_head=with_head)
     assert (encoder.backbone.spec, report.epoch, report.std) == (network.trunk.spec, 7, [0.2, 0.21, 0.22])
     if with_head:
@@ -275,7 +276,7 @@ def test_projector_in_a_file_of_its_own(tmp_path, sources, images, to, suffix):
 @pytest.mark.parametrize("to", ["torchvision", "moco", "safetensors", "timm"])
 def test_the_printed_lines_run(tmp_path, sources, images, to):
     need(to)
-    _, model, head, network = sources("resnet18")
+    _, model, head, network = sources("resnet18" if to == "timm" else "resnet_small")
     network = without_head(network) if to == "timm" else network
     done = export(network, to, tmp_path / f"o{TARGETS[to].suffix}", {"random": images})
     scope = {}
@@ -293,7 +294,7 @@ def test_the_printed_lines_run(tmp_path, sources, images, to):
 @pytest.mark.parametrize("to", ["torchvision", "timm", "safetensors", "detectron2", "moco"])
 def test_an_export_that_reads_back_otherwise_leaves_nothing(tmp_path, monkeypatch, sources, images, to):
     need(to)
-    _, _, _, network = sources("resnet18")
+    _, _, _, network = sources("resnet18" if to in ("timm", "detectron2") else "resnet_small")
     honest, weight = type(TARGETS[to]).write, network.trunk.layer1[0].conv1.weight.data
 
     def corrupt(self, network, path):
@@ -313,7 +314,7 @@ def test_an_export_that_reads_back_otherwise_leaves_nothing(tmp_path, monkeypatc
 
 
 def test_a_projector_that_reads_back_otherwise(tmp_path, monkeypatch, sources, images):
-    _, _, _, network = sources("resnet18")
+    _, _, _, network = sources("resnet_small")
     monkeypatch.setattr(Target, "write_projector", lambda self, network, path: torch.save(
         {name: value + 0.5 for name, value in network.head.state_dict().items()}, path))
     with pytest.raises(UserError, match="was not written.*differ"):
@@ -322,16 +323,16 @@ def test_a_projector_that_reads_back_otherwise(tmp_path, monkeypatch, sources, i
 
 
 def test_features_that_are_not_finite(tmp_path, sources, images):
-    _, _, _, network = sources("resnet18")
+    _, _, _, network = sources("resnet_small")
     with pytest.raises(UserError, match="the source's features are not finite"):
         export(without_head(network), "torchvision", tmp_path / "o.pth", {"random": images, "bad": images / 0})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_its_library_refuses(tmp_path, monkeypatch, sources, images):
-    _, _, _, network = sources("resnet18")
+    _, _, _, network = sources("resnet_small")
     monkeypatch.setattr(Target, "write", lambda self, network, path: torch.save({"conv1.weight": torch.ones(1)}, path))
-    with pytest.raises(UserError, match=r"was not written: resnet18 .*RuntimeError: Error"):
+    with pytest.raises(UserError, match=r"was not written: resnet_small .*RuntimeError: Error"):
         export(without_head(network), "torchvision", tmp_path / "o.pth", {"random": images})
     assert not list(tmp_path.iterdir())
 
@@ -339,9 +340,10 @@ def test_a_file_that_its_library_refuses(tmp_path, monkeypatch, sources, images)
 @pytest.mark.parametrize("to", ["torchvision", "safetensors", "detectron2", "onnx"])
 def test_a_full_disk_is_called_so_and_not_a_failed_check(tmp_path, sources, images, to):
     need(to)
-    network, limits = without_head(sources("resnet18")[3]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    network = without_head(sources("resnet18" if to == "detectron2" else "resnet_small")[3])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # no file can become larger
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, limits[1]))  # no file can become larger
     try:
         with pytest.raises(UserError, match=r"could not be written \(File too large\); make room"):
             export(network, to, tmp_path / f"o{TARGETS[to].suffix}", {"random": images})
@@ -351,7 +353,7 @@ def test_a_full_disk_is_called_so_and_not_a_failed_check(tmp_path, sources, imag
 
 
 def test_nothing_is_written_through_a_link_that_was_put_there(tmp_path, sources, images):
-    network, other = without_head(sources("resnet18")[3]), tmp_path / "other"
+    network, other = without_head(sources("resnet_small")[3]), tmp_path / "other"
     other.write_text("of someone else")
     (tmp_path / f".o.{os.getpid()}.tmp.pth").symlink_to(other)
     (tmp_path / "o.pth").symlink_to(other)
@@ -361,7 +363,7 @@ def test_nothing_is_written_through_a_link_that_was_put_there(tmp_path, sources,
 
 
 @pytest.mark.parametrize(("kind", "to", "says"), [
-    ("resnet18 cifar", "timm", "its stem is cifar"), ("resnet18 cifar", "detectron2", "its stem is cifar"),
+    ("resnet_small cifar", "timm", "its stem is cifar"), ("resnet_small cifar", "detectron2", "its stem is cifar"),
     ("mobilenet_v3_small", "detectron2", "backbones are ResNets"),
     ("mobilenet_v3_small", "timm", "timm has no network mobilenet_v3_small"),
     ("efficientnet_b0", "timm", "timm's efficientnet_b0 has other tensors"),
@@ -432,7 +434,7 @@ def run_here(*arguments):
 
 
 def test_the_script(tmp_path, sources, images):
-    weights, model, head, _ = sources("resnet18 cifar")
+    weights, model, head, _ = sources("resnet_small cifar")
     data = tmp_path / "data"
     data.mkdir()
     for i in range(3):
@@ -461,19 +463,19 @@ def test_the_script(tmp_path, sources, images):
     record = json.loads(printed)
     assert (record["images"], record["difference"], record["path"]) == ({"random": 4, "rendered": 8}, 0, str(out))
     assert record["bytes"] == out.stat().st_size
-    assert record["source"]["arch"] == "resnet18"
+    assert record["source"]["arch"] == "resnet_small"
 
 
 def test_a_teacher_of_mocos_with_its_head(tmp_path, sources, images):
-    _, model, head, _ = sources("resnet18")
+    _, model, head, _ = sources("resnet_small")
     teacher = tmp_path / "moco.pth.tar"
     state = {f"module.encoder_q.{k}": v for k, v in model.state_dict().items()}
     state |= {f"module.encoder_q.fc.{k}": v for k, v in head.state_dict().items()}
-    torch.save({"epoch": 2, "arch": "resnet18", "state_dict": {**state, "module.queue": torch.ones(3, 9)}}, teacher)
+    torch.save({"epoch": 2, "arch": "resnet_small", "state_dict": {**state, "module.queue": torch.ones(3, 9)}}, teacher)
     code, printed, error = run_here("--weights", teacher, "--to", "torchvision", "--output", tmp_path / "o.pth",
                                     "--with-projector", "--json", "--image-size", SIZE)
     assert (code, error) == (0, "")
-    loaded = build("resnet18")
+    loaded = build("resnet_small")
     loaded.load_state_dict(torch.load(tmp_path / "o.pth", weights_only=True))
     projector = torch.load(json.loads(printed)["projector"], weights_only=True)
     with torch.no_grad():
@@ -482,7 +484,7 @@ def test_a_teacher_of_mocos_with_its_head(tmp_path, sources, images):
 
 
 def test_a_file_without_a_projector(tmp_path, sources):
-    torch.save(sources("resnet18")[1].state_dict(), tmp_path / "bare.pth")
+    torch.save(sources("resnet_small")[1].state_dict(), tmp_path / "bare.pth")
     code, _, error = run_here("--weights", tmp_path / "bare.pth", "--to", "torchvision", "--output",
                               tmp_path / "o.pth", "--with-projector")
     assert code == 2

@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import functools
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
+from helpers import sources
 from helpers.sources import (
     IMAGENET,
     OPTIMIZER,
@@ -20,7 +22,6 @@ from helpers.sources import (
     imaginary,
     source,
     state,
-    training,
     under,
 )
 
@@ -28,9 +29,11 @@ from checkpoints.frozen import load_frozen
 from checkpoints.layouts import LAYOUTS, read_checkpoint
 from models.backbones import build_backbone
 
-NET, OTHER = state(), state(seed=2)  # the branch that is to be taken, and a sibling that is not
+ARCH = "resnet_small"
+NET, OTHER = state(ARCH), state(ARCH, seed=2)  # the branch that is to be taken, and a sibling that is not
 MLP = head("0", "2")
-WITH_FC = state(head=True)
+WITH_FC = state(ARCH, head=True)
+training = functools.partial(sources.training, arch=ARCH)
 
 
 @dataclass
@@ -94,13 +97,13 @@ def vissl(trunk, *more):
         "model": {"trunk": trunk, "heads": under("0.clf.", MLP)}}, "optimizer": {"optim": OPTIMIZER}}}
 
 
-DINO_ARGS = argparse.Namespace(arch="resnet18", lr=0.0005, patch_size=16)
+DINO_ARGS = argparse.Namespace(arch=ARCH, lr=0.0005, patch_size=16)
 MOCO_DROPS = {"encoder_q.fc.", "encoder_k.", "queue"}
 SOLO_DROPS = {"classifier.", "projector.", "momentum_projector.", "predictor.", "queue"}
 ALONE = OrderedDict(NET)
 
 CASES = {
-    "MoCo v1": lambda: Case("MoCo", moco({"weight": torch.randn(6, 512), "bias": torch.randn(6)}),
+    "MoCo v1": lambda: Case("MoCo", moco({"weight": torch.randn(6, 128), "bias": torch.randn(6)}),
                             "encoder_q", ["encoder_k"], MOCO_DROPS, epoch=200),
     "MoCo v2": lambda: Case("MoCo", moco(MLP), "encoder_q", ["encoder_k"], MOCO_DROPS, epoch=200),
     "MoCo v2, released": lambda: Case("MoCo", training(under("module.encoder_q.", {**NET, **under("fc.", MLP)})),
@@ -229,7 +232,7 @@ CASES = {
                                  [], {"fc.", "best_acc1."}, epoch=200),
     "timm, .bin": lambda: Case("torchvision", WITH_FC, "", [], {"fc."}),
     "timm, training": lambda: Case("torchvision", training(WITH_FC, state_dict_ema=OTHER, version=2, metric=70.1,
-                                                           args=argparse.Namespace(model="resnet18")), "", [],
+                                                           args=argparse.Namespace(model=ARCH)), "", [],
                                    {"fc.", "state_dict_ema."}, epoch=200),
     "Lightning, self.model": lambda: Case("model.*", lightning(under("model.", WITH_FC)), "model", [], {"model.fc."},
                                           epoch=99),
@@ -254,7 +257,7 @@ def write(case, path):
 
 @pytest.fixture(scope="module")
 def trunks():
-    return {arch: build_backbone(arch) for arch in ("resnet18", "resnet34")}
+    return {arch: build_backbone(arch) for arch in (ARCH, "resnet34")}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -263,9 +266,8 @@ def test_layout(tmp_path, trunks, name):
     path = write(case, tmp_path / "file.pth")
     encoder, report = load_frozen(path)  # nothing is said of what is in it
     with torch.no_grad():
-        assert torch.equal(encoder.backbone(images()), features())
-    assert (report.layout, report.arch, report.stem, report.branch) == (case.layout, "resnet18", "imagenet",
-                                                                        case.branch)
+        assert torch.equal(encoder.backbone(images()), features(ARCH))
+    assert (report.layout, report.arch, report.stem, report.branch) == (case.layout, ARCH, "imagenet", case.branch)
     assert report.branches == case.siblings
     assert set(report.dropped) - {"optimizer.", "optimizer_states."} - {"classy_state_dict."} == case.dropped
     assert (report.mean, report.std) == case.colours == (list(encoder.mean), list(encoder.std))
@@ -281,15 +283,15 @@ def test_layout(tmp_path, trunks, name):
         assert (other.branch, other.ok) == (sibling, True)
         assert case.branch in other.branches
         with torch.no_grad():
-            expected = features(arch, 2 if arch == "resnet18" and sibling != "backbone" else 1)
+            expected = features(arch, 2 if arch == ARCH and sibling != "backbone" else 1)
             assert torch.equal(trunk.eval()(images()), expected)
 
 
 def test_the_cases_tell_branches_apart():
-    assert not torch.equal(features(), features(seed=2))
-    one, two = features()
+    assert not torch.equal(features(ARCH), features(ARCH, seed=2))
+    one, two = features(ARCH)
     assert (one - two).abs().mean() > 0.1 * one.abs().mean()  # the images matter
-    assert source().training is False
+    assert source(ARCH).training is False
 
 
 def test_every_layout_of_the_table_has_a_case():

@@ -72,7 +72,7 @@ def unit(n, d, seed=0):
 @pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("metric", ["inner", "l2"])
 @pytest.mark.parametrize("largest", [True, False])
-@pytest.mark.parametrize(("n", "k"), [(60, 1), (60, 7), (60, 59), (300, 5)])
+@pytest.mark.parametrize(("n", "k"), [(60, 1), (60, 7), (60, 59), (130, 5)])
 def test_self_search_is_a_full_sort_with_ties_by_index(n, k, largest, metric, memory):
     bank = whole_numbers(n)
     assert_exact(top_k(bank, bank, k, self_offset=0, largest=largest, metric=metric, memory=memory),
@@ -90,15 +90,15 @@ def test_other_queries(n, k, largest, memory):
 @pytest.mark.usefixtures("_both_ways")
 def test_nothing_but_ties(memory):
     """All rows zero: everything passes every threshold, and the lowest indices are the answer."""
-    bank = torch.zeros(500, 4)
+    bank = torch.zeros(200, 4)
     ids = top_k(bank, bank, 9, self_offset=0, memory=memory)[1]
-    assert ids[20:].tolist() == [list(range(9))] * 480
+    assert ids[20:].tolist() == [list(range(9))] * 180
     assert ids[3].tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
 
-@pytest.mark.parametrize("rows", [range(250), range(13, 14), range(100, 233), range(200, 250)])
+@pytest.mark.parametrize("rows", [range(130), range(13, 14), range(50, 117), range(100, 130)])
 def test_a_ranks_share_is_that_part_of_the_whole(rows, memory):
-    bank = whole_numbers(250)
+    bank = whole_numbers(130)
     ids, values = full_sort(bank, bank, 6, 0)
     at = rows.start
     for block in search(None, bank, 6, rows=rows, memory=memory):
@@ -126,7 +126,7 @@ def test_near_and_far_from_one_product(memory):
 @pytest.mark.parametrize("metric", ["inner", "cosine", "l2"])
 @pytest.mark.parametrize("products", ["float32", "tf32", "bf16"])
 def test_floats_are_a_full_sort_up_to_rounding(metric, products, memory):
-    bank = torch.randn(400, 32, generator=torch.Generator().manual_seed(3)) * 3
+    bank = torch.randn(200, 32, generator=torch.Generator().manual_seed(3)) * 3
     values, ids = top_k(bank, bank, 12, self_offset=0, metric=metric, products=products, memory=memory)
     expected, scores = full_sort(bank, bank, 12, 0, metric=metric)
     np.testing.assert_allclose(values.numpy(), scores, rtol=2e-6, atol=3e-6 * (1 if metric == "cosine" else 300))
@@ -233,9 +233,9 @@ def test_room_for_candidates_is_more_than_what_is_kept():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_memory_mapped_file_of_half_precision(dtype, tmp_path, memory):
-    bank = whole_numbers(300).to(dtype)
+    bank = whole_numbers(130).to(dtype)
     bank.view(torch.int16).numpy().tofile(tmp_path / "bank")
-    mapped = torch.from_numpy(np.memmap(tmp_path / "bank", np.int16, "c", shape=(300, 5))).view(dtype)
+    mapped = torch.from_numpy(np.memmap(tmp_path / "bank", np.int16, "c", shape=(130, 5))).view(dtype)
     assert_exact(top_k(mapped, mapped, 6, self_offset=0, memory=memory), full_sort(bank, bank, 6, 0))
 
 
