@@ -17,9 +17,8 @@ if __name__ == "__main__":
     begin()
 
 import argparse
-import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +39,21 @@ from data.checks import (
 from data.clusters import NO_CLUSTER, save_clusters
 from data.datasets import open_source
 from data.images import limit_pixels
-from data.neighbours import LEFT_OUT, place_neighbours, refuse_other_file
+from data.neighbours import place_neighbours, refuse_other_file
 from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.knn import PAPER_ROWS, knn_accuracy
 from evals.metrics import of_one_class
-from runtime.agreement import agree, together
+from models.teachers import FrozenEncoder
+from runtime.agreement import together
 from runtime.device import UNEVEN_WORK, Process, gather_objects, start_process
 from runtime.errors import UserError, run_script
 from runtime.outputs import check_output_file
-from search.exact import Block, search
-from search.faiss_search import search_faiss
-from search.kmeans import INITS, kmeans
-from search.kmeans import METRICS as KMEANS_METRICS
-from search.products import METRICS, PRODUCTS
+from runtime.settings import add_settings
+from search.backend import Search
+from search.kmeans import kmeans
+from search.mining import write_neighbours
+from search.products import METRICS
 from search.rowfile import RowFile, one_writer
 
 
@@ -63,9 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{mine,cluster,check,eval}")
 
     mine = commands.add_parser("mine", help="teacher features -> closek_info.npy", description=mine_neighbours.__doc__)
-    group = cli.add_data_flags(mine, "--data_path")
-    group.add_argument("--batch-size", type=cli.number(int, 1), default=256, metavar="N",
-                       help="images of one forward pass; default 256, the original's")
+    _add_batch_flag(cli.add_data_flags(mine, "--data_path"))
     networks.add_weights_flags(mine)
     group = mine.add_argument_group("neighbours")
     group.add_argument("--output", metavar="DIR", required=True, help="folder for closek_info.npy and its .json")
@@ -86,8 +84,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = cli.add_data_flags(evaluate, "--data_path",
                                what="labelled images: a folder that holds train/ and val/ or test/, or a name (demo, "
                                     "digits, cifar10, cifar100, stl10)")
-    group.add_argument("--batch-size", "--batch_size_per_gpu", type=cli.number(int, 1), default=256, metavar="N",
-                       help="images of one forward pass; default 256, the original's")
+    _add_batch_flag(group, "--batch_size_per_gpu")
     networks.add_weights_flags(evaluate)
     group = evaluate.add_argument_group("k-NN")
     group.add_argument("--k", type=cli.number(int, 1), nargs="+", default=None, metavar="K",
@@ -98,34 +95,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     _add_search_flags(evaluate)
     cli.add_device_flags(evaluate)
-    args, unknown = parser.parse_known_args(cli_original.translate("compute_knn.py", argv))
-    if unknown:
-        commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
-    return args
+    return parser.parse_args(cli_original.translate("compute_knn.py", argv))
 
 
 def _add_cluster_flags(commands: argparse._SubParsersAction) -> None:
     cluster = commands.add_parser("cluster", help="teacher features -> clusters_K.pth",
                                   description=cluster_images.__doc__)
-    group = cli.add_data_flags(cluster, "--data_path")
-    group.add_argument("--batch-size", type=cli.number(int, 1), default=256, metavar="N",
-                       help="images of one forward pass; default 256, the original's")
+    _add_batch_flag(cli.add_data_flags(cluster, "--data_path"))
     networks.add_weights_flags(cluster)
     group = cluster.add_argument_group("k-means")
     group.add_argument("--output", metavar="DIR", required=True, help="folder for clusters_K.pth and its .json")
     group.add_argument("--num-clusters", type=cli.number(int, 1), required=True, metavar="K", help="clusters")
-    group.add_argument("--metric", choices=KMEANS_METRICS, default="euclidean",
-                       help="of features at length 1: euclidean (default, the original's) or cosine, whose centres "
-                            "have length 1 too (spherical k-means)")
-    group.add_argument("--init", choices=INITS, default="k-means++",
-                       help="first centres: spread-out images (k-means++, default) or random ones, as in the original")
-    group.add_argument("--passes", type=cli.number(int, 1), default=150, metavar="N",
-                       help="passes over the features at most; default 150, the original's")
-    group.add_argument("--tolerance", type=cli.number(float, 0), default=1e-6, metavar="X",
-                       help="stop when a pass improves the objective by no more than this share of it; default 1e-6")
-    group.add_argument("--mini-batch", type=cli.number(int, 0), default=0, metavar="ROWS",
-                       help="move the centres after every so many features, and pass over all only at the end: for "
-                            "millions of images on a CPU, with --tolerance 1e-3; default 0, never")
+    add_settings(group, kmeans)
     networks.add_features_flags(cluster.add_argument_group("features"))
     cli.add_device_flags(cluster)
 
@@ -146,18 +127,31 @@ def _add_check_flags(commands: argparse._SubParsersAction) -> None:
     cli.add_device_flags(check)
 
 
+def _add_batch_flag(group: cli.Group, *names: str) -> None:
+    group.add_argument("--batch-size", *names, type=cli.number(int, 1), default=256, metavar="N",
+                       help="images of one forward pass; default 256, the original's")
+
+
 def _add_search_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("features and search")
     networks.add_features_flags(group)
-    group.add_argument("--memory", type=cli.number(float, above=0), default=None, metavar="GB",
-                       help="GiB that the search of one process may take beside the features, of its card or of the "
-                            "main memory; less is a little slower; default: half of what is free")
-    group.add_argument("--products", choices=PRODUCTS, default="float32",
-                       help="numbers in which candidates are found: float32 (default), or on a card, faster, tf32 or "
-                            "bf16, whose candidates are scored again in float32; the neighbours are the same")
-    group.add_argument("--backend", choices=("torch", "faiss"), default="torch",
-                       help="torch (default) or faiss's exact search on the CPU, if faiss-cpu is installed; --memory "
-                            "and --products are torch's")
+    add_settings(group, Search)
+
+
+def prepare(args: argparse.Namespace, process: Process, whole: ImageSource, names: Sequence[str], **settings: Any,
+          ) -> tuple[FrozenEncoder, dict[str, Any], dict[str, Any], list[Path]]:
+    """The network, what identifies it, and of the files ``names`` of --output the record (which images, whose space,
+    and how, by ``settings``) and the paths; refused where nothing can be written, or another record's file is."""
+    encoder, identity = networks.open_network(args, process)
+    check_apart(args.output, args.data)
+    spec, paths = encoder.backbone.spec, [Path(args.output) / name for name in names]
+    record = {"fingerprint": whole.fingerprint(), "metric": args.metric, "teacher_sha256": identity["sha256"],
+              "teacher_arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size, "feature": spec.feature,
+              "transform": eval_transform_name(spec.image_size), **settings}
+    for path in paths:
+        check_output_file(path, "--output", inputs=[args.data, args.weights])
+        refuse_other_file(path, record)
+    return encoder, identity, record, paths
 
 
 def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
@@ -170,18 +164,10 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
     with together(process):
         whole = open_source(args.data).subset(args.subset)
         check_k(args.k, whole)
-        backend = search_backend(args)
-        encoder, identity = networks.open_network(args, process)
-        output, names = Path(args.output), ["closek_info"] + ["fark_info"] * args.far
-        check_apart(output, args.data)
-        for name in names:
-            check_output_file(output / f"{name}.npy", "--output", inputs=[args.data, args.weights])
-        spec = encoder.backbone.spec
-        info = {"fingerprint": whole.fingerprint(), "metric": args.metric, "teacher_sha256": identity["sha256"],
-                "teacher_arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
-                "feature": spec.feature, "transform": eval_transform_name(spec.image_size)}
-        for name in names:
-            refuse_other_file(output / f"{name}.npy", info)
+        how = cli.take(Search, args)
+        backend = how.function()
+        names = ["closek_info"] + ["fark_info"] * args.far
+        encoder, identity, info, paths = prepare(args, process, whole, [f"{name}.npy" for name in names])
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     check_k(args.k, source)
     networks.refuse_zero_rows(features, networks.share_of(len(source), process), source)
@@ -189,26 +175,18 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
     said = {**info, "source": whole.title, "left_out": len(source.left_out)}
     what = {**said, **networks.features_identity(encoder, whole, args, identity), "opened": source.fingerprint(),
             "dtype": args.dtype, "products": args.products, "backend": args.backend}
-    with one_writer(output / f"{names[0]}.npy", process):  # the farthest are only written along with the nearest
-        for name in names:  # another job may just have made them
-            refuse_other_file(output / f"{name}.npy", info)
-        files = [RowFile(output / f"{name}.npy", what, len(whole), args.k, np.int64, process) for name in names]
-        mine = networks.share_of(len(whole), process)
-        problem = None
-        try:
-            for todo in union_of_ranges([file.missing(mine) for file in files]):
-                rows = range(*np.searchsorted(source.kept, (todo.start, todo.stop)).tolist())
-                write_rows(files, todo, source.kept, rows.start, backend(
-                    None, features, args.k, rows=rows, far=args.far, metric=args.metric, memory=memory_bytes(args),
-                    device=process.device, label="neighbours", progress=process.is_main))
-        except UserError as error:
-            problem = str(error)
-        agree(problem)
-        for file, name in zip(files, names, strict=True):
-            file.finish(lambda rows, checksums, name=name: place_neighbours(rows, output, name, said, checksums))
+    with one_writer(paths[0], process):  # the farthest are only written along with the nearest
+        for path in paths:  # another job may just have made them
+            refuse_other_file(path, info)
+        files = [RowFile(path, what, len(whole), args.k, np.int64, process) for path in paths]
+        with together(process):
+            write_neighbours(files, networks.share_of(len(whole), process), source.kept, lambda rows: backend(
+                None, features, args.k, rows=rows, far=args.far, metric=args.metric, memory=how.bytes,
+                device=process.device, label="neighbours", progress=process.is_main))
+        for file, name, kind in zip(files, names, ("nearest", "farthest"), strict=False):
+            file.finish(lambda rows, sums, name=name: place_neighbours(rows, Path(args.output), name, said, sums))
             if process.is_main:
-                print(f"{output / name}.npy: {args.k} {'nearest' if name == names[0] else 'farthest'} of "
-                      f"{len(source):,} images, {spec.arch}")
+                print(f"{file.path}: {args.k} {kind} of {len(source):,} images, {info['teacher_arch']}")
 
 
 def check_k(k: int, source: ImageSource) -> None:
@@ -217,47 +195,22 @@ def check_k(k: int, source: ImageSource) -> None:
         raise UserError(f"--k {k} neighbours cannot be had among {len(source)} images; give at most {len(source) - 1}")
 
 
-def write_rows(files: list[RowFile], todo: range, kept: np.ndarray, first: int, blocks: Iterable[Block]) -> None:
-    """Write the rows ``todo``, in numbers of all images, from what was found among the images ``kept``, int64 [n], from
-    row ``first`` of these on. The rows of the images between them hold LEFT_OUT."""
-    at = todo.start
-    for block in blocks:
-        numbers = kept[first + block.first:][:len(block.near.indices)]
-        for file, found in zip(files, (block.near, block.far), strict=False):
-            rows = np.full((numbers[-1] + 1 - at, file.shape[1]), LEFT_OUT)
-            rows[numbers - at] = kept[found.indices.numpy()]
-            file.write(at, rows)
-        at = int(numbers[-1]) + 1
-    for file in files:
-        if at < todo.stop:
-            file.write(at, np.full((todo.stop - at, file.shape[1]), LEFT_OUT))
-
-
 def cluster_images(args: argparse.Namespace, process: Process) -> None:
     """Group the images by k-means of the network's features, brought to length 1: clusters_K.pth, the original's
     {'batches': {cluster: [indices]}}, and clusters_K.json, which says of which images, in whose space and how. With
     --on-bad-image skip an image that cannot be opened is in no cluster, and training leaves it out."""
     with together(process):
         whole = open_source(args.data).subset(args.subset)
-        encoder, identity = networks.open_network(args, process)
-        check_apart(args.output, args.data)
-        check_output_file(Path(args.output) / f"clusters_{args.num_clusters}.pth", "--output",
-                          inputs=[args.data, args.weights])
-        spec = encoder.backbone.spec
-        info = {"fingerprint": whole.fingerprint(), "metric": args.metric, "teacher_sha256": identity["sha256"],
-                "teacher_arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
-                "feature": spec.feature, "transform": eval_transform_name(spec.image_size), "init": args.init,
-                "seed": args.seed, "mini_batch": args.mini_batch}
-        refuse_other_file(Path(args.output) / f"clusters_{args.num_clusters}.pth", info)
+        encoder, identity, info, _ = prepare(args, process, whole, [f"clusters_{args.num_clusters}.pth"],
+                                             init=args.init, seed=args.seed, mini_batch=args.batch_rows)
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     if args.num_clusters > len(source):
         raise UserError(f"--num-clusters {args.num_clusters} cannot be had among {len(source)} images; give at most "
                         f"{len(source)}")
     mine = networks.share_of(len(source), process)
     networks.refuse_zero_rows(features, mine, source)
-    found = kmeans(features[mine.start:mine.stop], args.num_clusters, process, metric=args.metric, unit_rows=True,
-                   init=args.init, passes=args.passes, tolerance=args.tolerance, batch_rows=args.mini_batch,
-                   seed=args.seed, progress=process.is_main)
+    found = kmeans(features[mine.start:mine.stop], args.num_clusters, process, unit_rows=True, seed=args.seed,
+                   progress=process.is_main, **cli.values(kmeans, args))
     labels = np.full(len(whole), NO_CLUSTER)
     labels[source.kept] = np.concatenate(gather_objects(found.labels.numpy()))
     if not process.is_main:
@@ -265,8 +218,8 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
     info |= {"source": whole.title, "passes": found.passes, "converged": found.converged, "objective": found.objective}
     path = save_clusters(Path(args.output), labels, args.num_clusters, info)
     print(f"{path}: {len(source):,} images in {args.num_clusters:,} clusters of {int(found.sizes.min()):,} to "
-          f"{int(found.sizes.max()):,}, {spec.arch}; objective {found.objective:.6g} after {found.passes} passes"
-          f"{'' if found.converged else ', not converged (--passes)'}")
+          f"{int(found.sizes.max()):,}, {info['teacher_arch']}; objective {found.objective:.6g} after {found.passes} "
+          f"passes{'' if found.converged else ', not converged (--passes)'}")
 
 
 def check_file(args: argparse.Namespace, process: Process) -> None:
@@ -303,14 +256,15 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
         if widest > len(train):
             raise UserError(f"--k: {widest} neighbours are asked for, but there are {len(train)} training images; "
                             f"give --k with at most {len(train)}")
-        backend = search_backend(args)
+        how = cli.take(Search, args)
+        backend = how.function()
         encoder, identity = networks.open_network(args, process)
     (bank, train), (queries, test) = (
         networks.features_of(encoder, source, args, process, label, identity)
         for source, label in ((train, "train features"), (test, "test features")))
     labels = [torch.from_numpy(source.labels) for source in (train, test)]
     scores = knn_accuracy(bank, labels[0], queries, labels[1], len(train.classes), rows, process.device,
-                          progress=process.is_main, process=process, backend=backend, memory=memory_bytes(args))
+                          progress=process.is_main, process=process, backend=backend, memory=how.bytes)
     if not process.is_main:
         return
     spec = encoder.backbone.spec
@@ -325,29 +279,6 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
         print(f"k={row['k']:<4d} T={row['T']:<5g} top-1 {row['top1']:6.2f} %   top-5 {row['top5']:6.2f} %")
     if note := of_one_class(train.classes):
         print(note)
-
-
-def union_of_ranges(lists: list[list[range]]) -> list[range]:
-    """Ranges, in order and apart, of the numbers that are in a range of any of the ``lists``."""
-    merged: list[range] = []
-    for part in sorted((part for ranges in lists for part in ranges), key=lambda part: part.start):
-        if merged and part.start <= merged[-1].stop:
-            merged[-1] = range(merged[-1].start, max(merged[-1].stop, part.stop))
-        else:
-            merged.append(part)
-    return merged
-
-
-def search_backend(args: argparse.Namespace) -> Callable[..., Any]:
-    """The search that --backend and --products ask for."""
-    if args.backend == "faiss":
-        return search_faiss()
-    return functools.partial(search, products=args.products)
-
-
-def memory_bytes(args: argparse.Namespace) -> int | None:
-    """--memory in bytes; None: the search looks at what is free."""
-    return None if args.memory is None else int(args.memory * 2**30)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Process], None]] = {

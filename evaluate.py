@@ -36,10 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     for name, module in COMMANDS.items():
         module.add_flags(commands.add_parser(name, help=module.HELP, description=module.run.__doc__))
-    args, unknown = parser.parse_known_args(cli_original.translate("evaluate.py", argv))
-    if unknown:
-        commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
-    return args
+    return parser.parse_args(cli_original.translate("evaluate.py", argv))
 
 
 def main() -> None:

@@ -87,6 +87,15 @@ class Parser(argparse.ArgumentParser):
         words.append("..." if self._subparsers else "[flags]")
         return " ".join(words).replace("%", "%%")
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Arguments:  # noqa: ANN401
+        """Unknown flags are the sub-command's to name, if there is one."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            chosen = next((x.choices[getattr(parsed, x.dest)] for x in self._actions
+                           if isinstance(x, argparse._SubParsersAction)), self)
+            chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed
+
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None,  # noqa: ANN401 - argparse's
                          ) -> tuple[Arguments, list[str]]:
         words = sys.argv[1:] if args is None else list(args)

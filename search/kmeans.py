@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime.device import Process, all_reduce_sum, gather_objects, send
+from runtime.settings import Setting
 
 METRICS = ("euclidean", "cosine")
 INITS = ("k-means++", "random")
 CHUNK_BYTES = 256 << 20  # of rows and scores held on the device at a time
 MINIMUM_SAMPLE = 10_000  # rows out of which k-means++ draws, or 3 a cluster where that is more
 FINISHING_PASSES = 5  # of Lloyd's after mini-batches: they re-seed empty clusters and settle the centres
+
+Metric = Annotated[str, Setting(
+    "of features at length 1: euclidean (default, the original's) or cosine, whose centres have length 1 too "
+    "(spherical k-means)", choices=METRICS, basic=True)]
+Init = Annotated[str | Tensor, Setting(
+    "first centres: spread-out images (k-means++, default) or random ones, as in the original", choices=INITS,
+    basic=True)]
+Passes = Annotated[int, Setting(
+    "passes over the features at most; default {default}, the original's", least=1, metavar="N", basic=True)]
+Tolerance = Annotated[float, Setting(
+    "stop when a pass improves the objective by no more than this share of it; default {default}", least=0, metavar="X",
+    basic=True)]
+BatchRows = Annotated[int, Setting(
+    "move the centres after every so many features, and pass over all only at the end: for millions of images on a "
+    "CPU, with --tolerance 1e-3; default 0, never", "--mini-batch", least=0, metavar="ROWS", basic=True)]
 
 
 @dataclass(frozen=True)
@@ -39,8 +56,8 @@ class Clustering:
 
 
 @torch.inference_mode()
-def kmeans(rows: Tensor, num_clusters: int, process: Process, *, metric: str = "euclidean", unit_rows: bool = False,
-           init: str | Tensor = "k-means++", passes: int = 100, tolerance: float = 1e-6, batch_rows: int = 0,
+def kmeans(rows: Tensor, num_clusters: int, process: Process, *, metric: Metric = "euclidean", unit_rows: bool = False,
+           init: Init = "k-means++", passes: Passes = 150, tolerance: Tolerance = 1e-6, batch_rows: BatchRows = 0,
            seed: int = 0, progress: bool = False) -> Clustering:
     """Cluster the rows [n, d] of all ranks, which follow one another in rank order; n may differ and may be 0.
 

@@ -14,10 +14,10 @@ from helpers.runs import load
 from helpers.scripts import in_this_process, script, well
 from torch import nn
 
-import compute_knn
 from common import networks
 from data.datasets import open_source
 from runtime.errors import UserError
+from search.mining import union_of_ranges
 from search.rowfile import RowFile
 
 
@@ -119,7 +119,7 @@ def test_an_image_without_features_is_named(tree):
     ([[range(3)], [range(3)]], [range(3)]), ([[range(3)], []], [range(3)]), ([[], []], []),
     ([[range(5, 7)], [range(2), range(6, 9)]], [range(2), range(5, 9)])])
 def test_rows_that_either_file_lacks(lists, wanted):
-    assert compute_knn.union_of_ranges(lists) == wanted
+    assert union_of_ranges(lists) == wanted
 
 
 def test_eval_prints_one_json_object(run, tree, work):
