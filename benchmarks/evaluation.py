@@ -17,6 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -34,8 +35,7 @@ TRAIN, TEST, CLASSES, HEADS, ITERATIONS, EPOCHS = 1_281_167, 50_000, 1000, 13, 2
 HOUR = 3600
 
 
-def main() -> None:
-    """Measure, and multiply."""
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="photographs, as train_distill.py takes them")
     parser.add_argument("--arch", nargs="+", default=["resnet18", "resnet50"], help="default resnet18 resnet50")
@@ -45,74 +45,97 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2, help="of the machine in the estimate; default 2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="of the network; default off")
-    args = parser.parse_args()
-    device, source = torch.device(args.device), open_source(args.data)
-    on_cpu = device.type == "cpu"
+    return parser.parse_args()
 
-    def clock() -> float:
-        if not on_cpu:
-            torch.cuda.synchronize()
-        return time.process_time() if on_cpu else time.perf_counter()
+
+@dataclass(frozen=True)
+class Clock:
+    """Processor time on a CPU, the wall's on a GPU; ``repeats`` measurements, of which the median counts."""
+
+    device: torch.device
+    repeats: int
+
+    def __call__(self) -> float:
+        if self.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def seconds(self, work: Callable[[], object], each: int) -> float:
+        """Seconds an image, of ``each`` images a call."""
+        times = []
+        for _ in range(self.repeats + 1):
+            start = self()
+            work()
+            times.append((self() - start) / each)
+        return statistics.median(times[1:])
+
+
+def main() -> None:
+    """Measure, and multiply."""
+    args = parse_args()
+    device, source = torch.device(args.device), open_source(args.data)
+    on_cpu, clock = device.type == "cpu", Clock(device, args.repeats)
+    rows = [i % len(source) for i in range(args.images)]
+    test = clock.seconds(lambda: EvaluationDataset(source, linear_transform(224)).__getitems__(rows), args.images)
+    views = ViewDataset(source, [Augmentation(LINEAR, 224)], 0, "fast")
+    train = clock.seconds(lambda: views.__getitems__([(i, n) for n, i in enumerate(rows)]), args.images)
+    print(f"{device}, {torch.get_num_threads()} threads, amp {args.amp}; one core: test images {1e3 * test:.2f} ms "
+          f"each, training views {1e3 * train:.2f} ms each")
+    measured, paper = [], []
 
     def a_pass(reading: float, computing: float) -> float:
         """Seconds an image of a pass."""
         return (reading + computing) / args.cores if on_cpu else max(reading / args.cores, computing)
 
-    def seconds(work: Callable[[], object], each: int) -> float:
-        """Seconds an image, of ``each`` images a call."""
-        times = []
-        for _ in range(args.repeats + 1):
-            start = clock()
-            work()
-            times.append((clock() - start) / each)
-        return statistics.median(times[1:])
-
-    rows = [i % len(source) for i in range(args.images)]
-    test = seconds(lambda: EvaluationDataset(source, linear_transform(224)).__getitems__(rows), args.images)
-    views = ViewDataset(source, [Augmentation(LINEAR, 224)], 0, "fast")
-    train = seconds(lambda: views.__getitems__([(i, n) for n, i in enumerate(rows)]), args.images)
-    print(f"{device}, {torch.get_num_threads()} threads, amp {args.amp}; one core: test images {1e3 * test:.2f} ms "
-          f"each, training views {1e3 * train:.2f} ms each")
-    measured, paper = [], []
     for arch in args.arch:
-        encoder = Encoder(build_backbone(arch)).to(device)
-        model = Classifier(encoder, CLASSES).to(device)
-        images = torch.randint(0, 256, (args.batch_size, 3, 224, 224), dtype=torch.uint8, device=device)
-        labels = torch.randint(0, CLASSES, (args.batch_size,), device=device)
-        cast = torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16")
-
-        def forward(encoder: Encoder = encoder, images: torch.Tensor = images, cast: torch.autocast = cast) -> None:
-            with torch.no_grad(), cast:
-                encoder(images)
-
-        def backward(model: Classifier = model, images: torch.Tensor = images, labels: torch.Tensor = labels,
-                     cast: torch.autocast = cast) -> None:
-            with cast:
-                classification_parts(model(images), labels)["loss"].backward()
-            model.zero_grad()
-
-        ahead, both = seconds(forward, args.batch_size), seconds(backward, args.batch_size)
-        width = encoder.backbone.spec.feature_dim
+        width, ahead, both = network_seconds(arch, args.batch_size, args.amp, clock)
         grid = heads_second(width, device, clock)
         measured.append({"arch": arch, "forward ms": 1e3 * ahead, "forward, backward ms": 1e3 * both,
                          "13 heads of 1000 classes, ms an image and iteration": 1e3 * grid})
-        extract = (TRAIN + TEST) * a_pass(test, ahead)
-        solve = TRAIN * ITERATIONS * a_pass(0, grid) * (0.9 + 1 / HEADS)  # nine tenths for the choice, all for the best
-        paper += [
-            {"arch": arch, "job": "features of one transform", "hours": extract / HOUR,
-             "disk GB": (TRAIN + TEST) * width * 4 / 1e9, "memory GB": TRAIN * width * 4 / 1e9},
-            {"arch": arch, "job": f"linear --cached, L-BFGS, {ITERATIONS} iterations", "hours": solve / HOUR,
-             "disk GB": 0.0, "memory GB": 23 * HEADS * CLASSES * (width + 1) * 4 / 1e9},
-            {"arch": arch, "job": f"linear, {EPOCHS} epochs", "hours": EPOCHS * TRAIN * a_pass(train, ahead) / HOUR,
-             "disk GB": TEST * width * 4 / 1e9, "memory GB": None},
-            *({"arch": arch, "job": f"finetune {name}, 20 epochs, a test after each",
-               "hours": 20 * (share * TRAIN * a_pass(train, both) + TEST * a_pass(test, ahead)) / HOUR}
-              for name, share in (("1 %", 0.01), ("10 %", 0.1)))]
+        paper += estimates(arch, width, test, train, ahead, both, grid, a_pass)
     print(table(measured), f"\nFor ImageNet, {args.cores} cores" + ("" if on_cpu else ", one GPU"), table(paper),
           sep="\n")
 
 
-def heads_second(width: int, device: torch.device, clock: Callable[[], float]) -> float:
+def network_seconds(arch: str, batch: int, amp: str, clock: Clock) -> tuple[int, float, float]:
+    """Width of the features; seconds an image of a forward pass, and of one with its backward pass."""
+    encoder = Encoder(build_backbone(arch)).to(clock.device)
+    model = Classifier(encoder, CLASSES).to(clock.device)
+    images = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8, device=clock.device)
+    labels = torch.randint(0, CLASSES, (batch,), device=clock.device)
+    cast = torch.autocast(clock.device.type, torch.bfloat16, enabled=amp == "bf16")
+
+    def forward() -> None:
+        with torch.no_grad(), cast:
+            encoder(images)
+
+    def backward() -> None:
+        with cast:
+            classification_parts(model(images), labels)["loss"].backward()
+        model.zero_grad()
+
+    return encoder.backbone.spec.feature_dim, clock.seconds(forward, batch), clock.seconds(backward, batch)
+
+
+def estimates(arch: str, width: int, test: float, train: float, ahead: float, both: float, grid: float,
+              a_pass: Callable[[float, float], float]) -> list[dict]:
+    """Rows of the table for ImageNet, from the seconds an image of each part."""
+    extract = (TRAIN + TEST) * a_pass(test, ahead)
+    solve = TRAIN * ITERATIONS * a_pass(0, grid) * (0.9 + 1 / HEADS)  # nine tenths for the choice, all for the best
+    return [
+        {"arch": arch, "job": "features of one transform", "hours": extract / HOUR,
+         "disk GB": (TRAIN + TEST) * width * 4 / 1e9, "memory GB": TRAIN * width * 4 / 1e9},
+        {"arch": arch, "job": f"linear --cached, L-BFGS, {ITERATIONS} iterations", "hours": solve / HOUR,
+         "disk GB": 0.0, "memory GB": 23 * HEADS * CLASSES * (width + 1) * 4 / 1e9},
+        {"arch": arch, "job": f"linear, {EPOCHS} epochs", "hours": EPOCHS * TRAIN * a_pass(train, ahead) / HOUR,
+         "disk GB": TEST * width * 4 / 1e9, "memory GB": None},
+        *({"arch": arch, "job": f"finetune {name}, 20 epochs, a test after each",
+           "hours": 20 * (share * TRAIN * a_pass(train, both) + TEST * a_pass(test, ahead)) / HOUR}
+          for name, share in (("1 %", 0.01), ("10 %", 0.1)))]
+
+
+def heads_second(width: int, device: torch.device, clock: Clock) -> float:
     """Seconds of one iteration of all heads an image: loss and gradient by one product each."""
     count = 1024 if device.type == "cpu" else 65_536
     classes = CLASSES // 10  # so that the heads' own vectors, of which ImageNet has none to an image, weigh little

@@ -19,7 +19,8 @@ from data.datasets import datasets_root
 from evals.fewshot import HEADS, episodes, few_shot
 from evals.head_grid import split_validation
 from evals.sets.landmarks import IMAGES_FROM
-from evals.sets.transfer_sets import LAYOUTS, TransferSet, open_transfer_folder, open_transfer_set, sets_in
+from evals.sets.transfer_layouts import LAYOUTS, TransferSet
+from evals.sets.transfer_sets import open_transfer_folder, open_transfer_set, sets_in
 from evals.transfer import NAMES, Transfer, logistic_regression, transfer
 from runtime.agreement import together
 from runtime.device import Process

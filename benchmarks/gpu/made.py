@@ -62,7 +62,7 @@ def main() -> None:
     listed(args.photos, args.count, args.source)
     sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
     import torch  # here, since the rest is also imported by who has no need of it
-    from train_step import random_networks
+    from step_recipes import random_networks
     teacher, _ = random_networks(args.arch, "shufflenet_v2_x0_5", args.image_size)
     torch.save({"arch": args.arch, "stem": "imagenet", "image_size": args.image_size,
                 "state_dict": teacher.backbone.state_dict()}, args.teacher)

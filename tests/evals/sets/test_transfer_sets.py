@@ -10,7 +10,8 @@ import torchvision.datasets as sets
 from PIL import Image
 from scipy.io import savemat
 
-from evals.sets.transfer_sets import LAYOUTS, open_transfer_folder, open_transfer_set
+from evals.sets.transfer_layouts import LAYOUTS
+from evals.sets.transfer_sets import open_transfer_folder, open_transfer_set
 from runtime.errors import UserError
 
 
