@@ -73,9 +73,10 @@ class RunLog:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
 
     def scalars(self, step: int, epoch: int, values: dict[str, float], group: str = "train") -> None:
-        """One line of metrics.jsonl and one point a curve. ``step`` counts updates made since the run began."""
+        """One line of metrics.jsonl and one point a curve. ``step`` counts updates made since the run began, and
+        ``epoch`` from 0; what a person reads counts epochs from 1, here and in every message."""
         if self.is_main:
-            line = {"step": step, "epoch": epoch, "group": group, **values}
+            line = {"step": step, "epoch": epoch + 1, "group": group, **values}
             with self._noting_trouble():
                 print(json.dumps(line), file=self.metrics, flush=True)
                 for name, value in values.items():
@@ -150,6 +151,10 @@ class Averages:
         self.totals, self.counts = {}, {}
         return dict(zip(names, means.tolist(), strict=True))
 
+    def so_far(self) -> dict[str, float]:
+        """This rank's means since the last :meth:`take`, which has them all again."""
+        return {name: float(total) / self.counts[name] for name, total in self.totals.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """This rank's sums and counts since the last :meth:`take`."""
         return {"totals": {name: total.cpu() for name, total in self.totals.items()}, "counts": dict(self.counts)}
@@ -191,11 +196,12 @@ class Meter:
                 yield batch
                 self.bar.update()
 
-    def rates(self) -> dict[str, float]:
-        """``images_per_second`` over all ranks and ``data_wait``, its share of the time, since the last call."""
+    def rates(self, restart: bool = True) -> dict[str, float]:
+        """``images_per_second`` over all ranks and ``data_wait``, its share of the time, since the last ``restart``."""
         seconds = max(time.perf_counter() - self.start, 1e-9)
         rates = {"images_per_second": self.given * self.images / seconds, "data_wait": self.waited / seconds}
-        self._restart()
+        if restart:
+            self._restart()
         return rates
 
     def wait_share(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,16 @@ from runtime.run import Run
 Parts = dict[str, Tensor]
 
 WAIT_SHARE = 0.2  # of an epoch, from which on there is advice
+SILENCE = 60.0  # seconds after which a line appears, whatever --print-freq says
+SHOWN = {"loss": ("loss", ".4g"), "accuracy": ("accuracy", ".3f"), "row_cosine": ("cosine", ".3f"),
+         "student_norm": ("norm", ".3g")}  # of a step, on a line
 WARM, MEASURED = 4, 12  # steps done, between which the pace is measured that the plan is made of
 
 
 @dataclass
 class Trainer:
-    """Runs epochs: batches in, one update each, and what is worth knowing to the log every ``print_freq`` steps.
+    """Runs epochs: batches in, one update each, and what is worth knowing to the log every ``print_freq`` steps; on the
+    screen also after the first step, and after a minute without a line.
 
     ``rate(epoch, step, steps)`` gives the learning rate. ``check`` looks at each batch before it is used.
     ``monitor`` turns the parts of a step into further scalars; it is called only when they are written.
@@ -49,6 +53,7 @@ class Trainer:
         if run.on_nonfinite == "skip":
             self.updater.optimizer.register_step_pre_hook(self._look)
         self.done, self.began, self.bad = 0, time.monotonic(), ""
+        self.said = -math.inf  # when the last line was, so that the first step gives one
         if run.epoch >= self.epochs:
             run.log.say(f"nothing is left to do: {run.epoch} epochs are done and --epochs is {self.epochs}")
         self.warm = self.began
@@ -61,7 +66,8 @@ class Trainer:
         """
         run, first = self.run, self.run.step
         run.epoch, steps = epoch, first + len(self.loader)
-        meter = Meter(self.loader, steps, self.images_per_step, f"epoch {epoch}", run.process.is_main, first)
+        meter = Meter(self.loader, steps, self.images_per_step, f"epoch {epoch + 1}/{self.epochs}",
+                      run.process.is_main, first)
         batches = iter(meter)
         if not self.done:
             left, images = self._left(epoch, first, steps), self.images_per_step
@@ -82,6 +88,8 @@ class Trainer:
             run.averages.add(parts)
             if (step + 1) % self.print_freq == 0 or step + 1 == steps:
                 self._report(epoch, step + 1, steps, parts, rate, meter)
+            elif self._is_due():
+                self._say(epoch, step + 1, steps, {**run.averages.so_far(), "lr": rate, **meter.rates(restart=False)})
         _, error = self._next(batches)  # the end: samplers say what they have shown
         share_error(error, run.process)
         self._say_of_data(epoch, meter.wait_share())
@@ -151,9 +159,21 @@ class Trainer:
         if self.monitor and parts:
             self.run.averages.add(self.monitor(parts))
         values = {**self.run.averages.take(), "lr": rate, **meter.rates()}
-        left = self._left(epoch, done, steps)
         self.run.log.scalars(self.run.steps, epoch, values)
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.run.log.say(f"epoch {epoch + 1}/{self.epochs} step {done}/{steps}  {text}  "
-                         f"eta {duration((time.monotonic() - self.began) / self.done * left)}")
+        self._say(epoch, done, steps, values)
         meter.show({"loss": values.get("loss", math.nan)})
+
+    def _is_due(self) -> bool:
+        """Whether the screen has been silent for long; this rank's alone, so no collective may depend on it."""
+        return self.run.process.is_main and time.monotonic() - self.said > SILENCE
+
+    def _say(self, epoch: int, done: int, steps: int, values: Mapping[str, float]) -> None:
+        """A line of less than 100 letters; metrics.jsonl has all of the numbers."""
+        words = [f"{word} {values[name]:{form}}" for name, (word, form) in SHOWN.items() if name in values]
+        words += [f"lr {values['lr']:.3g}", f"{values['images_per_second']:,.0f} img/s"]
+        if values["data_wait"] > WAIT_SHARE:
+            words.append(f"waits {values['data_wait']:.0%}")
+        seconds = (time.monotonic() - self.began) / self.done * self._left(epoch, done, steps)
+        self.run.log.say(f"epoch {epoch + 1}/{self.epochs} step {done}/{steps}: {' '.join(words)} "
+                         f"eta {duration(seconds)}")
+        self.said = time.monotonic()

@@ -137,7 +137,7 @@ class FiniteAlarm:
     def _describe(self, parts: Mapping[str, float]) -> str:
         """A sentence on the step, with what it began with saved."""
         began = {**self.began, "indices": self.began["indices"].tolist()}
-        place = {"epoch": began["epoch"], "step": began["step"]}
+        place = {"epoch": began["epoch"] + 1, "step": began["step"] + 1}  # as in the log
         said = ", ".join(f"{name} {value:.6g}" for name, value in parts.items())
         text = (f"the {_broken(parts) or 'gradient'} is not finite at epoch {place['epoch']}, step {place['step']} "
                 f"({said}); ")

@@ -129,7 +129,7 @@ class Run:
         for note in notes:
             log.say(note)
         if path:
-            log.say(f"going on from {path} at epoch {epoch}" + (f", step {step}" if step else ""))
+            log.say(f"resuming from {path} at epoch {epoch + 1}, step {step + 1}")
         run._begin(state, seed)
         return run
 
@@ -173,8 +173,8 @@ class Run:
         if (signal or due) and self.saved_steps != self.steps:
             self._write({})
         if signal:
-            self.log.say(f"stopped by {signal_name(signal)} before step {self.step} of epoch {self.epoch}; start the "
-                         "same command again to go on")
+            self.log.say(f"stopped by {signal_name(signal)} before step {self.step + 1} of epoch {self.epoch + 1}; "
+                         "start the same command again to resume")
             raise RunPaused
 
     def scored(self, score: Callable[[], T]) -> T:

@@ -108,7 +108,7 @@ class RandomSampler(Sampler[list[Key]]):
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """The next iteration yields this epoch, from first_step on (a resumed run has done those before)."""
         if first_step and not 0 <= first_step <= self.steps_in(epoch):
-            raise UserError(f"--resume: the run stopped after step {first_step} of epoch {epoch}, which now has "
+            raise UserError(f"--resume: the run stopped after step {first_step} of epoch {epoch + 1}, which now has "
                             f"{self.steps_in(epoch)} steps; give --batch-size and --data of before, or begin an epoch "
                             "by --start-epoch")
         self.epoch, self.first_step = epoch, first_step

@@ -120,7 +120,7 @@ def main() -> int:
         send(signal.SIGKILL, trainers(launchers[1]))
         end(launchers, log, 0)
         print("gone on with after a kill:", [line for line in log.read_text().splitlines()
-                                             if line.startswith("going on from")][-1])
+                                             if line.startswith("resuming from")][-1])
     finally:
         for launcher in launchers:
             if launcher.poll() is None:

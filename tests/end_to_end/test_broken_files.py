@@ -104,7 +104,7 @@ def assert_stopped(done, output, step):
     assert done.err.count("\n") == 1
     assert done.err.startswith("error: the loss is not finite")
     found = json.loads((output / "nonfinite.json").read_text())
-    assert (found["epoch"], found["step"]) == (0, step)
+    assert (found["epoch"], found["step"]) == (1, step + 1)
     assert "loss" in found["parts"]
     return found["indices"]
 

@@ -63,7 +63,7 @@ def test_a_student_learns_by_every_way_and_goes_on_by_another(way, tree, teacher
     assert losses(tmp_path / "run")[0] == pytest.approx(losses(tmp_path / "pil")[0], rel=0.02)
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "pil"), rel=0.2)
     again = well(in_this_process("train_distill.py", *flags, "--data-path", "pil", "--output", tmp_path / "run"))
-    assert "going on from" in again.out
+    assert "resuming from" in again.out
 
 
 def test_the_pool_of_images_is_shared_by_workers_and_its_hit_rate_is_logged(tree, tmp_path):

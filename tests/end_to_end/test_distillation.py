@@ -37,7 +37,7 @@ def test_what_a_run_leaves(run, teacher, neighbours):
     drawn_from = np.load(neighbours)[:, :6].astype("<i8")
     assert config["closek_info_fingerprint"] == hashlib.sha256(drawn_from.tobytes()).hexdigest()
     lines = metrics(run)
-    assert [(line["step"], line["epoch"]) for line in lines] == [(5, 0), (10, 0), (15, 1), (20, 1)]
+    assert [(line["step"], line["epoch"]) for line in lines] == [(5, 1), (10, 1), (15, 2), (20, 2)]
     for line in lines:
         assert {"loss", "row", "space", "lr", "images_per_second", "data_wait", "student_norm", "dim_correlation",
                 } <= set(line)
@@ -120,7 +120,7 @@ def test_an_interrupted_run_goes_on_to_the_same_student(run, distil_flags, tmp_p
     assert [line["step"] for line in metrics(output)] == [2, 4, 6, 8, 10, 12, 14]
     flags = [*distil_flags, "--output", output, "--workers", 0, "-p", 5]
     done = well(script("train_distill.py", *flags))
-    assert "going on from" in done.out
+    assert "resuming from" in done.out
     assert [line["step"] for line in metrics(output)] == [2, 4, 6, 8, 10, 15, 20]
     assert_same_student(run, output)
     one, two = load(run / "checkpoint.pth")["updater"], load(output / "checkpoint.pth")["updater"]

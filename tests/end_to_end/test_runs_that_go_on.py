@@ -65,7 +65,7 @@ def test_stopped_by_signals_in_mid_epoch_it_ends_as_if_nothing_had_been(run, fla
         assert load(output / "checkpoint.pth")["steps"] == steps
         assert not (output / "run.lock").exists()
     done = well(in_this_process(*command, "--workers", 0))
-    assert "at epoch 1, step 7" in done.out
+    assert "at epoch 2, step 8" in done.out
     assert differences(run, output) == []
 
 
@@ -81,8 +81,8 @@ def test_killed_between_saves_it_goes_on_from_the_last_whole_checkpoint(run, fla
     newest.write_bytes(newest.read_bytes()[:-1000])
     done = well(in_this_process(*command))
     assert f"{newest} is damaged" in done.out
-    assert "going on from" in done.out
-    assert "checkpoint-000000012.pth at epoch 1, step 2" in done.out
+    assert "resuming from" in done.out
+    assert "checkpoint-000000012.pth at epoch 2, step 3" in done.out
     assert differences(run, output) == []
 
 
@@ -182,8 +182,8 @@ def test_two_processes_one_killed_restarted_stopped_and_gone_on(flags, tmp_path)
     well(script(*command, "--output", tmp_path / "calm", processes=2))
     done = well(script(AT_STEP, "0:1:12:KILL,1:1:17:USR1", *command, "--output", tmp_path / "wild", processes=2,
                          restarts=2))
-    assert "at epoch 1" in done.out  # after the kill, from the checkpoint at step 10
-    assert "stopped by SIGUSR1 before step 7 of epoch 1" in done.out
+    assert "at epoch 2, step 1\n" in done.out  # after the kill, from the checkpoint at step 10
+    assert "stopped by SIGUSR1 before step 8 of epoch 2" in done.out
     assert load(tmp_path / "wild" / "checkpoint.pth")["steps"] == 17
     well(script(*command, "--output", tmp_path / "wild", processes=2))
     assert differences(tmp_path / "calm", tmp_path / "wild") == []

@@ -24,8 +24,8 @@ def test_first_start(tmp_path, capsys):
     log.close()
     folder = tmp_path / "run"
     assert json.loads((folder / "config.json").read_text()) == {"lr": 0.1, "x": [1]}
-    assert metrics(folder) == [{"step": 5, "epoch": 0, "group": "train", "loss": 1.5, "lr": 0.1},
-                               {"step": 9, "epoch": 1, "group": "knn", "top1": 30.0}]
+    assert metrics(folder) == [{"step": 5, "epoch": 1, "group": "train", "loss": 1.5, "lr": 0.1},
+                               {"step": 9, "epoch": 2, "group": "knn", "top1": 30.0}]
     assert (folder / "log.txt").read_text().endswith(" hello\n")
     assert capsys.readouterr().out == "hello\n"
     assert [path.name for path in folder.iterdir() if path.name.startswith("events.")]

@@ -51,10 +51,10 @@ def test_alarm(tmp_path, model, value, rank, name):
     assert error.exit_code == 3
     assert not error.every_process
     found = json.loads((tmp_path / name).read_text())
-    assert (found["epoch"], found["step"], found["indices"]) == (0, 1, [3, 4, 3])
+    assert (found["epoch"], found["step"], found["indices"]) == (1, 2, [3, 4, 3])
     assert float(found["parts"]["row"]) == 2.5
     assert repr(float(found["parts"]["loss"])) == repr(value)
-    for word in ("epoch 0, step 1", str(tmp_path / name), "--on-nonfinite skip"):
+    for word in ("epoch 1, step 2", str(tmp_path / name), "--on-nonfinite skip"):
         assert word in str(error)
     assert "\n" not in str(error)
     assert alarm.problem() is None
@@ -69,7 +69,7 @@ def test_a_full_disk_does_not_hide_it(tmp_path, model):
     (tmp_path / "file").write_text("in the way")
     alarm = FiniteAlarm(tmp_path / "file", 0, {"state_dict": model})
     step(alarm, float("nan"), 1, 3)
-    assert "not finite at epoch 0, step 1" in str(alarm.problem())
+    assert "not finite at epoch 1, step 2" in str(alarm.problem())
 
 
 def test_a_step_that_is_skipped_leaves_no_trace(tmp_path, model):
@@ -78,7 +78,7 @@ def test_a_step_that_is_skipped_leaves_no_trace(tmp_path, model):
     step(alarm, float("nan"), 0, 1)
     model(torch.full((3, 2), float("inf")))
     assert not model[1].running_mean.isfinite().all()
-    assert "the loss is not finite at epoch 0, step 0" in alarm.bad_step([torch.ones(2)])
+    assert "the loss is not finite at epoch 1, step 1" in alarm.bad_step([torch.ones(2)])
     alarm.undo()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert alarm.problem() is None
@@ -98,7 +98,7 @@ def test_outputs_count_too_whose_length_float32_does_not_hold(tmp_path, model, s
     """A loss of directions alone does not see it."""
     alarm = FiniteAlarm(tmp_path, 0, {"state_dict": model})
     step(alarm, 1.0, 2, 1, student=student)
-    assert ("the longest student output is not finite at epoch 0, step 2" in str(alarm.problem())) is bad
+    assert ("the longest student output is not finite at epoch 1, step 3" in str(alarm.problem())) is bad
     step(alarm, 1.0, 3, 1, student=student)
     assert bool(alarm.bad_step([torch.ones(2)])) is bad
 

@@ -1,5 +1,7 @@
 """What the log says of a run's length: at the start, and after the first steps."""
 
+import math
+
 import pytest
 import torch
 
@@ -16,7 +18,9 @@ class Log(list):
 def trainer_of(epochs, seconds, monkeypatch):
     """A Trainer of which only what speaks of the plan is there; the clock is at ``seconds`` a step."""
     made = loop.Trainer.__new__(loop.Trainer)
-    made.run, made.epochs, made.done, made.warm = type("Run", (), {"log": Log()})(), epochs, 0, 0.0
+    process = device.Process(0, 1, torch.device("cpu"))
+    made.run = type("Run", (), {"log": Log(), "process": process})()
+    made.epochs, made.done, made.warm = epochs, 0, 0.0
     monkeypatch.setattr(loop.time, "monotonic", lambda: 7.0 + seconds * made.done)
     return made
 
@@ -30,6 +34,28 @@ def test_hours_after_the_first_steps(epochs, steps, epoch, first, said, monkeypa
         trainer.done += 1
         trainer._say_hours(trainer._left(epoch, step + 1, steps))
     assert trainer.run.log == ([said] if said else [])
+
+
+def test_a_line_is_short_and_comes_after_the_first_step_and_after_a_minute(monkeypatch):
+    """Steps of 25 seconds, reported every 100: at step 1, and from then on when more than 60 seconds have passed."""
+    trainer = trainer_of(400, 25, monkeypatch)
+    trainer.began, trainer.said, lines = 7.0, -math.inf, []
+    monkeypatch.setattr(loop, "SILENCE", 60.0)
+    values = {"loss": -285.71428, "row": -142.85, "space": -142.86, "student_norm": 123456.78, "row_cosine": 0.99123,
+              "dim_correlation": 0.5, "lr": 0.0031415, "images_per_second": 31234.5, "data_wait": 0.25}
+    for step in range(1, 9):
+        trainer.done = step
+        if trainer._is_due():
+            trainer._say(24, step, 100_000, values)
+            lines.append(step)
+    assert lines == [1, 4, 7]
+    assert trainer.run.log[1] == ("epoch 25/400 step 4/100000: loss -285.7 cosine 0.991 norm 1.23e+05 lr 0.00314 "
+                                  "31,234 img/s waits 25% eta 261,111h05m")
+    short = {"loss": -285.71428, "student_norm": 1234.5, "row_cosine": 0.99123, "lr": 0.03, "images_per_second": 1234.5,
+             "data_wait": 0.01}
+    trainer.epochs, trainer.began = 25, loop.time.monotonic() - 6  # 8 steps took 6 seconds
+    trainer._say(10, 5000, 20018, short)
+    assert len(trainer.run.log[-1]) < 100
 
 
 def test_amounts_and_durations_in_words():

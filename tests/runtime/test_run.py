@@ -159,7 +159,7 @@ def test_an_error_of_the_data_waits_for_a_signal_but_a_loss_that_is_not_finite_d
 
     with pytest.raises(RunPaused):
         train(tmp_path / "a", check=signalled)
-    with pytest.raises(RunStopped, match="not finite at epoch 0, step 3"):
+    with pytest.raises(RunStopped, match="not finite at epoch 1, step 4"):
         train(tmp_path / "b", broken=[3], stop_at=3)
     assert not (tmp_path / "b" / "checkpoint.pth").exists()
 
