@@ -139,7 +139,7 @@ def test_neighbours_mined_from_the_pack_fit_the_folder(tree, tmp_path, monkeypat
     path = tmp_path / "train.pack"
     run(monkeypatch, "--data", tree, "--output", path, "-j", "0")
     well(script("compute_knn.py", "mine", "--data", path, "--output", tmp_path, "--weights", "untrained", "--arch",
-                "squeezenet1_1", "--image-size", 32, "--k", 3, "--workers", 1, "--device", "cpu"))
+                "squeezenet_small", "--image-size", 32, "--k", 3, "--workers", 1, "--device", "cpu"))
     folder = open_source(str(tree))
     ids, warnings = load_neighbours(tmp_path / "closek_info.npy", folder.fingerprint(), len(folder), 3)
     assert ids.shape == (12, 3)

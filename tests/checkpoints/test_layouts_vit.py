@@ -19,13 +19,14 @@ from helpers.sources import (
 from checkpoints.frozen import load_frozen
 from checkpoints.layouts import read_checkpoint
 
-timm = pytest.importorskip("timm", reason="timm's own networks are the oracle; pip install timm")
 PLAIN = "vit_tiny_patch16_224"
 
 
 @pytest.fixture(scope="module")
 def networks():
     """timm's transformers for images of 32 pixels: (tiny, another tiny, MoCo v3's small one of 12 heads)."""
+    timm = pytest.importorskip("timm", reason="timm's own networks are the oracle; pip install timm")
+
     def make(seed, **options):
         model = timm.create_model(PLAIN, img_size=32, num_classes=0, **options)
         return randomise(model, seed)

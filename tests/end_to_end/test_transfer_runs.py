@@ -9,7 +9,6 @@ import torch
 import torchvision
 from helpers.images import render
 from helpers.scripts import in_this_process, script, well
-from sklearn.linear_model import LogisticRegression
 
 from data.datasets import open_source
 from data.packing import pack
@@ -67,6 +66,8 @@ def test_transfer_leaves_a_record_and_a_table(transferred, root):
 
 
 def test_transfer_against_scikit_learn_on_the_kept_features(transferred, root):
+    from sklearn.linear_model import LogisticRegression
+
     found = read_results(root / "out" / RESULTS)[0]["metrics"]["datasets"]["stripes"]
     features = {len(rows): rows for rows in map(np.load, (root / "out" / "features").glob("*.npy"))}
     fit, labels = np.concatenate([features[16], features[6]]), np.repeat([0, 1, 0, 1], [8, 8, 3, 3])

@@ -50,13 +50,13 @@ def test_nearest_mean_against_loops():
 @pytest.mark.parametrize("head", evals.fewshot.HEADS)
 def test_the_mean_and_its_interval(head, monkeypatch):
     features, labels = images()
-    options = {"head": head, "ways": 4, "shots": 3, "queries": 5, "count": 30, "seed": 2}
+    options = {"head": head, "ways": 4, "shots": 3, "queries": 5, "count": 12, "seed": 2}
     result = few_shot(features, labels, **options)
     score = nearest_centroid if head == "centroid" else evals.fewshot._logistic
-    rows = features[torch.from_numpy(episodes(labels, 4, 8, 30, 2))]
+    rows = features[torch.from_numpy(episodes(labels, 4, 8, 12, 2))]
     shares = 100 * score(rows[:, :, :3], rows[:, :, 3:]).double().numpy()
     assert result.accuracy == pytest.approx(shares.mean())
-    assert result.interval == pytest.approx(1.96 * shares.std(ddof=1) / np.sqrt(30))
+    assert result.interval == pytest.approx(1.96 * shares.std(ddof=1) / np.sqrt(12))
     assert 30 < result.accuracy < 99
     monkeypatch.setattr(evals.fewshot, "NUMBERS_AT_ONCE", 1)  # an episode at a time
     assert few_shot(features, labels, **options) == result
@@ -65,9 +65,9 @@ def test_the_mean_and_its_interval(head, monkeypatch):
 @pytest.mark.parametrize("head", evals.fewshot.HEADS)
 def test_far_apart_is_all_right_and_alike_is_chance(head):
     features, labels = images(noise=1e-3)
-    assert few_shot(features, labels, head, count=20).accuracy == 100
+    assert few_shot(features, labels, head, count=5).accuracy == 100
     features = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
-    chance = few_shot(features, labels, head, count=60, queries=10)
+    chance = few_shot(features, labels, head, count=25, queries=10)
     assert abs(chance.accuracy - 20) < 4 * chance.interval
 
 

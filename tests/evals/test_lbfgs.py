@@ -5,8 +5,6 @@ import torch
 from evals import lbfgs
 from evals.lbfgs import lbfgs_heads, minimise
 
-linear_model = pytest.importorskip("sklearn.linear_model")
-
 
 def blobs(n=90, d=6, classes=4, empty=False):
     """``empty``: the third class has no image."""
@@ -19,6 +17,7 @@ def blobs(n=90, d=6, classes=4, empty=False):
 
 @pytest.mark.parametrize("logits", [1 << 25, 200])
 def test_each_decay_is_scikit_learns_minimum(logits, monkeypatch):
+    linear_model = pytest.importorskip("sklearn.linear_model")
     monkeypatch.setattr(lbfgs, "LOGITS", logits)  # many rows a product, and few
     features, labels = blobs()
     decays = [1e-3, 0.1, 1.0]

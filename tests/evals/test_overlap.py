@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.ranks import on_ranks
-from sklearn.manifold import trustworthiness
 
 from evals.overlap import cosines, neighbourhoods, ranks_of, shared_neighbours, similarity, usable_ks
 from evals.sanity import effective_rank
@@ -33,6 +32,8 @@ def cosine_order(x):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_neighbourhoods_against_scikit_learn_and_sets(seed):
+    from sklearn.manifold import trustworthiness
+
     teacher, student = spaces(seed=seed)
     ks = [1, 5, 11, 31]
     found = neighbourhoods(teacher, student, ks, ALONE)

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.ranks import on_ranks
-from sklearn.metrics import average_precision_score
 
 from evals.retrieval import average_precision, class_retrieval, precision_at, revisited, trapezoidal_ap
 from runtime.device import Process
@@ -79,6 +78,8 @@ def test_junk_is_as_if_it_were_not_there():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_average_precision_with_ties_is_scikit_learns(seed):
+    from sklearn.metrics import average_precision_score
+
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(0, 8, (20, 30), generator=generator).float()  # many ties
     relevant = torch.rand(20, 30, generator=generator) < torch.rand(20, 1, generator=generator)
@@ -94,6 +95,8 @@ def test_average_precision_with_ties_is_scikit_learns(seed):
 
 
 def reference(queries, query_labels, database, labels, at):
+    from sklearn.metrics import average_precision_score
+
     scores = F.normalize(queries.double(), dim=1) @ F.normalize(database.double(), dim=1).T
     aps, recalls = [], []
     for i, row in enumerate(scores):

@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
 
 import evals.transfer
 from evals.transfer import PENALTIES, Transfer, _Fit, transfer
@@ -36,6 +35,8 @@ def test_the_penalties_are_the_papers():
 @pytest.mark.parametrize("l2", [0.5, 30.0])
 def test_the_objective_is_the_summed_loss_and_half_the_squared_weights(l2):
     """At the solution its gradient, written out in float64, is zero; with the bias free of the penalty."""
+    from sklearn.linear_model import LogisticRegression
+
     features, labels, *_ = problem()
     model = _Fit.of(LogisticRegression, features, labels, l2, 5000, None, False).model
     logits = features @ model.coef_.T + model.intercept_
@@ -49,6 +50,8 @@ def test_the_objective_is_the_summed_loss_and_half_the_squared_weights(l2):
 
 @pytest.mark.parametrize("metric", ["top1", "per_class"])
 def test_the_best_on_validation_is_trained_on_all_and_tested(metric, fewer):
+    from sklearn.linear_model import LogisticRegression
+
     penalties = evals.transfer.PENALTIES
     features, labels, validation, test, test_labels = problem()
     training = np.setdiff1d(np.arange(len(labels)), validation)
@@ -79,6 +82,8 @@ def test_the_number_of_jobs_changes_nothing(fewer):
 
 
 def test_several_labels_an_image_are_one_against_the_rest_without_the_difficult(fewer):
+    from sklearn.linear_model import LogisticRegression
+
     features, labels, validation, test, test_labels = problem()
     marks, test_marks = (2 * (y[:, None] == np.arange(4)) - 1 for y in (labels, test_labels))
     marks[::9, 1] = test_marks[::7, 2] = 0

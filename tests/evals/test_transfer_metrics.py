@@ -5,13 +5,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from evals.transfer_metrics import average_precision_11, mean_average_precision_11, mean_per_class, top1
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_accuracies_against_scikit_learn(seed):
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
     rng = np.random.default_rng(seed)
     labels, predicted = rng.integers(0, 7, 90), rng.integers(0, 7, 90)
     assert top1(predicted, labels) == pytest.approx(100 * accuracy_score(labels, predicted))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import binary_dilation
 
 from evals.video import (
     Propagation,
@@ -46,6 +45,8 @@ def test_outline_by_hand():
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 8])
 def test_dilation_is_scipys(radius):
+    from scipy.ndimage import binary_dilation
+
     masks = torch.rand(3, 25, 31, generator=torch.Generator().manual_seed(0)) > 0.97
     x = np.arange(-radius, radius + 1)
     disk = x[:, None] ** 2 + x[None] ** 2 <= radius ** 2
@@ -55,6 +56,8 @@ def test_dilation_is_scipys(radius):
 
 def toolkits_f(mask, truth, radius):
     """The toolkit's f_measure and _seg2bmap, in their steps, with scipy's dilation."""
+    from scipy.ndimage import binary_dilation
+
     def border(seg):
         e, s, se = np.zeros_like(seg), np.zeros_like(seg), np.zeros_like(seg)
         e[:, :-1], s[:-1], se[:-1, :-1] = seg[:, 1:], seg[1:], seg[1:, 1:]

@@ -39,7 +39,7 @@ def test_the_linear_head_is_there_between_equal_widths_too():
 
 @pytest.mark.parametrize("out", [512, 640])
 def test_forward_is_trunk_and_head(out):
-    backbone = build_backbone("squeezenet1_1", image_size=32).eval()
+    backbone = build_backbone("squeezenet_small", image_size=32).eval()
     student, batch = Distiller(backbone, build_head("projection", 512, out)), images()
     outputs = student(batch)
     assert len(outputs) == 1
@@ -48,7 +48,7 @@ def test_forward_is_trunk_and_head(out):
 
 def test_each_view_passes_alone():
     """Batch statistics are one view's: two views give what each gives by itself, in order."""
-    student = Distiller(build_backbone("shufflenet_v2_x0_5", image_size=32), build_head("projection", 1024, 1024))
+    student = Distiller(build_backbone("shufflenet_small", image_size=32), build_head("projection", 1024, 1024))
     one, two = images(), images()
     both = student(one, two)
     assert torch.equal(both[0], student(one)[0])
@@ -57,7 +57,7 @@ def test_each_view_passes_alone():
 
 
 def test_several_heads_on_one_trunk():
-    backbone = build_backbone("squeezenet1_1", image_size=32).eval()
+    backbone = build_backbone("squeezenet_small", image_size=32).eval()
     heads = build_heads((("projection", "features"), ("mlp", "head"), ("none", "features")), 512,
                         {"features": 640, "head": 16})
     student, views = Distiller(backbone, heads), [images(), images()]

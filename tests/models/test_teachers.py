@@ -32,7 +32,7 @@ def assert_same(before, after):
 
 @pytest.fixture
 def teacher():
-    backbone = build_backbone("shufflenet_v2_x0_5", image_size=32)
+    backbone = build_backbone("shufflenet_small", image_size=32)
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
@@ -63,7 +63,7 @@ def test_frozen_features_are_those_of_evaluation_mode_and_alone_for_each_image(t
 
 def test_a_step_of_the_student_leaves_the_teacher_bit_identical(teacher):
     before = state_of(teacher)
-    student = Distiller(build_backbone("shufflenet_v2_x0_5", image_size=32), build_head("projection", 1024, 1024))
+    student = Distiller(build_backbone("shufflenet_small", image_size=32), build_head("projection", 1024, 1024))
     untouched = state_of(student)
     optimizer = torch.optim.SGD([p for p in [*student.parameters(), *teacher.parameters()] if p.requires_grad],
                                 0.03, 0.9, weight_decay=1e-4)
@@ -154,7 +154,7 @@ def test_untrained_is_frozen_and_decided_by_the_seed():
 
 
 def test_answers_are_features_and_its_own_heads_output():
-    backbone = build_backbone("squeezenet1_1", image_size=32)
+    backbone = build_backbone("squeezenet_small", image_size=32)
     head = nn.Sequential(nn.Linear(512, 7), nn.ReLU(), nn.Linear(7, 3))
     teacher = FrozenEncoder(backbone, head=head)
     features, projected = teacher.targets(images(), ("features", "head"))
@@ -167,7 +167,7 @@ def test_answers_are_features_and_its_own_heads_output():
 
 
 def test_batch_statistics_are_the_batchs_and_leave_the_running_ones_alone():
-    backbone = build_backbone("shufflenet_v2_x0_5", image_size=32)
+    backbone = build_backbone("shufflenet_small", image_size=32)
     twin = copy.deepcopy(backbone).train()
     teacher = FrozenEncoder(backbone)
     plain, before = teacher(images()), state_of(teacher)
@@ -181,7 +181,7 @@ def test_batch_statistics_are_the_batchs_and_leave_the_running_ones_alone():
     assert not [m for m in teacher.modules() if m.training and not isinstance(m, nn.BatchNorm2d)]
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "shufflenet_v2_x0_5", "vit_ti_16"])
+@pytest.mark.parametrize("arch", ["resnet18", "shufflenet_small", "vit_ti_16"])
 def test_rounded_weights_answer_as_autocast_does_to_the_bit(arch):
     plain = place(FrozenEncoder(build_backbone(arch, image_size=32), head=nn.Linear(192, 7) if "vit" in arch else None),
                   torch.device("cpu"))

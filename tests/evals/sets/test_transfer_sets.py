@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torchvision.datasets as sets
 from PIL import Image
-from scipy.io import savemat
 
 from evals.sets.transfer_layouts import LAYOUTS
 from evals.sets.transfer_sets import open_transfer_folder, open_transfer_set
@@ -127,6 +126,8 @@ def test_a_caltech_class_that_leaves_nothing_to_test(tmp_path):
 
 
 def test_cars(tmp_path):
+    from scipy.io import savemat
+
     folder = tmp_path / "stanford_cars"
     record = [("fname", object), ("class", object)]
     for part, rows in (("train", [("1.jpg", 2), ("2.jpg", 1), ("3.jpg", 2)]), ("test", [("1.jpg", 1), ("2.jpg", 2)])):
@@ -160,6 +161,8 @@ def test_dtd(tmp_path):
 
 @pytest.mark.parametrize("named", [True, False])  # torchvision 0.21 has no names of its classes
 def test_flowers102(named, tmp_path, monkeypatch):
+    from scipy.io import savemat
+
     if not named:
         monkeypatch.delattr(sets.Flowers102, "classes", raising=False)
     folder = tmp_path / "flowers-102"
