@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from compare_work import ENDED
+from report_helpers import deviation, json_lines, plotting, read, save_picture, spread
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -45,10 +46,6 @@ class Row:
     def first(self) -> dict[str, Any]:
         """For what all seeds share."""
         return self.records[0]
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def gather(folder: Path) -> list[dict[str, Any]]:
@@ -77,7 +74,7 @@ def record_of(folder: Path, overlap: Mapping[str, Any]) -> dict[str, Any]:
         config = read(folder / "run/config.json")
         near = config["nearest_k"] if config["sampler"] == "cf" else 0
         each = config["batch_size"] * (1 + near) * needs_of(config["loss"]).passes  # images through the student a step
-        lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = json_lines(folder / "run/metrics.jsonl")
         train = [line for line in lines if line["group"] == "train"]
         record |= {"lr": config["lr"], "warmup": config["warmup_epochs"], "periods": config["epochs"],
                    "steps": config["epochs"] * config["epoch_steps"], "passes_a_step": each,
@@ -95,13 +92,6 @@ def rows_of(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Row], dict[
     order = sorted(rows, key=lambda name: -statistics.mean(rows[name]["knn"] or [0]))
     return ({name: rows[name] for name in YARDSTICKS if name in rows},
             {name: rows[name] for name in order if name not in YARDSTICKS})
-
-
-def spread(values: list[float]) -> str:
-    """``mean ± std`` of several values, the value of one, a dash for none."""
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else "–"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def table(yardsticks: dict[str, Row], methods: dict[str, Row]) -> str:
@@ -132,14 +122,9 @@ def course(values: list[list[float | None]], form: str) -> str:
 
 def picture(folder: Path, yardsticks: dict[str, Row], methods: dict[str, Row]) -> Path | None:
     """10-NN accuracy against image passes, and the linear classifier at the end; None without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture: matplotlib is not installed; pip install matplotlib")
+    pyplot = plotting()
+    if pyplot is None:
         return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, (curves, bars) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(3, 2))
     colours = pyplot.get_cmap("tab20").colors
     start = statistics.mean(yardsticks["untrained"]["knn"]) if "untrained" in yardsticks else None
@@ -148,13 +133,13 @@ def picture(folder: Path, yardsticks: dict[str, Row], methods: dict[str, Row]) -
         places = [passes for passes, _ in row["curve"][0]]
         columns = [[curve[i][1] for curve in row["curve"] if len(curve) > i] for i in range(len(places))]
         points = ([(0.0, start, 0.0)] if start is not None else []) + [
-            (x, statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+            (x, statistics.mean(values), deviation(values))
             for x, values in zip(places, columns, strict=True)]
         x, y, error = zip(*points, strict=True)
         style = {"color": colours[number % len(colours)], "label": name, "marker": MARKERS[number % len(MARKERS)]}
         curves.errorbar(x, y, error, capsize=2, markersize=5, linewidth=2.5 if name == "coss" else 1.2, **style)
         linear = statistics.mean(row["linear"])
-        bars.barh(number, linear, xerr=statistics.stdev(row["linear"]) if len(row["linear"]) > 1 else 0,
+        bars.barh(number, linear, xerr=deviation(row["linear"]),
                   color=style["color"], capsize=2)
         bars.annotate(f"{linear:.1f}", (0, number), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     if "teacher" in yardsticks:
@@ -169,11 +154,7 @@ def picture(folder: Path, yardsticks: dict[str, Row], methods: dict[str, Row]) -
     bars.set(title="linear classifier at the end", xlabel="top-1 % (dashed: the teacher's, dotted: untrained)")
     bars.set_yticks(range(len(methods)), list(methods))
     bars.invert_yaxis()
-    for axis in (curves, bars):
-        axis.spines[["top", "right"]].set_visible(False)
-    path = folder / "report.png"
-    figure.savefig(path, dpi=120)
-    return path
+    return save_picture(figure, (curves, bars), folder / "report.png")
 
 
 def main() -> None:

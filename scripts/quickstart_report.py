@@ -9,7 +9,6 @@ test features beside them, and FOLDER/student-*/metrics.jsonl. Writes FOLDER/rep
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from report_helpers import deviation, json_lines, plotting, read, save_picture, spread
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,7 +29,7 @@ GROUPS = {"teacher": "teacher.json", "student (CoSS)": "student-*.json", "untrai
 
 def test_features(result: Path) -> torch.Tensor:
     """Features [m, d] of the test images that ``compute_knn.py eval --features FOLDER/NAME-features`` kept."""
-    size = json.loads(result.read_text(encoding="utf-8"))["test_images"]
+    size = read(result)["test_images"]
     folder = result.with_name(result.stem + "-features")
     arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("features-*.npy"))]
     found = [a for a in arrays if len(a) == size]
@@ -46,54 +46,43 @@ def gather(folder: Path) -> dict[str, dict[str, list[Any]]]:
         results = sorted(folder.glob(pattern))
         if not results:
             raise UserError(f"{folder} holds no {pattern}; run scripts/quickstart.sh again")
-        groups[name] = {"arch": [json.loads(r.read_text(encoding="utf-8"))["arch"] for r in results],
-                        "top1": [json.loads(r.read_text(encoding="utf-8"))["knn"][0]["top1"] for r in results],
+        groups[name] = {"arch": [read(r)["arch"] for r in results],
+                        "top1": [read(r)["knn"][0]["top1"] for r in results],
                         "overlap": [list(shared_neighbours(teacher, test_features(r), OVERLAP_K).values())
                                     for r in results]}
     return groups
 
 
-def spread(values: list[float]) -> str:
-    """``mean ± std`` of several values, the value of one."""
-    return f"{values[0]:.1f}" if len(values) == 1 else f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-
-
 def table(groups: dict[str, dict[str, list[Any]]]) -> str:
     """Markdown."""
     teacher = groups["teacher"]["top1"][0]
-    lines = ["| network | arch | seeds | 10-NN top-1 % | of the teacher % | neighbours shared with it % (k=10) |",
+    rows = ["| network | arch | seeds | 10-NN top-1 % | of the teacher % | neighbours shared with it % (k=10) |",
              "|---|---|---|---|---|---|"]
     column = OVERLAP_K.index(10)
     for name, group in groups.items():
         shared = [row[column] for row in group["overlap"]]
-        lines.append(f"| {name} | {group['arch'][0]} | {len(group['top1'])} | {spread(group['top1'])} | "
+        rows.append(f"| {name} | {group['arch'][0]} | {len(group['top1'])} | {spread(group['top1'])} | "
                      f"{100 * statistics.mean(group['top1']) / teacher:.0f} | {spread(shared)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(rows) + "\n"
 
 
 def picture(folder: Path, groups: dict[str, dict[str, list[Any]]]) -> Path | None:
     """Loss curves, k-NN bars and neighbour overlap, side by side; None without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture: matplotlib is not installed; pip install matplotlib")
+    pyplot = plotting()
+    if pyplot is None:
         return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     colours = dict(zip(groups, ("#444444", "#0072b2", "#d55e00"), strict=True))
     figure, (loss, bars, shared) = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for path in sorted(folder.glob("student-*/metrics.jsonl")):
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        lines = [line for line in lines if line["group"] == "train"]
+        curve = [line for line in json_lines(path) if line["group"] == "train"]
         seed = path.parent.name.rpartition("-")[2]
-        loss.plot([x["step"] for x in lines], [x["loss"] for x in lines], label=f"seed {seed}", alpha=0.8)
+        loss.plot([x["step"] for x in curve], [x["loss"] for x in curve], label=f"seed {seed}", alpha=0.8)
     loss.set(title="CoSS loss of the student", xlabel="step", ylabel="loss")
     loss.legend(frameon=False)
 
     for place, (name, group) in enumerate(groups.items()):
         mean = statistics.mean(group["top1"])
-        error = statistics.stdev(group["top1"]) if len(group["top1"]) > 1 else 0
+        error = deviation(group["top1"])
         bars.bar(place, mean, yerr=error, color=colours[name], capsize=4)
         bars.annotate(f"{mean:.1f}", (place, mean + error), xytext=(0, 2), textcoords="offset points", ha="center")
     bars.set(title="weighted 10-NN accuracy", ylabel="top-1 %", ylim=(0, 105))
@@ -106,11 +95,7 @@ def picture(folder: Path, groups: dict[str, dict[str, list[Any]]]) -> Path | Non
     shared.set_xticks(OVERLAP_K, [str(k) for k in OVERLAP_K])
     shared.minorticks_off()
     shared.legend(frameon=False)
-    for axis in (loss, bars, shared):
-        axis.spines[["top", "right"]].set_visible(False)
-    path = folder / "report.png"
-    figure.savefig(path, dpi=120)
-    return path
+    return save_picture(figure, (loss, bars, shared), folder / "report.png")
 
 
 def main() -> None:

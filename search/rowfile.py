@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.agreement import agree
+from runtime.agreement import agree, on_first_rank
 from runtime.device import Process, barrier, gather_objects
 from runtime.errors import Damaged, UserError
 from runtime.lock import FileLock, Held
@@ -76,15 +76,7 @@ class RowFile:
         self.path, self.folder, self.process = path, path.with_name(path.stem + ".partial"), process
         self.shape, self.dtype = (rows, width), np.dtype(dtype)
         self.identity = json.loads(json.dumps({**identity, "rows": rows, "width": width, "stored": self.dtype.str}))
-        problem = None
-        if process.is_main:
-            try:
-                self._start()
-            except OSError as error:
-                problem = self._full(error)
-            except UserError as error:
-                problem = str(error)
-        agree(problem)
+        self._on_first_rank(self._start)
         agree(None if self._is_mine() else f"{self.folder} is not seen by rank {process.rank}; choose a folder on a "
               "disk that all machines share")
         self.offset = (self.folder / ROWS).stat().st_size - rows * width * self.dtype.itemsize
@@ -120,20 +112,25 @@ class RowFile:
     def finish(self, publish: Callable[[Path, Checksums], Any]) -> None:
         """When all ranks have written their rows: rank 0 hands the whole file to ``publish``, which moves it, with the
         checksums of its blocks."""
+        def place() -> None:
+            self._done = self._read_done()
+            if self.missing(range(self.shape[0])):
+                raise RuntimeError(f"rows of {self.path} were not written")
+            publish(self.folder / ROWS, self._checksums())
+            self._remove()
+
         barrier()
-        problem = None
-        if self.process.is_main:
+        self._on_first_rank(place)
+
+    def _on_first_rank(self, work: Callable[[], None]) -> None:
+        """The first rank's ``work``, and its error, if any, on every rank; a full disk is one that has a sentence."""
+        def whole() -> None:
             try:
-                self._done = self._read_done()
-                if self.missing(range(self.shape[0])):
-                    raise RuntimeError(f"rows of {self.path} were not written")
-                publish(self.folder / ROWS, self._checksums())
-                self._remove()
+                work()
             except OSError as error:
-                problem = self._full(error)
-            except UserError as error:
-                problem = str(error)
-        agree(problem)
+                raise UserError(self._full(error)) from None
+
+        on_first_rank(whole, self.process)
 
     def _checksums(self) -> Checksums:
         if are_of_all(self._done, self.shape[0]):

@@ -134,7 +134,7 @@ def test_a_full_disk_is_known_before_the_work(tmp_path, monkeypatch):
 
 
 def write_share(rank, path, inside):
-    process = Process(rank, 2, torch.device("cpu"))
+    process = Process(rank, 2, torch.device("cpu"), torch.distributed.group.WORLD)
     with one_writer(path, process):
         (path.parent / inside / f"{rank}").touch()
         assert not (path.parent / "other").exists(), "the other job was still writing"
