@@ -49,8 +49,9 @@ class Reading:
     """How images are read, and by how many workers."""
 
     image_size: Annotated[int | None, Setting(
-        "side of the square that the networks see, in pixels; default: what the checkpoint records, else 224 as in the "
-        "paper", "--image-size --image_size", least=8, most=8192, metavar="S", basic=True)] = None
+        "side of the square that the networks see, in pixels; default: what the checkpoint records or its positions "
+        "are for, else 224 as in the paper", "--image-size --image_size", least=8, most=8192, metavar="S",
+        basic=True)] = None
     workers: Workers = 0
     on_bad_image: Annotated[str, Setting(
         "an unreadable image stops the run (error, default), or is counted and replaced by another, or left out of "
