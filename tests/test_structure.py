@@ -210,7 +210,7 @@ def read_names(path):
 def test_every_script_has_a_minimal_command_line():
     with_flags = {name for name in ROOT_SCRIPTS if "parse_args" in (ROOT / f"{name}.py").read_text()}
     assert with_flags == {case[0] for case in MINIMAL}
-    assert MINIMAL["compute_knn", "cluster"] == ["--data", "1", "--weights", "1", "--output", "1", "--num-clusters", "1"]
+    assert MINIMAL["compute_knn", "cluster"][::2] == ["--data", "--weights", "--output", "--num-clusters"]
     assert MINIMAL["evaluate", "robustness"][-2:] == ["--ood", "1=1"]
     assert MINIMAL["inspect_checkpoint",] == ["1"]
 
