@@ -201,12 +201,11 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
     --on-bad-image skip an image that cannot be opened is in no cluster, and training leaves it out."""
     with together(process):
         whole = open_source(args.data).subset(args.subset)
+        check_number(args.num_clusters, whole)
         encoder, identity, info, _ = prepare(args, process, whole, [f"clusters_{args.num_clusters}.pth"],
                                              init=args.init, seed=args.seed, mini_batch=args.batch_rows)
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
-    if args.num_clusters > len(source):
-        raise UserError(f"--num-clusters {args.num_clusters} cannot be had among {len(source)} images; give at most "
-                        f"{len(source)}")
+    check_number(args.num_clusters, source)
     mine = networks.share_of(len(source), process)
     networks.refuse_zero_rows(features, mine, source)
     found = kmeans(features[mine.start:mine.stop], args.num_clusters, process, unit_rows=True, seed=args.seed,
@@ -220,6 +219,13 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
     print(f"{path}: {len(source):,} images in {args.num_clusters:,} clusters of {int(found.sizes.min()):,} to "
           f"{int(found.sizes.max()):,}, {info['teacher_arch']}; objective {found.objective:.6g} after {found.passes} "
           f"passes{'' if found.converged else ', not converged (--passes)'}")
+
+
+def check_number(clusters: int, source: ImageSource) -> None:
+    """Refuse more clusters than there are images."""
+    if clusters > len(source):
+        raise UserError(f"--num-clusters {clusters} cannot be had among {len(source)} images; give at most "
+                        f"{len(source)}")
 
 
 def check_file(args: argparse.Namespace, process: Process) -> None:

@@ -44,6 +44,7 @@ from models.backbones import build_backbone, check_arch, check_batch
 from models.distiller import Distiller, agreement
 from models.heads import build_heads
 from models.momentum import MomentumStudent, MovingAverage
+from models.original import of_the_paper
 from models.place import place
 from models.teachers import FrozenEncoder
 from runtime.agreement import together
@@ -256,7 +257,8 @@ def say_plan(run: Run, args: argparse.Namespace, source: ImageSource, sampler: R
     """The first lines of the log: what is trained on what, and which flags have no effect."""
     process = run.process
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
-                 *cli.unused(args, methods.SURROUNDINGS), *methods.unused(args, student.proj_head),
+                 of_the_paper(student.backbone.spec.arch), *cli.unused(args, methods.SURROUNDINGS),
+                 *methods.unused(args, student.proj_head),
                  f"student: {student.backbone.spec.arch}, {args.epochs} epochs of {len(sampler)} steps of "
                  f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}, "
                  f"--amp {updater.amp}"):

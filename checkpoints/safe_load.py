@@ -27,6 +27,7 @@ from checkpoints.report import few
 from runtime.archive import START, check_archive
 from runtime.errors import Damaged, UserError
 from runtime.inert import Inert, inert_pickle
+from runtime.regular import open_regular
 from runtime.store import check_content
 
 # Libraries whose objects published checkpoints contain. Placeholders replace them; they are never imported.
@@ -65,7 +66,8 @@ def read_file(path: str | Path, flag: str = "--weights", trust: bool = False) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about outdated formats
-            raw = torch.load(path, map_location="cpu", weights_only=True)
+            with open_regular(path) as file:  # by its name torch opens only what has UTF-8 letters
+                raw = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # noqa: BLE001 - whatever it was, the inert reader says what is wrong with the file
         return _unpickle_inert(path, flag)
     _check(check_content, raw, path, flag)
@@ -119,7 +121,8 @@ def _look_at(path: Path, flag: str) -> bytes:
 def _is_torchscript(path: Path) -> bool:
     """By PyTorch's own reader of archives, since torch.load hands such a file to its compiler, which runs it."""
     try:
-        names = torch._C.PyTorchFileReader(str(path)).get_all_records()
+        with open_regular(path) as file:
+            names = torch._C.PyTorchFileReader(file).get_all_records()
     except (RuntimeError, UnicodeDecodeError):  # damaged, or with undecodable names
         return False
     return any(name == "constants.pkl" or name.startswith("code/") for name in names)
@@ -165,11 +168,10 @@ def _unpickle_inert(path: Path, flag: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about outdated formats
-            if zipfile.is_zipfile(path) or _is_old_torch(path):
-                raw = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
-            else:
-                with path.open("rb") as file:
-                    raw = _plain_pickle(reader, file)
+            torchs = zipfile.is_zipfile(path) or _is_old_torch(path)
+            with open_regular(path) as file:
+                raw = (torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader) if torchs else
+                       _plain_pickle(reader, file))
     except Exception as error:  # noqa: BLE001 - a damaged file can fail in any way
         problem = error
     if any(JAX.fullmatch(name) for name in seen):
@@ -209,11 +211,10 @@ def _plain_pickle(reader: types.ModuleType, file: BinaryIO) -> Any:
 
 def _unpickle_trusted(path: Path, flag: str) -> Any:
     try:
-        if zipfile.is_zipfile(path) or _is_old_torch(path):
-            raw = torch.load(path, map_location="cpu", weights_only=False)
-        else:
-            with path.open("rb") as file:
-                raw = pickle.load(file, encoding="latin1")  # noqa: S301 - the user's explicit choice
+        torchs = zipfile.is_zipfile(path) or _is_old_torch(path)
+        with open_regular(path) as file:
+            raw = (torch.load(file, map_location="cpu", weights_only=False) if torchs else
+                   pickle.load(file, encoding="latin1"))  # noqa: S301 - the user's explicit choice
     except (AttributeError, ImportError) as error:
         raise UserError(f"{flag} {path} needs a class that is not here "
                         f"({' '.join(str(error).split())}); install its package, or leave "

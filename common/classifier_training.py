@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,22 @@ def batch_size(args: argparse.Namespace, images: int, process: Process) -> int:
     return max(min(256, images) // process.world_size, 1) * process.world_size
 
 
-def fit(args: argparse.Namespace, process: Process, command: str, network: evaluation.Network, train: ImageSource,
+class Images(NamedTuple):
+    """The training images, in what order they come, and, where --image-cache keeps some of them, from where."""
+
+    train: ImageSource
+    sampler: RandomSampler
+    pooled: ImageSource
+
+
+def training_images(args: argparse.Namespace, train: ImageSource, process: Process) -> Images:
+    """What :func:`fit` trains on; refused before anything is computed where batches or the cache do not fit."""
+    sampler = RandomSampler(len(train), batch_size(args, len(train), process), process.rank, process.world_size,
+                            args.seed)
+    return Images(train, sampler, pooled(train, args.image_cache, args.cache))
+
+
+def fit(args: argparse.Namespace, process: Process, command: str, network: evaluation.Network, training: Images,
         test: ImageSource, trained: nn.Module, updater: Updater, rate: float, milestones: list[int],
         forward: Callable[[Tensor, Tensor], dict[str, Tensor]], score: Callable[[], dict[str, float]],
         export: Callable[[], Mapping[str, Tensor]], decided: Mapping[str, Any]) -> History:
@@ -88,10 +103,7 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: evalu
     and what else is to stand beside them (a collective), ``export()`` the tensors of best.pth and last.pth. ID stands
     for everything that decides the result, ``decided`` among it, so that runs with other settings never meet.
     """
-    sampler = RandomSampler(len(train), batch_size(args, len(train), process), process.rank, process.world_size,
-                            args.seed)
-    spec = network.spec
-    source = pooled(train, args.image_cache, args.cache)
+    spec, (train, sampler, source) = network.spec, training
     loader = build_loader(source, [Augmentation(LINEAR, spec.image_size)], sampler, args.workers, args.seed,
                           process.device, args.data_path, args.cache)
     bad_images, label_of = BadImageLog(train, args.on_bad_image), labels_of(torch.tensor(train.labels))

@@ -59,9 +59,10 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         share = as_share(args.labels)
         train = (listed_subset(everything, args.labels) if share is None else
                  balanced_subset(everything, share, args.seed))
+        training = classifier_training.training_images(args, train, process)
         network = evaluation.open_network(args, process)
     few = len(train) < FEW * len(everything)
-    metrics, rows = classifier_training.report(finetune(args, process, network, train, test, few))
+    metrics, rows = classifier_training.report(finetune(args, process, network, training, test, few))
     return evaluation.finish("finetune", args, process, [network], {"train": train, "test": test}, metrics, rows)
 
 
@@ -73,12 +74,12 @@ def as_share(text: str) -> float | None:
         return None
 
 
-def finetune(args: argparse.Namespace, process: Process, network: evaluation.Network, train: ImageSource,
-             test: ImageSource, few: bool) -> classifier_training.History:
+def finetune(args: argparse.Namespace, process: Process, network: evaluation.Network,
+             training: classifier_training.Images, test: ImageSource, few: bool) -> classifier_training.History:
     """Train backbone and head, and score after each epoch. ``few``: the rates for 1 % of the labels are the default."""
     rate, head_rate = args.lr or (0.02 if few else 0.01), args.head_lr or (5.0 if few else 0.2)
-    model = Classifier(Encoder(network.encoder.backbone, network.encoder.mean, network.encoder.std), len(train.classes))
-    model = model.to(process.device)
+    backbone = Encoder(network.encoder.backbone, network.encoder.mean, network.encoder.std)
+    model = Classifier(backbone, len(training.train.classes)).to(process.device)
     if process.world_size > 1 and process.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # as SwAV; the CPU has none, so each rank has its own
     optimizer = torch.optim.SGD([{"params": list(model.backbone.parameters())},
@@ -107,5 +108,5 @@ def finetune(args: argparse.Namespace, process: Process, network: evaluation.Net
         return {"top1": top1, "top5": top5} | ({"left_out": len(bad)} if len(bad) else {})
 
     milestones = args.schedule if args.schedule is not None else [round(0.6 * args.epochs), round(0.8 * args.epochs)]
-    return classifier_training.fit(args, process, "finetune", network, train, test, model, updater, rate, milestones,
-                                   forward, score, model.state_dict, {"lr": rate, "head_lr": head_rate})
+    return classifier_training.fit(args, process, "finetune", network, training, test, model, updater, rate,
+                                   milestones, forward, score, model.state_dict, {"lr": rate, "head_lr": head_rate})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common import classifier_training, cli, evaluation
-from common.head_choice import add_grid_flags, choose_head
+from common.head_choice import add_grid_flags, choose_head, held_out
 from data.augment import linear_transform
 from data.sources import ImageSource
 from data.splits import open_labelled
@@ -55,6 +55,9 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         evaluation.open_output(args)
         train, test = open_labelled(args.data)
         train = train.subset(args.subset)
+        training = None if args.cached else classifier_training.training_images(args, train, process)
+        if args.cached:
+            held_out(args, train.labels)
         network = evaluation.open_network(args, process)
     transform, rows = linear_transform(network.spec.image_size), None
     features, test = evaluation.features(network, test, args, process, "test features", transform)
@@ -62,16 +65,17 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         of_train, train = evaluation.features(network, train, args, process, "train features", transform)
         metrics = grid_on_features(args, process, of_train, train, features, test)
     else:
-        metrics, rows = classifier_training.report(protocol(args, process, network, train, features, test))
+        metrics, rows = classifier_training.report(protocol(args, process, network, training, features, test))
     return evaluation.finish("linear", args, process, [network], {"train": train, "test": test}, metrics, rows)
 
 
-def protocol(args: argparse.Namespace, process: Process, network: evaluation.Network, train: ImageSource,
-             features: Tensor, test: ImageSource) -> classifier_training.History:
+def protocol(args: argparse.Namespace, process: Process, network: evaluation.Network,
+             training: classifier_training.Images, features: Tensor, test: ImageSource,
+             ) -> classifier_training.History:
     """The original's protocol. The test images' ``features`` are made once: the network is frozen, their crop fixed."""
     encoder, before = network.encoder, fingerprint(network.encoder)
     labels = torch.from_numpy(test.labels)
-    head = linear_head(network.spec.feature_dim, len(train.classes)).to(process.device)
+    head = linear_head(network.spec.feature_dim, len(training.train.classes)).to(process.device)
     rate = args.lr or (3.0 if "efficientnet" in network.spec.arch else 30.0)
     optimizer = torch.optim.SGD(head.parameters(), rate, args.momentum, weight_decay=args.weight_decay)
     updater = Updater(optimizer, process.device, args.amp)
@@ -89,7 +93,7 @@ def protocol(args: argparse.Namespace, process: Process, network: evaluation.Net
         return {"top1": top1, "top5": top5}
 
     milestones = args.schedule if args.schedule is not None else [round(0.6 * args.epochs), round(0.8 * args.epochs)]
-    history = classifier_training.fit(args, process, "linear", network, train, test, head, updater, rate, milestones,
+    history = classifier_training.fit(args, process, "linear", network, training, test, head, updater, rate, milestones,
                                       forward, score, head.state_dict, {"lr": rate})
     changed = fingerprint(encoder) != before
     agree("the frozen network changed while the classifier was trained; the score is void, please report this"

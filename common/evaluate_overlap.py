@@ -61,7 +61,10 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         source = open_source(args.data, "test").subset(args.subset)
         ks = _ks(args.k, len(source))
         names = evaluation.student_names(args.weights, args.names)
-        heads = {file: heads_of(file, args.branch, args) for file in args.weights}  # bad ones are refused at once
+        # All of them are opened before the work, so that a bad one is refused at once.
+        heads = {file: heads_of(file, args.branch, args) for file in args.weights}
+        students = {name: evaluation.open_network(students_args(args, file), process, file)
+                    for name, file in zip(names, args.weights, strict=True)}
         own = evaluation.teacher_args(args)
         teacher = evaluation.open_network(own, process, args.teacher, "--teacher")
     space, source = evaluation.features(teacher, source, own, process, "teacher's features")
@@ -69,10 +72,8 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     own_heads = heads_of(args.teacher, args.teacher_branch, args)
     found, compared, nets = {}, {}, [teacher]
     for name, file in zip(names, args.weights, strict=True):
-        found_in_file = networks.UNTRAINED in args.weights and file != networks.UNTRAINED
-        own = evaluation.changed(args, arch=None, stem=None) if found_in_file else args  # --arch: the untrained one's
-        student = evaluation.open_network(own, process, file)
-        features, _ = evaluation.features(student, source, own, process, f"features of {name}")
+        student = students[name]
+        features, _ = evaluation.features(student, source, students_args(args, file), process, f"features of {name}")
         target, projected, how = common_space(space, features, own_heads, heads[file])
         found[name] = {**neighbourhoods(space, features, ks, process, process.is_main),
                        **similarity(space, features, projected, process, target)}
@@ -87,6 +88,12 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     if process.is_main and args.picture != "none":
         _picture(args, folder, found, chance, title)
     return record
+
+
+def students_args(args: argparse.Namespace, file: str) -> argparse.Namespace:
+    """The flags of one student. --arch and --stem are the untrained one's where there is one."""
+    found_in_file = networks.UNTRAINED in args.weights and file != networks.UNTRAINED
+    return evaluation.changed(args, arch=None, stem=None) if found_in_file else args
 
 
 def common_space(teacher: Tensor, student: Tensor, teacher_heads: Sequence[nn.Module], heads: Sequence[nn.Module],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common import cli, evaluation
-from common.head_choice import add_grid_flags, choose_head
+from common.head_choice import add_grid_flags, choose_head, held_out
 from data.augment import CentreCrop, linear_transform
 from data.splits import open_labelled
 from evals.robustness import ALEXNET, SEVERITIES, corruption_errors, head_scores
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         evaluation.open_output(args)
         train, test = open_labelled(args.data, "--train")
         train = train.subset(args.subset)
+        held_out(args, train.labels)  # too few are refused at once
         names = [name for name, _ in args.ood]
         if len(set(names)) < len(names):
             raise UserError("--ood gives one name to two folders; give each its own")

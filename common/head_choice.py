@@ -53,10 +53,7 @@ def choose_head(features: Tensor, labels: np.ndarray, classes: int, args: argpar
     Raises :class:`UserError` where no class has images enough to be chosen on.
     """
     truth, grid = torch.from_numpy(labels), grid_of(args)
-    fit, held = (torch.from_numpy(rows) for rows in split_validation(labels, args.validation, args.seed))
-    if not len(held):
-        raise UserError(f"--validation {args.validation:g} holds out none of the {len(labels):,} training images, as "
-                        "their classes are small; give more images, or a larger share (at most 0.5)")
+    fit, held = map(torch.from_numpy, held_out(args, labels))
 
     def solve(rows: Tensor | slice, settings: list[Setting]) -> Heads:
         data, where = (features[rows], truth[rows], classes), {"device": process.device, "progress": process.is_main}
@@ -73,6 +70,15 @@ def choose_head(features: Tensor, labels: np.ndarray, classes: int, args: argpar
     best = max(grid, key=lambda setting: (found[setting], setting[-1]))
     chosen = {"wd": best[-1]} if args.solver == "lbfgs" else {"lr": best[0], "wd": best[1]}
     return solve(slice(None), [best]), {**chosen, "validation_top1": found[best]}
+
+
+def held_out(args: argparse.Namespace, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int64 [m] that a head is trained on, and those that it is chosen by. Raises :class:`UserError` for none."""
+    fit, held = split_validation(labels, args.validation, args.seed)
+    if not len(held):
+        raise UserError(f"--validation {args.validation:g} holds out none of the {len(labels):,} training images, as "
+                        "their classes are small; give more images, or a larger share (at most 0.5)")
+    return fit, held
 
 
 def grid_of(args: argparse.Namespace) -> list[Setting]:

@@ -11,6 +11,7 @@ from common import cli
 from data import samplers
 from data.augment import PRESETS
 from data.epoch_length import FixedLengthEpochs
+from data.neighbours import refuse_composed_batches
 from data.samplers import SAMPLERS, RandomSampler
 from data.sources import ImageSource
 from runtime.device import Process
@@ -55,6 +56,9 @@ def chosen_sampler(args: argparse.Namespace) -> type[RandomSampler]:
 def check_sampler(args: argparse.Namespace) -> None:
     """What can be said of the command line alone, before anything is read."""
     kind = chosen_sampler(args)
+    for name, table in samplers.tables().items():
+        if path := _paths(args)[name]:
+            refuse_composed_batches(path, table.flag)
     for table in samplers.missing(kind, _paths(args)):
         raise UserError(f"--sampler {args.sampler} needs {table.flag} FILE, {table.what}, or take --sampler random, "
                         "which needs no file")

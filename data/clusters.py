@@ -15,6 +15,7 @@ import torch
 from data.neighbours import compare_with_twin, read_twin, said_left_out
 from runtime.archive import check_archive, is_archive
 from runtime.errors import Damaged, UserError
+from runtime.regular import open_regular
 from runtime.state import save_json, write_atomic
 
 AGAIN = "cluster again with compute_knn.py"
@@ -94,7 +95,8 @@ def _read(path: Path, name: str) -> tuple[list[np.ndarray], list[str]]:
     try:
         if is_archive(path):
             check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:  # by its name torch opens only what has UTF-8 letters
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Damaged as error:
         raise UserError(f"{name} is damaged or cut short: {error}; {AGAIN}") from None
     except Exception:  # torch.load fails in many ways on a foreign file; each means the same to a person

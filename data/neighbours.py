@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import Damaged, UserError
-from runtime.npy import CHECKSUMS, Checksums, map_array, pieces, read_checksums, whole_json
+from runtime.npy import CHECKSUMS, Checksums, holds_an_object, map_array, pieces, read_checksums, whole_json
 from runtime.state import save_json
 
 LEFT_OUT = -1  # in each place of the row of an image that could not be opened
@@ -95,6 +95,16 @@ def neighbours_fingerprint(ids: np.ndarray, used: int) -> str:
         digest.update(np.ascontiguousarray(rows[:, :used], "<i8").data)
     _unmap(ids)
     return digest.hexdigest()
+
+
+def refuse_composed_batches(path: str | os.PathLike, flag: str) -> None:
+    """Raise UserError if ``path`` is a file of the original's create_offline_batches.py, a pickle of each epoch's and
+    rank's images within an .npy; anything else is for its reader to judge."""
+    if holds_an_object(path):
+        raise UserError(f"{flag} {path} holds batches that the original's create_offline_batches.py composed, as "
+                        "Python objects, and is not opened; --sampler cluster+cf composes them itself: give the files "
+                        "that they were made from, --closek-info closek_info.npy --cluster-info clusters_K.pth, with "
+                        "-b and --nearest-k")
 
 
 def left_out_rows(ids: np.ndarray) -> np.ndarray:

@@ -47,6 +47,13 @@ def build_original(arch: str) -> nn.Module:
     return EfficientNet(*EFFICIENTNETS[arch]) if arch in EFFICIENTNETS else MobileNetV3(*MOBILENETS[arch])
 
 
+def of_the_paper(arch: str) -> str:
+    """What is to be said of a student that has the name of a row of the paper, and is torchvision's; '' for others."""
+    named = f"{arch}_coss"
+    return (f"{arch} is torchvision's; the paper's row is {named}, the original's own network with other batch norm, "
+            "padding, dropout and initial weights") if named in EFFICIENTNETS else ""
+
+
 def name_there(arch: str) -> str:
     """What the original calls an architecture of ours, and records in its files."""
     return arch.removesuffix("_coss")

@@ -52,6 +52,18 @@ class RunStopped(UserError):
     exit_code = EXIT_STOPPED
 
 
+class NotFinite(UserError):
+    """Features that hold NaN or infinity: of a file's network, where the message says what to look at, or of one that
+    is being trained, where ``found`` alone holds."""
+
+    def __init__(self, found: str, advice: str, every_process: bool = True) -> None:
+        super().__init__(f"{found}; {advice}", every_process)
+        self.found = printable(found)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, bool]]:
+        return type(self), (self.found, str(self).removeprefix(f"{self.found}; "), self.every_process)
+
+
 class PeerLost(UserError):
     """Another process of the job is gone, so this one cannot go on; its own error is said elsewhere."""
 

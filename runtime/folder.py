@@ -11,6 +11,7 @@ import torch
 
 from runtime.errors import UserError
 from runtime.log import LOG, METRICS
+from runtime.regular import open_regular
 from runtime.state import CONFIG, check_same_run
 from runtime.store import CHECKPOINT, candidates, load_newest
 
@@ -67,7 +68,8 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str]
 def _origin(path: Path) -> tuple[int, dict[str, Any] | None]:
     """The epochs behind an export of ours and the settings that it records, or (0, None)."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with open_regular(path) as file:  # by its name torch opens only what has UTF-8 letters
+            state = torch.load(file, map_location="cpu", weights_only=True)
         return int(state["epoch"]), dict(state["config"])
     except Exception:  # noqa: BLE001 - torch.load fails in many ways on what is not such a file
         return 0, None

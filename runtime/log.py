@@ -47,7 +47,7 @@ class RunLog:
             dropped = _drop_after(folder / METRICS, first_step, within_epoch)
             self.metrics = _opened(folder / METRICS, "a")
             self.text = _opened(folder / LOG, "a" if first_step else "w")
-            self.board = SummaryWriter(str(folder), purge_step=first_step + 1)
+            self.board = SummaryWriter(_utf8_name(folder), purge_step=first_step + 1)
         except OSError as error:
             raise UserError(f"--output {folder} cannot be written ({error.strerror or error}); make room, or choose "
                             "another folder") from None
@@ -104,6 +104,16 @@ class RunLog:
             self.problem = self.problem or UserError(
                 f"{self.folder} cannot be written any more ({error.strerror or error}); make room, and start the same "
                 "command again to go on")
+
+
+def _utf8_name(folder: Path) -> str:
+    """A name of a folder that TensorBoard can write, which knows UTF-8 alone."""
+    try:
+        os.fsencode(folder).decode()
+    except UnicodeDecodeError:
+        return f"/proc/self/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY)}"  # for the life of the process
+    return str(folder)
+
 
 def _opened(path: Path, mode: str) -> TextIO:
     return open(path, mode, opener=no_link, encoding="utf-8", errors="surrogateescape")  # noqa: PTH123, SIM115

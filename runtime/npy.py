@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import Damaged
+from runtime.regular import open_regular
 from runtime.state import load_json
 
 CHECKSUMS = "checksums"  # their name in the JSON beside an array
@@ -36,6 +38,17 @@ def map_array(path: Path) -> np.memmap:
     if array.nbytes != size:
         raise Damaged(f"its header says {array.nbytes:,} bytes of numbers and it has {size:,}")
     return array
+
+
+def holds_an_object(path: str | os.PathLike) -> bool:
+    """Whether an .npy file holds one Python object, as np.save makes of a dictionary; reads its header."""
+    try:
+        with open_regular(path) as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception:  # noqa: BLE001 - as above
+        return False
+    return shape == () and dtype.hasobject
 
 
 def checksum(rows: np.ndarray, before: int = 0) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from runtime.agreement import highest, on_first_rank, same_on_every_rank, share_error
 from runtime.device import Process, gather_objects, seed_everything
-from runtime.errors import RunPaused, RunStopped, UserError
+from runtime.errors import NotFinite, RunPaused, RunStopped, UserError
 from runtime.folder import refuse_inputs, refuse_other_run
 from runtime.job import Interval, RunSettings
 from runtime.lock import FolderLock
@@ -179,10 +179,15 @@ class Run:
 
     def scored(self, score: Callable[[], T]) -> T:
         """What ``score`` finds after an epoch, with checkpoint.pth written first: if the score fails, or is killed, the
-        epoch is done, and the same command goes on with its score."""
+        epoch is done, and the same command goes on with its score. Raises :class:`RunStopped` for features that are not
+        finite, which the training has made so."""
         if self.saved_steps != self.steps:
             self._write({})
-        return score()
+        try:
+            return score()
+        except NotFinite as error:
+            raise RunStopped(f"{error.found} after {self.steps} steps, so the training has diverged: start again in "
+                             "another folder with a lower learning rate") from None
 
     def save(self, epoch: int, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
         """After ``epoch``: checkpoint.pth to go on from, and each of ``exports`` {file name: tensors} to use."""

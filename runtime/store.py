@@ -16,6 +16,7 @@ from torch import Tensor
 
 from runtime.archive import check_archive
 from runtime.errors import Damaged, UserError
+from runtime.regular import open_regular
 from runtime.state import write_atomic
 
 CHECKPOINT = "checkpoint.pth"
@@ -122,7 +123,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint, on the CPU; raises :class:`Damaged`."""
     try:
         check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:  # by its name torch opens only what has UTF-8 letters
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Damaged:
         raise
     except Exception as error:  # torch.load fails in many ways on a damaged file; each means the same to a person

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from runtime.agreement import agree
 from runtime.device import Process, all_gather, gather_objects
-from runtime.errors import Damaged, UserError
+from runtime.errors import Damaged, NotFinite, UserError
 from runtime.npy import CHECKSUMS, Checksums, check_rows, map_array, read_checksums, whole_json
 from runtime.state import save_json
 from search.rowfile import RowFile, one_writer, open_rows
@@ -101,7 +101,7 @@ def _make(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], coun
     features = _gather(parts, share, count, process)
     broken = _broken(features, leave_out)
     if len(broken):
-        raise UserError(f"{label}: the features of {len(broken)} images are not finite, image {int(broken[0])} first; "
+        raise NotFinite(f"{label}: the features of {len(broken)} images are not finite, image {int(broken[0])} first",
                         "look at that image, or at the checkpoint")
     return features
 

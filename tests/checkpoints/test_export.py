@@ -466,6 +466,16 @@ def test_the_script(tmp_path, sources, images):
     assert record["source"]["arch"] == "resnet_small"
 
 
+@pytest.mark.parametrize(("count", "words"), [
+    (0, "at least 1 and at most 4096"), (4097, "at least 1 and at most 4096"), (9, "and 2 real images")])
+def test_how_many_images(tmp_path, sources, count, words):
+    for i in range(2):
+        Image.effect_noise((40, 40), 40 + i).save(tmp_path / f"{i}.png")
+    code, printed, error = run_here("--weights", sources("resnet18 cifar")[0], "--to", "torchvision", "--output",
+                                    tmp_path / "o.pth", "--data", tmp_path, "--images", str(count))
+    assert (code, words in printed + error) == (0 if count == 9 else 2, True), error
+
+
 def test_a_teacher_of_mocos_with_its_head(tmp_path, sources, images):
     _, model, head, _ = sources("resnet_small")
     teacher = tmp_path / "moco.pth.tar"

@@ -332,3 +332,12 @@ def test_a_network_of_this_project_that_was_changed_and_saved_again_is_refused(t
         read_file(path)
     torch.save({**TENSORS, "checksum": "of another kind"}, path)
     read_file(path)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("kind", sorted(FORMATS))
+def test_names_that_are_not_utf8(tmp_path, kind, trust):
+    path = tmp_path / os.fsdecode(b"caf\xe9.pth")
+    FORMATS[kind](1, path)
+    found = read_file(path, trust=trust)
+    assert torch.equal(torch.as_tensor(found["conv1.weight"]), TENSORS["conv1.weight"])

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers.scripts import in_this_process, well
+from helpers.scripts import assert_refused, in_this_process, well
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +77,10 @@ def test_bad_input_is_one_sentence(flags, words, tmp_path):
     done = in_this_process("evaluate.py", "all", "--output", tmp_path, "--device", "cpu", *flags)
     assert (done.rc, done.err.count("\n")) == (2, 1)
     assert words in done.err
+
+
+@pytest.mark.parametrize("root", ["none", "all.md"])
+def test_a_root_that_is_not_a_folder(everything, weights, root):
+    output, _ = everything
+    done = in_this_process("evaluate.py", "all", "--weights", weights, "--root", output / root, "--device", "cpu")
+    assert_refused(done, [f"--root {output / root} is not a folder"])

@@ -6,9 +6,13 @@ Oracle: the same tree without those files.
 import json
 import shutil
 
+import numpy as np
 import pytest
 from helpers.scripts import in_this_process, well
 from PIL import Image
+
+from common import evaluation
+from evaluate import parse_args
 
 BAD = ("train/across/train03.jpg", "val/down/val01.jpg")
 
@@ -120,3 +124,22 @@ def test_images_that_were_too_large_are_opened_once_they_are_allowed(tree, weigh
     found = [evaluate("knn", root, weights, tmp_path / "out", "--k", 5, "--on-bad-image", "skip", "--max-pixels",
                       most)[0]["sources"]["train"]["left_out"] for most in (1599, 1600, 1599)]
     assert found == [1, 0, 1]
+
+
+def test_a_picture_of_neighbours_says_what_is_too_large(tree, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    data = ["--data", tree / "train", "--device", "cpu"]
+    well(in_this_process("compute_knn.py", "mine", *data, "--weights", weights, "--output", tmp_path, "--k", 2,
+                         "--workers", 0, "--features", "none"))
+    for most in (1023, 1024):
+        well(in_this_process("compute_knn.py", "check", tmp_path / "closek_info.npy", *data, "--max-pixels", most,
+                             "--sheet", tmp_path / f"{most}.png"))
+    without, shown = (np.asarray(Image.open(tmp_path / f"{most}.png")) for most in (1023, 1024))
+    assert len(np.unique(without)) < 50 < len(np.unique(shown))  # grey tiles and letters
+
+
+@pytest.mark.parametrize(("policy", "same"), [("error", True), ("skip", False)])
+def test_the_most_pixels_decide_a_result_only_where_images_are_left_out(policy, same):
+    line = ["finetune", "--data", "d", "--weights", "w", "--labels", "0.1", "--on-bad-image", policy, "--max-pixels"]
+    one, two = (evaluation.settings(parse_args([*line, most])) for most in ("1000", "2000"))
+    assert (one == two) is same

@@ -155,6 +155,7 @@ def test_bad_input_is_one_sentence(command, changed, words, tree, weights, tmp_p
     assert done.rc == 2
     assert error.startswith("error: ")
     assert words in error
+    assert not (tmp_path / "features").exists()  # nothing was computed before
 
 
 def test_two_processes_train_what_one_does(linear, tree, weights, tmp_path):

@@ -261,12 +261,15 @@ def test_other_neighbours_are_another_run(run, distil_flags, neighbours, tmp_pat
     (["--closek-info", ""], ["--sampler cluster+cf needs --closek-info", "compute_knn.py mine"]),
     (["--cluster-info", "{teacher}"], ["--cluster-info", "teacher.pth", "'batches'"]),
     (["--fark-info", "{teacher}"], ["--fark-info", "teacher.pth"]),
+    (["--closek-info", "{composed}", "--cluster-info", ""], ["--closek-info", "create_offline_batches.py", "give"]),
     (["--subset", "0.5"], ["--closek-info", "40 images", "has 20"]),
     (["--sampler", "cluster", "--subset", "0.5"], ["--cluster-info", "other images"]),
     (["--sampler", "cluster", "-b", "41"], ["--batch-size 41", "40 images"]),
 ])
 def test_training_refuses(changed, words, distil_flags, teacher, tmp_path):
+    composed = tmp_path / "composed.npy"  # as the original saves it
+    np.save(composed, {epoch: {rank: [1, 2, 3] for rank in range(2)} for epoch in range(2)})
     done = in_this_process("train_distill.py", *distil_flags, "--output", tmp_path / "out",
-                           *[word.format(teacher=teacher) for word in changed])
+                           *[word.format(teacher=teacher, composed=composed) for word in changed])
     assert_refused(done, words)
     assert not (tmp_path / "out").exists()

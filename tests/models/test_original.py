@@ -13,7 +13,7 @@ from checkpoints.targets import Network
 from models.backbones import build_backbone
 from models.distiller import Distiller
 from models.heads import build_head
-from models.original import ORIGINALS, build_original, name_there
+from models.original import ORIGINALS, build_original, name_there, of_the_paper
 from runtime.errors import UserError
 
 SIZE = 96
@@ -188,3 +188,8 @@ def test_export_to_what_is_torchvisions_is_refused(tmp_path, to, images):
     network = Network.of(*load_frozen(tmp_path / "o.pth.tar"))
     with pytest.raises(UserError, match="torchvision's network of that name is another one"):
         export(network, to, tmp_path / "x.pth", {"random": images})
+
+
+@pytest.mark.parametrize("arch", ["efficientnet_b0", "efficientnet_b0_coss", "resnet18"])
+def test_a_row_of_the_paper_is_named(arch):
+    assert ("the paper's row is efficientnet_b0_coss" in of_the_paper(arch)) is (arch == "efficientnet_b0")

@@ -206,3 +206,12 @@ def test_names_with_control_codes_do_not_reach_the_log(tmp_path):
     log.close()
     text = (tmp_path / "log.txt").read_bytes().decode()
     assert text[len("2020-01-01 00:00:00 "):] == "bad?]0;owned?.jpg ?[2J?gnp?\ttab é\nsecond line\n"
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    log = RunLog(folder, {}, is_main=True)
+    log.scalars(5, 0, {"loss": 1.5})
+    log.close()
+    assert [path.stat().st_size > 50 for path in folder.glob("events.*")] == [True]
+    assert metrics(folder)[0]["loss"] == 1.5

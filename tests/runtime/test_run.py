@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 import signal
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from helpers.ranks import on_ranks
 from torch import nn
 
 from runtime.device import Process, wrap
-from runtime.errors import RunPaused, RunStopped, UserError
+from runtime.errors import NotFinite, RunPaused, RunStopped, UserError
 from runtime.job import Interval, RunSettings
 from runtime.loop import Trainer
 from runtime.optim import Updater
@@ -135,6 +136,16 @@ def test_a_score_that_fails_loses_nothing(tmp_path, trouble):
     save_checkpoint({k: v for k, v in saved.items() if k != "checksum"}, tmp_path / "wild" / "checkpoint.pth")
     train(tmp_path / "wild", score=score)
     assert [x["group"] for x in lines(tmp_path / "wild")] == [x["group"] for x in lines(tmp_path / "calm")]
+
+
+def test_features_that_training_made_infinite_stop_the_run(tmp_path):
+    def score():
+        error = NotFinite("10-NN: the features of 3 images are not finite", "look at that image")
+        assert str(error) == "10-NN: the features of 3 images are not finite; look at that image"
+        raise pickle.loads(pickle.dumps(error))  # as from another rank
+
+    with pytest.raises(RunStopped, match=f"^10-NN: .* finite after {STEPS} steps, so the training has diverged"):
+        train(tmp_path, score=score)
 
 
 def test_a_run_that_has_nothing_left_to_do_says_so(tmp_path, capsys):

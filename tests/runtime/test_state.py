@@ -143,6 +143,16 @@ def test_a_different_run_is_refused(tmp_path, key, value):
     assert "\n" not in text
 
 
+def test_settings_within_a_setting_are_named_one_by_one(tmp_path):
+    losses = {"coss": {"s_temp": 0.1, "t_temp": 0.07}, "kd": {}}
+    a_run(tmp_path, {**CONFIG, "losses": losses})
+    check_same_run(tmp_path, {**CONFIG, "losses": losses}, VOLATILE)
+    check_same_run(tmp_path, {**CONFIG, "losses": {}}, VOLATILE | {"losses"})
+    with pytest.raises(UserError) as caught:
+        check_same_run(tmp_path, {**CONFIG, "losses": {"coss": {"s_temp": 0.2, "t_temp": 0.07}, "kd": {}}}, VOLATILE)
+    assert "(losses.coss.s_temp was 0.1, now 0.2)" in str(caught.value)
+
+
 @pytest.mark.parametrize("key", sorted(VOLATILE))
 def test_how_the_work_is_done_makes_no_other_run(tmp_path, key):
     a_run(tmp_path)
