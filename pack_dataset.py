@@ -112,7 +112,7 @@ def verify(path: str) -> None:
     for i, problem in tqdm(source.damaged(), "verifying", total=len(source), unit="image"):
         if problem:
             damaged.append(source.names[i])
-            print(f"damaged: {source.location(i)} ({problem})")
+            print(f"damaged: {source.shown(i)} ({problem})")
     if damaged:
         raise UserError(f"--verify {path}: {len(damaged):,} of {len(source):,} are damaged, first {damaged[0]}; "
                         "copy the file again, or pack again")

@@ -20,7 +20,7 @@ from models.teachers import FrozenEncoder
 from models.tokens import FEATURES
 from runtime.agreement import agree, same_on_every_rank, together
 from runtime.device import Process, gather_objects, seed_everything
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 from runtime.outputs import check_output_folder
 from runtime.settings import Setting, add_settings, declared
 from search.features import STORED, Keep, extract, left_out
@@ -134,7 +134,7 @@ def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Name
         folder, features_identity(encoder, source, args, identity, transform), encoder.backbone.spec.feature_dim,
         args.dtype)
     for note in source.notes if process.is_main else ():
-        print(f"{label}: {note}", file=sys.stderr if getattr(args, "json", False) else sys.stdout)
+        print(f"{label}: {one_line(note)}", file=sys.stderr if getattr(args, "json", False) else sys.stdout)
     skip = args.on_bad_image == "skip"
     features = extract(encoder, loader_of, len(source), process, label, BadImageLog(source, args.on_bad_image).check,
                        keep, leave_out=skip)
@@ -145,7 +145,7 @@ def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Name
         raise UserError(f"{label}: none of the {len(source):,} images of {source.title} could be opened; look at "
                         f"{source.location(0)}")
     if process.is_main:
-        shown = ", ".join(source.location(i) for i in bad[:5]) + ", ..." * (len(bad) > 5)
+        shown = ", ".join(source.shown(i) for i in bad[:5]) + ", ..." * (len(bad) > 5)
         print(f"{label}: {len(bad):,} of {len(source):,} images could not be opened and are left out: {shown}",
               file=sys.stderr if getattr(args, "json", False) else sys.stdout)
     others = source.without(bad)

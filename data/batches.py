@@ -108,7 +108,7 @@ class BadImageLog:
         )
 
     def _describe(self, index: int) -> str:
-        return f"{self.source.location(index)} ({self.reasons[index]})"
+        return f"{self.source.shown(index)} ({self.reasons[index]})"
 
 
 _CAUSES = {

@@ -65,7 +65,7 @@ def check_clusters(path: Path, source: ImageSource) -> list[str]:
 
 def _left_out(images: np.ndarray, source: ImageSource) -> list[str]:
     """A sentence on the images that could not be opened when the file was made, int64 [m], if there are any."""
-    return [f"{len(images):,} images could not be opened when it was made, {source.location(images[0])} first; "
+    return [f"{len(images):,} images could not be opened when it was made, {source.shown(images[0])} first; "
             "training leaves them out."] if len(images) else []
 
 

@@ -60,6 +60,7 @@ def open_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
 def limit_pixels(most: int) -> None:
     """Images of more than ``most`` pixels are unreadable in this process from now on, and in the loaders' workers."""
     Image.MAX_IMAGE_PIXELS = most / 2
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from the half on, of what is allowed here
 
 
 def most_pixels() -> int:

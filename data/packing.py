@@ -188,7 +188,7 @@ def _already_there(source: ImageSource, path: Path, recipe: Recipe) -> Packed | 
 
 
 def _left_out(source: ImageSource, images: list[int]) -> list[tuple[str, str]]:
-    return [(source.location(i), encode(source, i, Recipe()).reason) for i in images]
+    return [(source.shown(i), encode(source, i, Recipe()).reason) for i in images]
 
 
 def _refuse_gaps(done: Packed, path: Path, on_bad_image: str) -> None:

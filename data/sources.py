@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from data.images import decode_crops, decode_rgb, open_rgb, read_bytes
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 
 UNMIX = "move them into a class folder, or take them out"
 STAT_THREADS, STATS_AT_ONCE = 16, 4096
@@ -99,7 +99,7 @@ class ImageSource:
     @property
     def description(self) -> str:
         labels = "without labels" if self.labels is None else f"in {len(self.classes):,} classes"
-        return "; ".join([f"{self.title}: {len(self):,} images {labels}", *self.notes])
+        return one_line("; ".join([f"{self.title}: {len(self):,} images {labels}", *self.notes]))
 
     def open(self, i: int) -> Image.Image:
         """Image i in mode RGB. Raises data.images.BadImage."""
@@ -125,6 +125,10 @@ class ImageSource:
     def location(self, i: int) -> str:
         """Where a person finds image i."""
         return self.names[i]
+
+    def shown(self, i: int) -> str:
+        """The same on one line, for what is printed."""
+        return one_line(self.location(i))
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, over the names in order, a newline after each. Computed once."""

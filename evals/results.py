@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torchvision
 
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 from runtime.outputs import check_output_file, no_link
 from runtime.regular import read_regular
 from runtime.state import parse_json, write_atomic
@@ -125,7 +125,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
+        return one_line(str(value))  # the name of a set is that of a folder
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.2f}" if 0.1 <= abs(value) < 1e5 or value == 0 else f"{value:.3g}"

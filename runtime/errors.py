@@ -135,6 +135,12 @@ def without_codes(text: str) -> str:
     return CODES.sub("?", text)
 
 
+def one_line(text: str) -> str:
+    """``text``, the name of a file say, without line ends and the codes that a terminal obeys; bytes that are not UTF-8
+    stay."""
+    return re.sub("[\n\r\t]", "?", without_codes(text))
+
+
 def _write_plain(write: Callable[[str], int], text: str) -> int:
     return write(without_codes(text))
 

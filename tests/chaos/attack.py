@@ -80,8 +80,8 @@ CASES: dict[str, list[str]] = {  # script and sub-command -> a sound command lin
     "compute_knn.py cluster": [*NET, *SOME, "--output", "out", "--num-clusters", "3", "--features", "out/f"],
     "compute_knn.py check": ["nn/closek_info.npy", "--data", "images", "--sheet", "out/a.png", "--device", "cpu"],
     "compute_knn.py eval": [*NET, *SOME, "--features", "out/f", "--k", "3"],
+    "embed.py": [*NET, *SOME, "--output", "out.npy", "--features", "out/f"],
     "pack_dataset.py": ["--data", "images", "--output", "out/train.pack", "-j", "0"],
-    "embed.py": ["--data", "images", "--weights", "student.pth", "--output", "out/x.npy", "-j", "0"],
     "export.py": ["--weights", "run/student.pth", "--to", "torchvision", "--output", "out.pth", "--images", "2"],
     "inspect_checkpoint.py": ["run/student.pth", "--data", "images", "--images", "20", "--device", "cpu", "-j", "0"],
     "evaluate.py knn": [*NET, "--output", "out", "--k", "3"],
@@ -91,7 +91,7 @@ CASES: dict[str, list[str]] = {  # script and sub-command -> a sound command lin
     "evaluate.py robustness": [*NET, "--output", "out", "--ood", "o=images", "--iterations", "5"],
     "evaluate.py retrieval": [*NET, "--output", "out", "--recall-at", "1"],
     "evaluate.py overlap": [*NET, "--output", "out", "--teacher", "teacher.pth", "--k", "3", "--image-size", "32"],
-    "evaluate.py map": [*NET, "--output", "out", "--teacher", "teacher.pth", "--image-size", "32"],
+    "evaluate.py map": [*NET, *SOME, "--output", "out", "--teacher", "teacher.pth", "--images", "8"],
     "evaluate.py video": ["--weights", "run/student.pth", "--data", "davis", "--device", "cpu", "--output", "out",
                           "--short-side", "64"],
     "evaluate.py all": [*NET, "--output", "out", "--skip", "linear", "overlap"],
@@ -193,6 +193,14 @@ def cases_of(script: str, flags: Sequence[str], seen: set[tuple[str, str | None]
             else:
                 words = [*base, f"{action.option_strings[-1]}={value}"]
             yield Case(script, action.dest, value, [*command, *words]), known.get(value)
+
+
+def cases_again(script: str, log: str) -> Iterator[tuple[Case, None]]:
+    """The cases of ``script`` in the ``log`` of an earlier attack that did not go well."""
+    for line in Path(log).read_text().splitlines():
+        found = json.loads(line)
+        if found["script"] == script and found["kind"] in KINDS[2:]:
+            yield Case(script, found["flag"], found["value"], found["argv"]), None
 
 
 def is_numeric(action: argparse.Action) -> bool:
@@ -389,6 +397,7 @@ def main() -> int:
                         help="cases that are printed; default: silent traceback hung")
     parser.add_argument("--seconds", type=float, default=60, help="after which a case hangs; default 60")
     parser.add_argument("--jobs", type=int, default=2, help="cases at once; default 2")
+    parser.add_argument("--again", metavar="FILE", help="the cases that this --log calls silent, traceback or hung")
     parser.add_argument("--log", metavar="FILE", help="JSON lines, one a case")
     args = parser.parse_args()
     for name in {script.split()[0] for script in CASES}:
@@ -408,7 +417,8 @@ def main() -> int:
         print("| script | tried | refused | accepted | silently wrong | traceback | hung |\n|---|" + "---|" * 6)
         seen: set[tuple[str, str | None]] = set()
         for script in args.only:
-            made = list(cases_of(script, args.flags, set() if args.all else seen, args.sample))
+            made = list(cases_again(script, args.again) if args.again else
+                        cases_of(script, args.flags, set() if args.all else seen, args.sample))
             cases, refused = [case for case, _ in made], [end for _, end in made]
             ends = pool.map(lambda case, end: end or run(case, data, room, args.seconds), cases, refused)
             found: Counter[str] = Counter()

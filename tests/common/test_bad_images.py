@@ -143,3 +143,17 @@ def test_the_most_pixels_decide_a_result_only_where_images_are_left_out(policy, 
     line = ["finetune", "--data", "d", "--weights", "w", "--labels", "0.1", "--on-bad-image", policy, "--max-pixels"]
     one, two = (evaluation.settings(parse_args([*line, most])) for most in ("1000", "2000"))
     assert (one == two) is same
+
+
+def test_names_with_line_ends_and_codes_stay_on_their_line(trees, weights, tmp_path):
+    root = tmp_path / "tree"
+    shutil.copytree(trees[1], root)
+    name = "a\nerror: b\x1b[31m.jpg"
+    (root / "train/across" / name).write_bytes(b"no image")
+    line = ["--weights", weights, "--device", "cpu", "--workers", 0, "--on-bad-image", "skip"]
+    done = well(in_this_process("evaluate.py", "knn", "--data", root, "--output", tmp_path / "out", "--k", 5, *line))
+    assert f"left out: {root}/train/across/a?error: b?[31m.jpg\n" in done.out
+    assert "\nerror: b" not in done.out + done.err
+    packed = well(in_this_process("pack_dataset.py", "--data", root / "train", "--output", tmp_path / "a.pack",
+                                  "--on-bad-image", "skip", "--workers", 0))
+    assert f"left out: {root}/train/across/a?error: b?[31m.jpg (" in packed.out
