@@ -229,6 +229,8 @@ class Checkpoint:
     def _local_heads(self) -> tuple[str, ...]:
         """Prefixes of the head after the branch's own prefix or, without one, of everything outside the trunk."""
         starred = tuple(p[1:] for p in self.layout.head if p.startswith("*"))
+        # Names that a head may have, of which it has one: MobileNetV3's classifier. is of the trunk beside an fc.
+        starred = next(((p,) for p in starred if any(k.startswith(self.prefix + p) for k in self.tensors)), starred)
         return starred if self.prefix else (*starred, *self.layout.head, *self.layout.dropped)
 
     def _trunk_shapes(self, arch: str | None) -> dict[str, Size]:

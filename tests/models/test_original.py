@@ -150,6 +150,26 @@ def test_files_of_the_original_are_read(tmp_path, arch, images):
     assert torch.equal(encoder.head(encoder.backbone(images)), head(trunk(images)))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("layout", "prefix", "other"), [
+    ("SEED", "module.student.", "module.teacher."), ("MoCo", "module.encoder_q.", "module.encoder_k."),
+    ("DisCo", "module.encoder_q.", "module.teacher_encoder_q.")])
+@pytest.mark.parametrize("arch", ["efficientnet_b0_coss", "mobilenetv3_large", "mobilenetv3_small"])
+def test_files_of_the_methods_that_it_builds_on_are_read(tmp_path, arch, layout, prefix, other, images):
+    """Their MLP stands in place of the network's last layer, behind MobileNetV3's hidden one."""
+    trunk = randomise(build_original(arch))
+    trunk.fc = nn.Identity()
+    head = nn.Sequential(nn.Linear(WIDTHS[arch], 16), nn.ReLU(), nn.Linear(16, 8))
+    state = {f"{prefix}{k}": v for k, v in trunk.state_dict().items()}
+    state |= {f"{prefix}fc.{k}": v for k, v in head.state_dict().items()}
+    state |= {f"{other}conv1.weight": torch.ones(64, 3, 7, 7), "module.queue": torch.ones(8, 4)}
+    torch.save({"epoch": 1, "arch": name_there(arch), "state_dict": state}, tmp_path / "o.pth.tar")
+    encoder, report = load_frozen(tmp_path / "o.pth.tar", with_head=True)
+    assert (report.arch, report.layout) == (arch, layout)
+    assert torch.equal(encoder.backbone(images), trunk(images))
+    assert torch.equal(encoder.head(encoder.backbone(images)), head(trunk(images)))
+
+
 def test_files_under_the_packages_name_for_the_classifier(tmp_path):
     network = randomise(build_original("efficientnet_b0_coss"))
     state = {("_" + k if k.startswith("fc.") else k): v for k, v in network.state_dict().items()}
