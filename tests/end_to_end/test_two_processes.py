@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import small  # noqa: F401 - the ranks know the networks too
 from helpers.experiment import COMMON, STUDENT
 from helpers.ranks import on_ranks
 from helpers.runs import load, metrics
