@@ -236,7 +236,10 @@ def describe(args: argparse.Namespace, process: Process, source: ImageSource, sa
     """Which run this is: its settings with what they came to, and the ``modules`` (None: there is none)."""
     spec = student.backbone.spec.record()
     teachers = teacher.backbone.spec.record() if teacher else dict.fromkeys(spec)
-    config = {**vars(args), "losses": {name: dict(x.settings) for name, x in loss.losses.items()},
+    given = {name: value for name, value in vars(args).items() if value is not None or name not in losses.settings()}
+    config = {**given, "losses": {name: dict(x.settings) for name, x in loss.losses.items()},
+              "warmup_epochs": cli.take(Optimization, args).warmup,
+              **({"branch": report.branch, "mean": report.mean, "std": report.std} if report else {}),
               **{name: spec[name] for name in ("stem", "image_size", "feature")}, "student_arch": spec["arch"],
               "student_sha256": begun.sha256 if begun else None,
               **{f"teacher_{name}": value for name, value in teachers.items()},

@@ -18,12 +18,13 @@ from data.augment import Transform
 from data.checks import check_apart
 from data.sources import ImageSource
 from evals.metrics import of_one_class
-from evals.results import add_result, save_table, table, versions
+from evals.results import add_result, save_table, table
 from models.teachers import FrozenEncoder
 from models.tokens import FEATURES
 from runtime.device import Process
 from runtime.errors import UserError
 from runtime.outputs import check_output_folder
+from runtime.provenance import versions
 from runtime.settings import Setting, add_settings, declared
 
 LABELLED = ("labelled images: a folder that holds train/ and val/ or test/, each with one sub-folder a class (or "

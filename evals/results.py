@@ -7,16 +7,11 @@ import fcntl
 import json
 import math
 import os
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import numpy as np
-import torch
-import torchvision
 
 from runtime.errors import UserError, one_line
 from runtime.outputs import check_output_file, no_link
@@ -83,12 +78,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def versions() -> dict[str, str]:
-    """The versions of the libraries that computed the numbers."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "numpy": np.__version__}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.errors import UserError
-from runtime.optim import learning_rate
+from runtime.optim import HOLD_EPOCHS, learning_rate
 from runtime.settings import Setting, Used, boolean
 
 OPTIMIZERS = ("sgd", "lars", "adamw")
@@ -62,6 +62,13 @@ class Optimization:
         if self.start_epoch is not None and self.start_epoch >= self.epochs:
             raise UserError(f"--start-epoch {self.start_epoch} leaves nothing of --epochs {self.epochs}; epochs count "
                             "from 0")
+
+    @property
+    def warmup(self) -> int | str:
+        """The warm-up as config.json records it."""
+        if self.warmup_epochs is None:
+            return f"the base rate for {HOLD_EPOCHS} epochs, as the original"
+        return self.warmup_epochs
 
     def rate(self, epoch: int, step: int, steps: int) -> float:
         """The learning rate at ``step`` of the ``steps`` of ``epoch``, all from 0."""

@@ -20,6 +20,7 @@ from runtime.folder import refuse_inputs, refuse_other_run
 from runtime.job import Interval, RunSettings
 from runtime.lock import FolderLock
 from runtime.log import Averages, RunLog
+from runtime.provenance import start_of, starts_before
 from runtime.restore import (
     Stateful,
     alike_on_all,
@@ -115,7 +116,8 @@ class Run:
 
         def open_log() -> None:
             nonlocal log
-            log = RunLog(folder, config, True, steps, within_epoch=step > 0)
+            starts = [*(starts_before(folder) if state else []), start_of(process.device)]
+            log = RunLog(folder, {**config, "starts": starts}, True, steps, within_epoch=step > 0)
 
         on_first_rank(open_log, process)
         closing.callback(log.close)

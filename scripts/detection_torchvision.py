@@ -33,7 +33,7 @@ from common import (
 from data.images import limit_pixels  # noqa: E402
 from data.samplers import RandomSampler  # noqa: E402
 from evals.average_precision import NAMES, average_precision, detect, need_pycocotools  # noqa: E402
-from evals.results import add_result, save_table, table, versions  # noqa: E402
+from evals.results import add_result, save_table, table  # noqa: E402
 from evals.sets.box_batches import BoxBatch, check_boxes, evaluation_batches, training_batches  # noqa: E402
 from evals.sets.boxes import BoxSource, open_pair, read_coco, same_classes  # noqa: E402
 from models.faster_rcnn import NORMS, faster_rcnn, parameter_groups  # noqa: E402
@@ -43,6 +43,7 @@ from runtime.errors import UserError, run_script  # noqa: E402
 from runtime.job import RunSettings  # noqa: E402
 from runtime.loop import Trainer  # noqa: E402
 from runtime.optim import Updater  # noqa: E402
+from runtime.provenance import versions  # noqa: E402
 from runtime.run import Description, Run  # noqa: E402
 
 REFERENCE_BATCH, WARMUP = 16, 1000  # detectron2's images a step for a rate of 0.02, and its steps of warm-up

@@ -33,6 +33,11 @@ def test_what_a_run_leaves(run, teacher, neighbours):
         "events.out"}
     config = json.loads((run / "config.json").read_text())
     assert config["student_arch"] == STUDENT
+    assert config["losses"]["coss"] == {"l_0": 1.0, "l_1": 1.0, "s_temp": 0.1, "t_temp": 0.07, "space_batch": "local"}
+    assert not {name for name, value in config.items() if value is None} & {
+        "l_0", "s_temp", "disco_weight", "mean", "std", "branch", "warmup_epochs", "image_size", "feature"}
+    start, = config["starts"]
+    assert (start["torch"], start["command"].split()[0][-16:]) == (torch.__version__, "train_distill.py")
     assert config["teacher_sha256"] == hashlib.sha256(teacher.read_bytes()).hexdigest()
     drawn_from = np.load(neighbours)[:, :6].astype("<i8")
     assert config["closek_info_fingerprint"] == hashlib.sha256(drawn_from.tobytes()).hexdigest()
