@@ -163,7 +163,10 @@ class Averages:
 
     def so_far(self) -> dict[str, float]:
         """This rank's means since the last :meth:`take`, which has them all again."""
-        return {name: float(total) / self.counts[name] for name, total in self.totals.items()}
+        if not self.totals:
+            return {}
+        means = torch.stack([total / self.counts[name] for name, total in self.totals.items()]).tolist()
+        return dict(zip(self.totals, means, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's sums and counts since the last :meth:`take`."""

@@ -21,7 +21,7 @@ def run(script, *words, cwd=ROOT, **variables):
                           capture_output=True, text=True, timeout=30)
 
 
-@pytest.mark.parametrize("variable", ["PASSES", "SEARCH_PASSES", "EPOCHS", "BATCH", "GPUS", "MINUTES", "SEEDS"])
+@pytest.mark.parametrize("variable", ["PASSES", "FACTOR", "EPOCHS", "BATCH", "GPUS", "MINUTES", "SEEDS"])
 def test_a_variable_runs_no_command(variable, tmp_path):
     value = f"CARDS[$(touch${{IFS}}{tmp_path}/ran)]"
     done = run("compare_methods.sh", DATA="demo", **{variable: value})
@@ -29,7 +29,7 @@ def test_a_variable_runs_no_command(variable, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("variable", ["METHODS", "SEEDS", "FACTORS"])
+@pytest.mark.parametrize("variable", ["METHODS", "SEEDS"])
 def test_a_list_is_words_and_no_file_names(variable):
     done = run("compare_methods.sh", DATA="demo", **{variable: "* c*"})
     words = done.stdout.split("\n")
@@ -66,7 +66,7 @@ def refused(capsys, **changed):
     given = {"data": "demo", "teacher": "t", "output": "o", "student": "s", "stem": "cifar", "rates": "r",
              "passes": "9", "epochs": "1", "batch": "8", "nearest-k": "1", "total-k": "7", "queue": "9", "every": "0",
              "gpus": "1", "jobs": "0", "workers": "0", "subset": "1", "minutes": "0", "methods": "coss", "seeds": "0",
-             "factors": "1"}
+             "factor": "4"}
     with pytest.raises(SystemExit) as stop:
         compare_run.parse_args([f"--{name}={value}" for name, value in {**given, **changed}.items()])
     assert stop.value.code == 2
@@ -76,7 +76,7 @@ def refused(capsys, **changed):
 @pytest.mark.parametrize(("changed", "said"), [
     ({"passes": "-5"}, "PASSES: '-5' is not a whole number at least 1"), ({"batch": "0"}, "BATCH: '0'"),
     ({"nearest-k": "x"}, "NEAREST_K: 'x'"), ({"subset": "inf"}, "SUBSET: 'inf'"),
-    ({"minutes": "nan"}, "MINUTES: 'nan'"), ({"search-passes": "0"}, "SEARCH_PASSES: '0'"),
+    ({"minutes": "nan"}, "MINUTES: 'nan'"), ({"factor": "1"}, "FACTOR: '1'"),
     ({"gpus": "9" * 400}, "GPUS: '999")])
 def test_a_variable_that_is_no_number_is_named(changed, said, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
