@@ -1,6 +1,7 @@
 """Whole trainings by the real scripts on a stand-in for a GPU: within a step the host waits for nothing but the loss of
 the step before, and elsewhere only where docs/ARCHITECTURE.md says it does."""
 
+import math
 import warnings
 from collections import Counter, OrderedDict
 
@@ -17,6 +18,7 @@ import train_teacher
 from losses.coss import CoSS
 from models.backbones import build_backbone
 from models.moco_pretraining import MoCoEncoders
+from runtime import loop
 from runtime.device import start_process
 from runtime.run import Run
 
@@ -110,6 +112,13 @@ def test_within_a_step_nothing_waits_but_for_the_loss_of_the_last(name, train):
     assert layers == {{"fp16": torch.float16, "bf16": torch.bfloat16}.get(name[:4], torch.float32)}
 
 
+def test_a_line_after_the_first_step_costs_one_wait(train, monkeypatch):
+    monkeypatch.setattr(loop, "SILENCE", 60.0)
+    _, steps = train("--loss", "coss", "--amp", "off", "--save-every", "2", "--sampler", "random", "-b", "6")
+    assert [waits - Counter(LATE) for waits in steps] == [
+        Counter({("runtime/log.py:so_far", "a copy to the host"): 1}), *[Counter()] * (len(steps) - 1)]
+
+
 def test_the_teachers_training(train):
     gpu, steps = train.teacher("--arch", "tiny", "--moco-k", "8", "--bn-parts", "2")
     assert all(waits == LATE for waits in steps), steps
@@ -121,6 +130,12 @@ def test_leaving_steps_out_costs_two_waits_each(train):
     assert all({place for place, _ in waits} == {"runtime/nonfinite.py:bad_step", "runtime/nonfinite.py:_read"}
                for waits in steps), steps
     assert all(waits.total() == 2 for waits in steps)
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch):
+    """No line between the reports, which would wait for the means."""
+    monkeypatch.setattr(loop, "SILENCE", math.inf)
 
 
 def with_fault(monkeypatch, fault):

@@ -355,7 +355,7 @@ def _patches(device):
               "default_stream": lambda *_: device.default, "stream": device.on_stream, "set_device": lambda *_: None,
               "device_count": lambda: 1, "mem_get_info": lambda *_: (FREE_BYTES, FREE_BYTES),
               "get_rng_state": lambda *_: state.clone(), "set_rng_state": lambda *_: None,
-              "is_bf16_supported": lambda *_, **__: True}
+              "is_bf16_supported": lambda *_, **__: True, "get_device_name": lambda *_: "a stand-in"}
     yield from (mock.patch.object(cuda, name, value) for name, value in played.items())
     if not cuda.is_available():
         yield mock.patch.object(cuda, "_lazy_init", lambda: None)
