@@ -22,12 +22,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import losses
-from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
-from common import cli, cli_original, methods, sampling
+from common import cli, cli_original, distillation, methods, sampling
 from data.augment import augmentation
 from data.cache import pooled
 from data.checks import check_apart
@@ -40,15 +39,13 @@ from evals.monitor import KnnMonitor
 from losses import build_objective, needs_of
 from losses.base import CombinedNeeds, Inputs
 from losses.combine import Objective
-from models.backbones import build_backbone, check_arch, check_batch
+from models.backbones import check_arch, check_batch
 from models.distiller import Distiller, agreement
-from models.heads import build_heads
 from models.momentum import MomentumStudent, MovingAverage
 from models.original import of_the_paper
-from models.place import place
 from models.teachers import FrozenEncoder
 from runtime.agreement import together
-from runtime.device import Process, need_memory, seed_everything, start_process, wrap
+from runtime.device import Process, seed_everything, start_process, wrap
 from runtime.errors import run_script
 from runtime.hardware import Hardware
 from runtime.job import RunSettings
@@ -68,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     cli.add_view_flags(cli.add_data_flags(parser))
 
-    add_network_flags(parser)
+    distillation.add_flags(parser)
     methods.add_loss_flags(parser)
 
     sampling.add_batch_flags(parser)
@@ -81,31 +78,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(cli_original.translate("train_distill.py", argv))
 
 
-def add_network_flags(parser: argparse.ArgumentParser) -> None:
-    """Student and teacher."""
-    group = parser.add_argument_group("networks")
-    group.add_argument("-a", "--student_arch", "--student-arch", default="resnet18", metavar="ARCH",
-                       help="student, a torchvision classifier by name, a small ViT (vit_ti_16, vit_s_16), or "
-                            "timm:NAME; default resnet18, the paper's first row, or what --student-weights holds")
-    group.add_argument("-k", "--teacher_arch", "--teacher-arch", default="auto", metavar="ARCH",
-                       help="teacher, a torchvision classifier by name, or timm:NAME; default auto: found from its "
-                            "file's tensors")
-    cli.stem_flag(group, "--stem --student-stem", whose="the student", unset="imagenet, or --student-weights' own")
-    group.add_argument("--student-weights", default=None, metavar="PATH",
-                       help="begin with the trunk of this checkpoint, read as --distill, in its own normalisation, and "
-                            "a new head; default: a random network")
-    group.add_argument("--distill", default=None, metavar="PATH",
-                       help="the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists; every tensor of "
-                            "the trunk must be filled and none may be left over. Losses without a teacher need none")
-    cli.add_network_flags(group, "--teacher-")
-    group.add_argument("--teacher-image-size", type=cli.number(int, 8, 8192), default=None, metavar="S",
-                       help="side of the square that the teacher sees, in pixels: each crop is drawn once and resized "
-                            "for either network, in the same colours; default: --image-size, or what its file records")
-    cli.only(group, "--teacher_arch --teacher-image-size --teacher-stem --teacher-feature --teacher-branch "
-                    "--teacher-mean --teacher-std",
-             "with a loss that has a teacher", lambda args: bool(needs_of(args.loss).teacher))
-
-
 def distil(args: argparse.Namespace, process: Process) -> None:
     """Data, teacher, student, loss, optimizer, run, loop."""
     with together(process):
@@ -116,7 +88,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         needs = needs_of(args.loss)
         check_apart(args.output, args.data)
         source = open_source(args.data).subset(args.subset)
-        teacher, report = load_teacher(args, needs) if needs.teacher else (None, None)
+        teacher, report = distillation.load_teacher(args, needs) if needs.teacher else (None, None)
         teacher_size = teacher.backbone.spec.image_size if teacher else None
         image_size = args.image_size or teacher_size or 224
         sampler, source, notes = sampling.open_sampler(args, process, source, report and {
@@ -129,7 +101,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         bad_images = BadImageLog(source, args.on_bad_image)
 
         widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
-        student, begun = build_student(args, needs, widths, image_size, process)
+        student, begun = distillation.build_student(args, needs, widths, image_size, process)
         parts = micro_batches(args, needs, sampler, student, teacher)
         momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
                     if needs.momentum else None)
@@ -137,7 +109,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         student = hardware.synchronised(student, process)
         notes += [f"the student begins with {begun}"] * bool(begun)
         if teacher:
-            notes += ready(teacher, process)
+            notes += distillation.ready(teacher, process)
         loss = build_objective(args.loss, args.loss_weights, args.beta, widths, **methods.options(args),
                                student_dim=student.backbone.spec.feature_dim).to(process.device)
         updater = Updater(optimization.build(student), process.device, args.amp, args.clip_grad,
@@ -180,37 +152,6 @@ def check_flags(args: argparse.Namespace) -> None:
     sampling.check_sampler(args)
 
 
-def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[FrozenEncoder, Report]:
-    """The teacher that --distill names, with its own head if the loss asks for it."""
-    arch = None if args.teacher_arch == "auto" else args.teacher_arch
-    teacher, report = load_frozen(args.distill, arch, args.teacher_stem, args.teacher_image_size or args.image_size,
-                                  flag="--distill", prefix="--teacher-", with_head="head" in needs.teacher,
-                                  **cli.checkpoint_options(args))
-    if args.teacher_bn == "train":
-        teacher.use_batch_statistics()
-    return teacher, report
-
-
-def build_student(args: cli.Arguments, needs: CombinedNeeds, widths: Mapping[str | None, int], image_size: int,
-                  process: Process) -> tuple[Distiller, Report | None]:
-    """The student, trunk and heads, which alone goes inside DistributedDataParallel; and what it begins with, if not
-    with random weights."""
-    backbone, report, colours = student_trunk(args, image_size)
-    need_memory(16 * backbone.spec.feature_dim * args.moco_dim, f"--moco-dim {args.moco_dim}")  # a momentum copy too
-    head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
-    return place(Distiller(backbone, head, *colours), process.device), report
-
-
-def student_trunk(args: cli.Arguments, image_size: int) -> tuple[nn.Module, Report | None, tuple]:
-    """The student's trunk, random or with --student-weights, the report of these, and its mean and std."""
-    if not args.student_weights:
-        return build_backbone(args.student_arch, args.stem or "imagenet", image_size, flag="--student_arch"), None, ()
-    arch = args.student_arch if "student_arch" in args.given else None
-    start, report = load_frozen(args.student_weights, arch, args.stem, image_size, flag="--student-weights",
-                                prefix="--student-", trust_checkpoint=args.trust_checkpoint)
-    return start.backbone.requires_grad_(True).train(), report, (start.mean, start.std)
-
-
 def micro_batches(args: argparse.Namespace, needs: CombinedNeeds, sampler: RandomSampler, student: Distiller,
                   teacher: FrozenEncoder | None) -> int:
     """Into how many parts a batch is cut by --micro-batch; refused where batch norm would see too few images."""
@@ -220,13 +161,6 @@ def micro_batches(args: argparse.Namespace, needs: CombinedNeeds, sampler: Rando
         check_batch(network, rows // parts, "--micro-batch" if parts > 1 else
                     "a cluster of --closek-info" if sampling.chosen_sampler(args).uneven_steps else "--batch-size")
     return parts
-
-
-def ready(teacher: FrozenEncoder, process: Process) -> list[str]:
-    """The teacher as fast as it gets, on its device; what is to be said of it."""
-    folded = teacher.fold()
-    place(teacher, process.device)
-    return [f"{folded} of the teacher's batch norms were folded into its convolutions"] if folded else []
 
 
 def describe(args: argparse.Namespace, process: Process, source: ImageSource, sampler: RandomSampler,

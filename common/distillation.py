@@ -1,0 +1,83 @@
+"""The two networks of a distillation: their flags, the teacher from its file, the student random or from another."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+from torch import nn
+
+from checkpoints.frozen import load_frozen
+from checkpoints.report import Report
+from common import cli
+from losses import needs_of
+from losses.base import CombinedNeeds
+from models.backbones import build_backbone
+from models.distiller import Distiller
+from models.heads import build_heads
+from models.place import place
+from models.teachers import FrozenEncoder
+from runtime.device import Process, need_memory
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Student and teacher."""
+    group = parser.add_argument_group("networks")
+    group.add_argument("-a", "--student_arch", "--student-arch", default="resnet18", metavar="ARCH",
+                       help="student, a torchvision classifier by name, a small ViT (vit_ti_16, vit_s_16), or "
+                            "timm:NAME; default resnet18, the paper's first row, or what --student-weights holds")
+    group.add_argument("-k", "--teacher_arch", "--teacher-arch", default="auto", metavar="ARCH",
+                       help="teacher, a torchvision classifier by name, or timm:NAME; default auto: found from its "
+                            "file's tensors")
+    cli.stem_flag(group, "--stem --student-stem", whose="the student", unset="imagenet, or --student-weights' own")
+    group.add_argument("--student-weights", default=None, metavar="PATH",
+                       help="begin with the trunk of this checkpoint, read as --distill, in its own normalisation, and "
+                            "a new head; default: a random network")
+    group.add_argument("--distill", default=None, metavar="PATH",
+                       help="the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists; every tensor of "
+                            "the trunk must be filled and none may be left over. Losses without a teacher need none")
+    cli.add_network_flags(group, "--teacher-")
+    group.add_argument("--teacher-image-size", type=cli.number(int, 8, 8192), default=None, metavar="S",
+                       help="side of the square that the teacher sees, in pixels: each crop is drawn once and resized "
+                            "for either network, in the same colours; default: --image-size, or what its file records")
+    cli.only(group, "--teacher_arch --teacher-image-size --teacher-stem --teacher-feature --teacher-branch "
+                    "--teacher-mean --teacher-std",
+             "with a loss that has a teacher", lambda args: bool(needs_of(args.loss).teacher))
+
+
+def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[FrozenEncoder, Report]:
+    """The teacher that --distill names, with its own head if the loss asks for it."""
+    arch = None if args.teacher_arch == "auto" else args.teacher_arch
+    teacher, report = load_frozen(args.distill, arch, args.teacher_stem, args.teacher_image_size or args.image_size,
+                                  flag="--distill", prefix="--teacher-", with_head="head" in needs.teacher,
+                                  **cli.checkpoint_options(args))
+    if args.teacher_bn == "train":
+        teacher.use_batch_statistics()
+    return teacher, report
+
+
+def build_student(args: cli.Arguments, needs: CombinedNeeds, widths: Mapping[str | None, int], image_size: int,
+                  process: Process) -> tuple[Distiller, Report | None]:
+    """The student, trunk and heads, which alone goes inside DistributedDataParallel; and what it begins with, if not
+    with random weights."""
+    backbone, report, colours = student_trunk(args, image_size)
+    need_memory(16 * backbone.spec.feature_dim * args.moco_dim, f"--moco-dim {args.moco_dim}")  # a momentum copy too
+    head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
+    return place(Distiller(backbone, head, *colours), process.device), report
+
+
+def student_trunk(args: cli.Arguments, image_size: int) -> tuple[nn.Module, Report | None, tuple]:
+    """The student's trunk, random or with --student-weights, the report of these, and its mean and std."""
+    if not args.student_weights:
+        return build_backbone(args.student_arch, args.stem or "imagenet", image_size, flag="--student_arch"), None, ()
+    arch = args.student_arch if "student_arch" in args.given else None
+    start, report = load_frozen(args.student_weights, arch, args.stem, image_size, flag="--student-weights",
+                                prefix="--student-", trust_checkpoint=args.trust_checkpoint)
+    return start.backbone.requires_grad_(True).train(), report, (start.mean, start.std)
+
+
+def ready(teacher: FrozenEncoder, process: Process) -> list[str]:
+    """The teacher as fast as it gets, on its device; what is to be said of it."""
+    folded = teacher.fold()
+    place(teacher, process.device)
+    return [f"{folded} of the teacher's batch norms were folded into its convolutions"] if folded else []
