@@ -40,6 +40,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                             "usual one (DINO: 512)")
     group.add_argument("--recall-at", type=cli.number(int, 1), nargs="+", default=list(RECALL_AT), metavar="K",
                        help="with --data: K of recall@K; default " + " ".join(map(str, RECALL_AT)))
+    cli.only(group, "--root --scales --long-side", "with --datasets", lambda args: bool(args.datasets))
+    cli.only(group, "--recall-at", "with --data", lambda args: bool(args.data))
 
 
 def in_all(args: argparse.Namespace) -> evaluation.Steps:

@@ -35,6 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                             "--cached")
     group.add_argument("-b", "--batch-size", type=cli.number(int, 1), default=256, metavar="N",
                        help="for --solver sgd: features of one step; default 256, as linear --cached")
+    cli.only(group, "--epochs --batch-size", "with --solver sgd", lambda args: args.solver == "sgd")
     add_grid_flags(group)
 
 

@@ -67,6 +67,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--few-shot-from", choices=("all", "test"), default="all",
                        help="images that episodes draw from: all of a set's (default, as in Ericsson et al. 2021), or "
                             "its test images alone")
+    cli.only(group, "--ways --shots --queries --episodes --few-shot-heads --few-shot-from", "with --few-shot",
+             lambda args: args.few_shot)
+    cli.only(group, "--iterations --jobs", "without --skip-linear", lambda args: not args.skip_linear)
 
 
 def in_all(args: argparse.Namespace) -> evaluation.Steps:

@@ -24,12 +24,20 @@ UNUSED = [  # script, flags, those without an effect, what they are for
     (LINEAR, "--cached --lr 3 --wd 0", "--lr --wd", "without --cached"),
     (LINEAR, "--cached -b 3", "-b", "without --cached, or with --solver sgd"),
     (LINEAR, "--solver sgd", "--solver", "with --cached"),
+    (("evaluate", "retrieval"), "--data d --scales 1 2 --root x", "--scales --root", "with --datasets"),
+    (("evaluate", "retrieval"), "--root x --datasets rparis6k --recall-at 3", "--recall-at", "with --data"),
+    (("evaluate", "robustness"), "--epochs 3 -b 9", "--epochs -b", "with --solver sgd"),
+    (("evaluate", "transfer"), "--ways 3 --shots 1", "--ways --shots", "with --few-shot"),
+    (("evaluate", "transfer"), "--few-shot --skip-linear --jobs 1", "--jobs", "without --skip-linear"),
     (("evaluate", "finetune"), "--schedule 1", "", "")]
 USED = [(DISTIL, "--teacher-stem cifar --teacher-branch b -k resnet50"),
         (DISTIL, "--sampler cluster --closek-info clusters.pth"),
         (DISTIL, "--sampler cluster+cf --coverage 0.5 --nearest-k 3 --total-k 7 --closek-info x --cluster-info y"),
         (DISTIL, "--cos false --schedule 3 --knn-every 1 --knn-data x --on-nonfinite skip --nonfinite-limit 3"),
-        (LINEAR, "--cached --solver sgd --rates 1 -b 64 --epochs 3"), (LINEAR, "--lr 3 --epochs 9 -b 3")]
+        (LINEAR, "--cached --solver sgd --rates 1 -b 64 --epochs 3"), (LINEAR, "--lr 3 --epochs 9 -b 3"),
+        (("evaluate", "retrieval"), "--root x --datasets rparis6k --scales 1 2 --long-side 512"),
+        (("evaluate", "robustness"), "--solver sgd --epochs 3 -b 9"),
+        (("evaluate", "transfer"), "--few-shot --ways 3 --jobs 1 --iterations 9")]
 
 
 @pytest.mark.parametrize(("script", "words", "flags", "where"), UNUSED)
