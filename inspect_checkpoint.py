@@ -46,7 +46,8 @@ from search.features import extract
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("files", metavar="FILE", nargs="*", help="checkpoints")
+    parser.add_argument("files", metavar="FILE", nargs="*", help="checkpoints, or folders with config.json and "
+                        "model.safetensors")
     parser.add_argument("--layouts", action="store_true", help="print the table of the layouts that are read, and stop")
     parser.add_argument("--json", action="store_true", help="print one JSON object a file and nothing else")
     group = parser.add_argument_group("network")
@@ -177,7 +178,7 @@ def main() -> None:
         source = open_source(args.data).subset(args.subset) if args.data else None
         for path in args.files:
             report, encoder = examine(path, args)
-            published = published_as(path, report.sha256) if report.sha256 else None
+            published = published_as(path, report.sha256) if report.sha256 and Path(path).is_file() else None
             sanity = check_features(encoder, source, args, process) if encoder and source else None
             whole = whole and report.ok
             print(json.dumps({**report.record(), "published": published, "sanity": sanity}) if args.json else

@@ -9,37 +9,37 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Size
-from torch.overrides import TorchFunctionMode
+from torch import Size, nn
 
-from models.backbones import TIMM, Spec, arch_names, assemble, known_arch
+from models.backbones import TIMM, Spec, WithoutStorage, arch_names, assemble, known_arch
 
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's second classifiers
+# GoogLeNet's and Inception's second classifiers, and what stands for hidden patches while a transformer is trained
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "mask_token", "masked_embed")
 COUNTER = ".num_batches_tracked"  # not a weight; older and converted files lack it
 Shapes = Mapping[str, Size]
 
 FAMILIES = (  # if a name like this is present, only these architectures can fit
-    (r"layer1\.", r"resnet|resnext|wide_resnet"), (r"class_token$", r"vit_"), (r"stage2\.", r"shufflenet"),
+    (r"layer1\.", r"resnet|resnext|wide_resnet"), (r"downsample_layers\.", r"convnext"), (r"patch_embed\.", r"vit_"),
+    (r"class_token$", r"vit_"), (r"stage2\.", r"shufflenet"),
     (r"trunk_output\.", r"regnet"), (r"features\.denseblock1", r"densenet"), (r"inception3a", r"googlenet"),
     (r"Mixed_5b", r"inception"), (r"blocks\.0\.layers", r"maxvit"), (r"layers\.0\.weight", r"mnasnet"),
     (r"_conv_stem\.", r"efficientnet_b\d_coss"), (r"features\.1\.conv\.0\.weight", r"mobilenetv3"),
     (r"features\.0\.0\.", r"mobilenet_|efficientnet|convnext|swin"), (r"features\.", r"alexnet|vgg|squeezenet"))
 
-NEAR_MISSES = (  # name, and what has it
-    (r"blocks\.(\d+\.)+ls1\.gamma$", "a transformer with LayerScale (DINOv2's), which torchvision's ViT has not; "
-     "take timm's own network with --arch timm:NAME"),
+NEAR_MISSES = (  # name, and what has it; with "…" timm has it under a name that must be given
+    (r"blocks\.(\d+\.)+ls1\.gamma$", "a transformer with LayerScale (as DINOv2's), which torchvision's ViT has not…"),
     (r"patch_embed\.proj\.\d+\.", "a transformer with a convolutional stem (MoCo v3's vit_conv), which torchvision's "
      "ViT has not"),
-    (r"dist_token$", "a distilled transformer with two class tokens, which torchvision's ViT has not"),
+    (r"dist_token$", "a distilled transformer with two class tokens, which torchvision's ViT has not…"),
     (r"(visual\.)?conv3\.weight$", "a ResNet with a stem of three convolutions (CLIP's), which torchvision has not"),
-    (r"visual\.", "the image half of CLIP or of a network like it, whose transformer torchvision has not; take "
-     "timm's own network with --arch timm:NAME"),
-    (r"conv1\.0\.weight$", "a ResNet with a stem of three convolutions (ResNet-C and -D), which torchvision has not; "
-     "take timm's own network with --arch timm:NAME"),
+    (r"(visual\.)?(class_embedding$|transformer\.resblocks)", "the image half of CLIP or of a network like it, whose "
+     "transformer torchvision has not…"),
+    (r"conv1\.0\.weight$", "a ResNet with a stem of three convolutions (ResNet-C and -D), which torchvision has not…"),
     (r"_conv_stem\.weight$", "an EfficientNet of the package efficientnet_pytorch (SEED's) that is none of B0 to B8, "
      "L2 and Lite0 to Lite4"),
-    (r"conv_stem\.weight$", "a mobile network under timm's names; take timm's own network with --arch timm:NAME"),
+    (r"conv_stem\.weight$", "a mobile network under timm's names…"),
     (r".*/", "a network of JAX's (Haiku names); convert it to PyTorch first"))
+NAME_IT = "; take timm's own network with --arch timm:NAME"
 
 
 @dataclass
@@ -82,17 +82,15 @@ def fit(shapes: Shapes, wanted: Shapes, spec: Spec, heads: tuple[str, ...] = ())
     return result
 
 
-def identify(shapes: Shapes, first: Iterable[str] = (), image_size: int | None = None,
-             among: Iterable[str] | None = None) -> list[Identity]:
-    """Every architecture that ``shapes`` fills exactly, those named in ``first`` before others of the same family, or
-    before ``among``.
+def identify(shapes: Shapes, first: Iterable[str] = (), image_size: int | None = None) -> list[Identity]:
+    """Every architecture that ``shapes`` fills exactly, those named in ``first`` before others of the same family.
 
     Architectures that differ in nothing but their number of heads (``vit_s_16``, ``vit_s_16_12h``) all come out.
     """
     size = transformer_image_size(shapes) or image_size or 224
     hints = [arch for arch in first if known_arch(arch)]
     found: list[Identity] = []
-    for arch in dict.fromkeys([*hints, *(candidates(shapes) if among is None else among)]):
+    for arch in dict.fromkeys([*hints, *candidates(shapes)]):
         if found and not arch.startswith("vit_"):  # only transformers have twins of equal shapes
             break
         for stem in ("imagenet", "cifar"):
@@ -121,14 +119,6 @@ def candidates(shapes: Shapes) -> list[str]:
     return arch_names()
 
 
-def timm_candidates(shapes: Shapes) -> list[str]:
-    """timm's networks that a trunk under efficientnet_pytorch's names can be."""
-    sizes = [f"b{n}" for n in range(9)] + ["l2"]
-    if not any("._se_reduce." in name for name in shapes):
-        sizes = [f"lite{n}" for n in range(5)]
-    return [f"{TIMM}tf_efficientnet_{size}" for size in sizes]
-
-
 def transformer_image_size(shapes: Shapes) -> int | None:
     """The side of the images, in pixels, that a ViT's position embedding is for."""
     for patches, table in (("conv_proj.weight", "encoder.pos_embedding"), ("patch_embed.proj.weight", "pos_embed")):
@@ -140,11 +130,12 @@ def transformer_image_size(shapes: Shapes) -> int | None:
     return None
 
 
-def near_miss(shapes: Shapes) -> str:
-    """The architecture that this resembles, as the end of a sentence."""
+def near_miss(shapes: Shapes, asked: str = "") -> str:
+    """The architecture that this resembles, as the end of a sentence; ``asked`` is the one that --arch gave."""
     for sign, what in NEAR_MISSES:
         if any(re.match(sign, name) for name in shapes):
-            return f"it is {what}"
+            advice = "; give another of timm's names" if asked.startswith(TIMM) else NAME_IT
+            return f"it is {what.replace('…', advice)}"
     stem, width = shapes.get("conv1.weight", Size()), 64
     if "layer1.0.conv1.weight" in shapes and len(stem) == 4 and stem[0] != width and stem[0] % width == 0:
         return (f"it is a ResNet widened {stem[0] // width} times (its first convolution has {stem[0]} channels), "
@@ -153,22 +144,23 @@ def near_miss(shapes: Shapes) -> str:
         arch, "imagenet", transformer_image_size(shapes) or 224)))]
     if not fits or not (best := max(fits, key=lambda x: len(x[1].found) - len(x[1].missing)))[1].found:
         return "nothing that torchvision has is like it"
-    arch, how = best
-    wrong = [f"{len(names)} {what} ({names[0]})" for names, what in (
-        (how.missing, "missing"), (how.unexpected, "too many"), (how.reshaped, "of another shape")) if names]
-    return f"nearest is {arch}, of which {', '.join(wrong)}"
+    return f"nearest is {best[0]}, of which {difference(best[1])}"
+
+
+def difference(how: Fit) -> str:
+    """What does not fit, as the end of a sentence."""
+    return ", ".join(f"{len(names)} {what} ({names[0]})" for names, what in (
+        (how.missing, "missing"), (how.unexpected, "too many"), (how.reshaped, "of another shape")) if names)
 
 
 @functools.cache
 def trunk_shapes(identity: Identity) -> tuple[dict[str, Size], Spec]:
     """Names and shapes of a trunk's state dict, without the memory for it."""
-    with torch.random.fork_rng(devices=[]), _WithoutStorage():
-        model = assemble(identity.arch, identity.stem, identity.image_size)
+    model = hollow_trunk(identity)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}, model.spec
 
 
-class _WithoutStorage(TorchFunctionMode):
-    """``torch.empty``, with which layers make their weights, makes tensors of a shape and nothing else."""
-
-    def __torch_function__(self, func, types, positional=(), named=None):  # noqa: ANN001, ANN204
-        return func(*positional, **{**(named or {}), **({"device": "meta"} if func is torch.empty else {})})
+def hollow_trunk(identity: Identity) -> nn.Module:
+    """A trunk without the memory for its weights."""
+    with torch.random.fork_rng(devices=[]), WithoutStorage():
+        return assemble(identity.arch, identity.stem, identity.image_size)

@@ -7,6 +7,7 @@ ResNet-18 completely, so filling alone proves nothing.)
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from checkpoints.hugging_face import read_folder, weight_files
 from checkpoints.match import Checkpoint, Layout, has_convolution
 from checkpoints.report import few
 from checkpoints.safe_load import read_file
@@ -29,6 +31,10 @@ TRAINING_STATE = ("optimizer", "scaler", "lr_scheduler", "scheduler", "loss", "f
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 MOCO_V3_ARCHS = {"vit_small": "vit_s_16_12h", "vit_base": "vit_b_16"}
+CLIP_TEXT = ("text.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection",
+             "logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
+TRANSFORMERS = {"vit.": "ViT, ViT-MAE, MSN and DINO", "dinov2.": "DINOv2", "dinov2_with_registers.":
+                "DINOv2 with registers", "dinov3_vit.": "DINOv3", "ijepa.": "I-JEPA", "model.": "DINOv3"}
 
 LAYOUTS = (
     Layout("DisCo", "encoder_q.", "DisCo students", ("*fc.", "*classifier."),
@@ -41,8 +47,27 @@ LAYOUTS = (
            ("queue", "memory_bank")),
     Layout("MoCo v3", "base_encoder.", "MoCo v3, ResNet-50 and ViT", ("*fc.", "*head."), ("momentum_encoder.",),
            ("predictor.",), archs=MOCO_V3_ARCHS),
-    Layout("DINO", "teacher.backbone.", "DINO's full checkpoints, ResNet-50 and ViT", ("teacher.head.",),
-           ("student.backbone.",), ("student.", "dino_loss.")),
+    Layout("DINO", "teacher.backbone.", "DINO's full checkpoints, ResNet-50 and ViT, iBOT's, DINOv2's and DINOv3's "
+           "training files", ("teacher.head.", "teacher.dino_head."), ("student.backbone.",),
+           ("student.", "teacher.", "dino_loss.", "ibot_", "gram_")),
+    Layout("CLIP (timm's trunk)", "visual.trunk.", "OpenCLIP, SigLIP and EVA-CLIP whose image half is timm's",
+           ("visual.head.",), dropped=CLIP_TEXT),
+    Layout("CLIP", "visual.", "OpenAI's CLIP (saved as a state dict) and OpenCLIP, EVA-CLIP", ("visual.head.",),
+           dropped=CLIP_TEXT, signs=("visual.transformer. | visual.blocks.",), authors="visual."),
+    Layout("CLIP (image half)", "", "the image half of CLIP alone", signs=("class_embedding", "transformer.resblocks."),
+           authors="visual."),
+    Layout("transformers (CLIP, SigLIP)", "vision_model.", "CLIP's and SigLIP's model.safetensors of Hugging Face "
+           "transformers", ("visual_projection.",), dropped=("text_model.", "text_projection.", "logit_scale",
+           "logit_bias", "*embeddings.position_ids"), signs=("vision_model.embeddings.",)),
+    *(Layout(f"transformers ({prefix[:-1]})", prefix, reads, ("classifier.", "*pooler."), dropped=("decoder.",),
+             signs=(f"{prefix}embeddings.",)) for prefix, reads in TRANSFORMERS.items()),
+    Layout("transformers", "", "transformers' DINOv2, DINOv3, ViT, ViT-MAE, MSN, I-JEPA, CLIP and SigLIP, alone",
+           ("pooler.", "classifier."), dropped=("embeddings.position_ids",), signs=("embeddings.patch_embedding",)),
+    Layout("I-JEPA, MSN", "target_encoder.", "I-JEPA and MSN", ("*fc.",), ("encoder.",),
+           ("predictor.", "prototypes", "encoder.", "opt.", "scaler."), signs=("target_encoder.",)),
+    Layout("MAE", "", "MAE with its decoder", dropped=("decoder_",), signs=("decoder_embed.", "cls_token")),
+    Layout("RADIO", "radio_model.", "RADIO of Hugging Face", dropped=("input_conditioner.", "summary_idxs"),
+           signs=("radio_model.model.patch_generator.",), authors="radio_model."),
     Layout("SEED", "student.", "SEED students from its own training", ("*fc.", "*classifier."), ("teacher.",),
            ("queue",)),
     Layout("mmselfsup", "backbone.", "mmselfsup 0.x, 1.x and mmpretrain", ("neck.",),
@@ -95,13 +120,14 @@ LAYOUTS = (
 
 def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--weights", *, branch: str | None = None,
                     branch_flag: str = "--branch", trust: bool = False) -> Checkpoint:
-    """Read ``path`` without running code from it, and find its layout.
+    """Read ``path``, a file or a folder of Hugging Face's, without running code from it, and find its layout.
 
     ``key`` names the container inside (dots lead deeper), ``branch`` the trunk where there are several, ``trust``
     unpickles whatever is there.
     """
     path = Path(path)
-    raw = read_file(path, flag, trust)
+    files = weight_files(path, flag) if path.is_dir() else [path]
+    raw = read_folder(path, files, flag, trust) if path.is_dir() else read_file(path, flag, trust)
     if not isinstance(raw, dict):
         raise UserError(f"{flag} {path} holds a {type(raw).__name__}, expected a dictionary of tensors")
     try:
@@ -121,11 +147,12 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     outside: dict[str, int] = {}
     for name in everything.keys() - {container + k for k in tensors}:
         outside[name.partition(".")[0]] = outside.get(name.partition(".")[0], 0) + 1
-    layout = next((x for x in LAYOUTS if _matches(x, tensors)), None)
+    layout = find_layout(tensors)
     if layout is None:
         raise UserError(f"{flag} {path} holds no image backbone: its tensors are {few(list(tensors))}; "
                         "give the file of the pre-trained network itself")
-    checkpoint = Checkpoint(path, flag, layout, container.rstrip("."), layout.prefix, tensors, outside, _meta(raw))
+    checkpoint = Checkpoint(path, flag, layout, container.rstrip("."), layout.prefix, tensors, outside, _meta(raw),
+                            tuple(files))
     if branch is None:
         return checkpoint
     prefix = branch.rstrip(".") + "."
@@ -133,7 +160,12 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
         there = [p.rstrip(".") for p in checkpoint.branches() if p]
         raise UserError(f"{branch_flag} {branch} is not in {path}; it holds "
                         + (f"{', '.join(there)}" if there else "one trunk without a prefix, so leave the flag out"))
-    return Checkpoint(path, flag, layout, checkpoint.container, prefix, tensors, outside, _meta(raw))
+    return dataclasses.replace(checkpoint, prefix=prefix)
+
+
+def find_layout(tensors: dict[str, Tensor]) -> Layout | None:
+    """The first layout of the table whose signs are all there."""
+    return next((layout for layout in LAYOUTS if _matches(layout, tensors)), None)
 
 
 def _flatten(raw: dict[Any, Any], above: tuple[int, ...] = ()) -> dict[str, Tensor]:
@@ -193,8 +225,9 @@ def _meta(raw: Mapping[str, Any]) -> dict[str, Any]:
                if isinstance(raw.get(name), list | tuple) and len(raw[name]) == 3}
     arch = raw.get("arch", getattr(raw.get("args"), "arch", None))  # DINO's lies in its arguments
     meta = {"arch": arch, "stem": raw.get("stem"), "image_size": raw.get("image_size"),
-            "feature": raw.get("feature"), "epoch": epoch}
-    kinds = {"arch": str, "stem": str, "image_size": int, "feature": str, "epoch": int}
+            "feature": raw.get("feature"), "epoch": epoch, "hidden_act": raw.get("hidden_act"),
+            "heads": raw.get("heads")}
+    kinds = {"arch": str, "stem": str, "image_size": int, "feature": str, "epoch": int, "hidden_act": str, "heads": int}
     meta = {name: value for name, value in meta.items() if isinstance(value, kinds[name])}
     if meta.get("stem") not in (None, *STEMS):
         del meta["stem"]

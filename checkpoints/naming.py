@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Size
 
@@ -45,15 +45,6 @@ SIGNATURES = {  # all of these names must be there
 EFFICIENTNET = "_conv_stem.weight"  # of the package efficientnet_pytorch
 
 
-def translation(shapes: Mapping[str, Size], to_timm: bool) -> Callable[[str], str]:
-    """How names become those of torchvision's and our own networks or, with ``to_timm``, of timm's."""
-    if to_timm:
-        table = efficientnet_names(shapes) if EFFICIENTNET in shapes else {}
-        return lambda name: table.get(name, name)
-    scheme = find_scheme(shapes)
-    return lambda name: rename(name, scheme)
-
-
 def efficientnet_names(shapes: Mapping[str, Size]) -> dict[str, str]:
     """efficientnet_pytorch's names -> timm's ``tf_efficientnet_*``, of Lite as well.
 
@@ -85,15 +76,24 @@ def find_scheme(names: Collection[str]) -> str | None:
 
 def rename(name: str, scheme: str | None, inverse: bool = False) -> str:
     """``name`` in torchvision's way (with ``inverse``, torchvision's in the scheme's); unknown names stay."""
-    for pattern, replacement in _rules(scheme, inverse) if scheme else ():
+    if not scheme:
+        return name
+    rules = SCHEMES[scheme]
+    return substitute(name, compile_rules(tuple((ours, theirs) for theirs, ours in rules) if inverse else rules))
+
+
+def substitute(name: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str:
+    """``name`` by the first of ``rules`` (of :func:`compile_rules`) that knows it; others stay."""
+    for pattern, replacement in rules:
         if pattern.match(name):
             return pattern.sub(replacement, name, count=1)
     return name
 
 
 @functools.cache
-def _rules(scheme: str, inverse: bool) -> tuple[tuple[re.Pattern[str], str], ...]:
+def compile_rules(rules: tuple[tuple[str, str], ...]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    """Pairs (prefix, its replacement), in which ``{i}`` and ``{j}`` stand for numbers, as patterns."""
     def rule(old: str, new: str) -> tuple[re.Pattern[str], str]:
         pattern = "^" + re.escape(old).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{j\}", r"(?P<j>\d+)")
         return re.compile(pattern), new.replace("{i}", r"\g<i>").replace("{j}", r"\g<j>")
-    return tuple(rule(*(reversed(pair) if inverse else pair)) for pair in SCHEMES[scheme])
+    return tuple(rule(*pair) for pair in rules)

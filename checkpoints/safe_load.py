@@ -16,7 +16,7 @@ import tarfile
 import types
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,21 +74,22 @@ def read_file(path: str | Path, flag: str = "--weights", trust: bool = False) ->
     return raw
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, as 64 hex digits."""
-    return _file_hash(path, hashlib.sha256())
+def file_sha256(*paths: str | Path) -> str:
+    """SHA-256 of a file, or of several one behind the other, as 64 hex digits."""
+    return _file_hash(paths, hashlib.sha256())
 
 
-def _file_hash(path: str | Path, digest: Any) -> str:
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+def _file_hash(paths: Sequence[str | Path], digest: Any) -> str:
+    for path in paths:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
     return digest.hexdigest()
 
 
 def published_as(path: str | Path, sha256: str) -> str | None:
     """Which published file this is, in words: by a known MD5, or by the hash that its name ends in."""
-    known = PUBLISHED.get(_file_hash(path, hashlib.md5()))
+    known = PUBLISHED.get(_file_hash([path], hashlib.md5()))
     named = re.search(r"-([0-9a-f]{8,64})\.\w+$", Path(path).name)
     if known or not named:
         return known

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from models.original import ORIGINALS, build_original
 from models.tokens import choose_feature, patch_of, refuse_split_patches, use_feature
@@ -113,6 +114,13 @@ def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, feature: 
 def _patch_by_name(arch: str) -> int | None:
     """Of torchvision's and our own transformers, which end in it: vit_b_16."""
     return VITS[arch][0] if arch in VITS else int(arch.split("_")[2]) if arch.startswith("vit_") else None
+
+
+class WithoutStorage(TorchFunctionMode):
+    """``torch.empty``, with which layers make their weights, makes tensors of a shape and nothing else."""
+
+    def __torch_function__(self, func, types, positional=(), named=None):  # noqa: ANN001, ANN204
+        return func(*positional, **{**(named or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
 def require_timm(why: str) -> None:

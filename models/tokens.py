@@ -16,7 +16,7 @@ FEATURES = ("auto", "cls", "mean", "cls+mean", "pool")
 # a part of timm's name. Oquab et al., "DINOv2", TMLR 2024; Siméoni et al., "DINOv3", arXiv 2508.10104; He et al.,
 # "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022
 EVALUATED = {"_dinov3": "cls", ".mae": "mean"}
-EVALUATED_AT = {"_dinov2": 224}  # pixels; the positions of the released files are for 518
+EVALUATED_AT = {"_dinov2": 224, "_radio": 224}  # pixels; the positions of the released files are for 518 and 2,048
 
 
 def evaluated_size(arch: str) -> int | None:

@@ -7,6 +7,7 @@ Study of Training Self-Supervised Vision Transformers", ICCV 2021, section 4 (Mo
 
 from __future__ import annotations
 
+from torch import nn
 from torchvision.models import VisionTransformer
 
 VITS = {  # patch, width, heads; each of 12 layers, the MLP four times as wide
@@ -28,3 +29,13 @@ def vit_options(arch: str, image_size: int) -> dict[str, int]:
     patch, width, heads = VITS[arch]
     return {"image_size": image_size, "patch_size": patch, "num_layers": 12, "num_heads": heads, "hidden_dim": width,
             "mlp_dim": 4 * width}
+
+
+def attention_heads(backbone: nn.Module) -> int | None:
+    """The heads of a transformer's first layer, torchvision's or timm's, which no tensor's shape tells; else None."""
+    if isinstance(backbone, VisionTransformer):
+        return backbone.encoder.layers[0].num_heads
+    try:
+        return backbone.get_submodule("blocks.0.attn").num_heads
+    except AttributeError:
+        return None

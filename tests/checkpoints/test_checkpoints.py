@@ -260,7 +260,7 @@ def test_truncated(tmp_path, model, share, legacy):
 
 def test_missing_file_and_folder(tmp_path):
     assert "is not a file" in refusal(tmp_path / "nowhere.pth")
-    assert "is not a file" in refusal(tmp_path)
+    assert "is a folder without model.safetensors or pytorch_model.bin" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(("state", "says"), [

@@ -135,13 +135,15 @@ RESNET_D = three_convolutions(["conv1.0.weight", "conv1.3.weight", "conv1.6.weig
 VIT_CONV = {"cls_token": torch.zeros(1, 1, 384), "pos_embed": torch.zeros(1, 197, 384),
             "patch_embed.proj.0.weight": conv(48, 3), "blocks.0.attn.qkv.weight": torch.zeros(1152, 384)}
 
+NEAREST = "nearest is timm:vit_small_patch14_dinov2.lvd142m, of which 166 missing (blocks.0.norm1.bias)"
+
 OTHERS = {
-    "DINOv2": (dinov2, "LayerScale"),
-    "DINOv2, in chunks": (lambda: dinov2("blocks.0.0."), "LayerScale"),
+    "DINOv2": (dinov2, NEAREST),
+    "DINOv2, in chunks": (lambda: dinov2("blocks.0.0."), NEAREST),
     "DINOv2, teacher": (lambda: {"teacher": under("backbone.", dinov2()) | under("dino_head.", head("0"))},
-                        "LayerScale"),
+                        NEAREST),
     "DINOv2, training": (lambda: {"iteration": 3, "model": under("student.backbone.", dinov2()) | under(
-        "teacher.backbone.", dinov2())}, "LayerScale"),
+        "teacher.backbone.", dinov2())}, NEAREST),
     "2x wide": (lambda: widened(state("resnet50")), "widened 2 times (its first convolution has 128 channels)"),
     "2x wide, SwAV": (lambda: under("module.", {**widened(state("resnet50")), "prototypes.weight": torch.zeros(3, 8),
                                                 **under("projection_head.", head("0", "1b", "3"))}), "widened 2 times"),
@@ -157,7 +159,7 @@ OTHERS = {
     "vit_conv": (lambda: training(under("module.base_encoder.", VIT_CONV), "vit_conv_small"), "vit_conv"),
     "SEED's EfficientNet": (lambda: training(under("module.student.", {
         "_conv_stem.weight": conv(32, 3), "_blocks.0._depthwise_conv.weight": conv(32, 1), "_fc.0.weight": LINEAR[
-            "weight"]}), "efficientnet_b0"), "efficientnet_pytorch (SEED's)"),
+            "weight"]}), "efficientnet_b0"), "nearest is timm:tf_efficientnet_lite0, of which"),
     "timm's EfficientNet": (lambda: {"conv_stem.weight": conv(32, 3), "blocks.0.0.conv_dw.weight": conv(32, 1),
                                      "classifier.weight": LINEAR["weight"]}, "--arch timm:NAME"),
 }

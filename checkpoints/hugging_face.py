@@ -1,0 +1,58 @@
+"""A model's folder as Hugging Face keeps it: config.json, weights in one file or several, and the normalisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from checkpoints.safe_load import read_file
+from runtime.errors import UserError
+from runtime.state import load_json
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def weight_files(folder: Path, flag: str) -> list[Path]:
+    """The files in ``folder`` that hold the weights, in a fixed order."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return [folder / name]
+        if (index := folder / f"{name}.index.json").is_file():
+            table = _json(index, flag).get("weight_map")
+            names = sorted({str(x) for x in table.values()}) if isinstance(table, dict) else []
+            if bad := [x for x in names if Path(x).name != x or not (folder / x).is_file()]:
+                raise UserError(f"{flag} {folder}: {index.name} names the file {bad[0]}, which is not there; download "
+                                "the whole folder again")
+            if names:
+                return [folder / x for x in names]
+    raise UserError(f"{flag} {folder} is a folder without {WEIGHTS[0]} or {WEIGHTS[1]}; give a checkpoint's file, or a "
+                    "folder as Hugging Face keeps a model")
+
+
+def read_folder(folder: Path, files: list[Path], flag: str, trust: bool = False) -> dict[str, Any]:
+    """The tensors of all ``files``, as one state dict, and what the folder's JSON files say of the network."""
+    tensors: dict[str, Any] = {}
+    for path in files:
+        raw = read_file(path, flag, trust)
+        tensors |= raw.get("state_dict", raw) if isinstance(raw, dict) else {}
+    return {"state_dict": tensors, **about(folder, flag)}
+
+
+def about(folder: Path, flag: str) -> dict[str, Any]:
+    """``hidden_act``, ``heads``, ``mean`` and ``std``, of those that are there."""
+    config = _json(folder / "config.json", flag)
+    inner = config.get("vision_config") or config  # of CLIP and SigLIP with their text halves
+    images = _json(folder / "preprocessor_config.json", flag)
+    found = {"hidden_act": inner.get("hidden_act"), "heads": inner.get("num_attention_heads"),
+             "mean": images.get("image_mean"), "std": images.get("image_std")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _json(path: Path, flag: str) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = load_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {path} is not JSON ({error}); download it again") from None
+    return content if isinstance(content, dict) else {}
