@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Neighbours of each image in a network's space (mine), k-means clusters there (cluster), a look at either file
-(check), and weighted k-NN accuracy (eval).
+"""Mine each image's neighbours in a network's feature space (mine), cluster images there by k-means (cluster), check
+and draw either file (check), and compute weighted k-NN accuracy (eval).
 
     python compute_knn.py mine --data DIR --arch resnet50 --weights moco.pth --output nn/ --k 384
     python compute_knn.py cluster --data DIR --arch resnet50 --weights moco.pth --output nn/ --num-clusters 1000
-    python compute_knn.py check nn/closek_info.npy --data DIR                 # and a picture of it
+    python compute_knn.py check nn/closek_info.npy --data DIR                 # also draws a picture
     python compute_knn.py eval --data ROOT --weights run/student.pth          # ROOT holds train/ and val/ or test/
 
-Each may be started by torchrun too; the processes then share the images.
+Each also runs under torchrun; the processes then share the images.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--k", type=cli.number(int, 1), default=384, metavar="K",
                        help="neighbours an image; default 384, the original's (training uses the first --total-k)")
     group.add_argument("--far", action="store_true",
-                       help="also write the K farthest, fark_info.npy; the products are the same ones")
+                       help="also write the K farthest to fark_info.npy, at little extra cost")
     group.add_argument("--metric", choices=METRICS, default="cosine",
-                       help="what is near: cosine (default, the paper's), the inner product of the features as they "
+                       help="similarity: cosine (default, the paper's), the inner product of the features as they "
                             "are, or Euclidean distance (l2)")
     _add_search_flags(mine)
     cli.add_device_flags(mine)
@@ -92,7 +92,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "k=10 T=.07, k=10 T=1, k=20 T=.07, k=50 T=.07")
     group.add_argument("--temp", "-T", type=cli.number(float, above=0), nargs="+", default=None, metavar="T",
                        help="temperatures of the vote exp(cosine / T); default 0.07 where --k is given")
-    group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    group.add_argument("--json", action="store_true", help="print only one JSON object")
     _add_search_flags(evaluate)
     cli.add_device_flags(evaluate)
     return parser.parse_args(cli_original.translate("compute_knn.py", argv))
@@ -129,7 +129,7 @@ def _add_check_flags(commands: argparse._SubParsersAction) -> None:
 
 def _add_batch_flag(group: cli.Group, *names: str) -> None:
     group.add_argument("--batch-size", *names, type=cli.number(int, 1), default=256, metavar="N",
-                       help="images of one forward pass; default 256, the original's")
+                       help="images per forward pass; default 256, the original's")
 
 
 def _add_search_flags(parser: argparse.ArgumentParser) -> None:
@@ -140,8 +140,8 @@ def _add_search_flags(parser: argparse.ArgumentParser) -> None:
 
 def prepare(args: argparse.Namespace, process: Process, whole: ImageSource, names: Sequence[str], **settings: Any,
           ) -> tuple[FrozenEncoder, dict[str, Any], dict[str, Any], list[Path]]:
-    """The network, what identifies it, and of the files ``names`` of --output the record (which images, whose space,
-    and how, by ``settings``) and the paths; refused where nothing can be written, or another record's file is."""
+    """The network, its identity, the record of the output files (images, network, ``settings``) and their paths, for
+    ``names`` in --output. Refuses a folder that cannot be written or that holds such files with another record."""
     encoder, identity = networks.open_network(args, process)
     check_apart(args.output, args.data)
     spec, paths = encoder.backbone.spec, [Path(args.output) / name for name in names]
@@ -155,12 +155,11 @@ def prepare(args: argparse.Namespace, process: Process, whole: ImageSource, name
 
 
 def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
-    """Write each image's K nearest others in the network's space: closek_info.npy, int64 [N, K], and closek_info.json,
-    which says of which images, in whose space and how. The paper's transform: the shorter side to 1.05 x S, bicubic,
-    centre crop S. A run after a kill goes on with the images, and with the neighbours, that are still missing; with
-    torchrun the processes share both, and --output and --features must lie on a disk that all of them see. With
-    --on-bad-image skip an image that cannot be opened is nobody's neighbour, its row holds -1, and training leaves it
-    out."""
+    """Write each image's K nearest others in the network's feature space: closek_info.npy, int64 [N, K], and
+    closek_info.json, which records the images, the network and the settings. The paper's transform: the shorter side to
+    1.05 x S, bicubic, centre crop S. An interrupted run resumes with the features and neighbours that are missing; with
+    torchrun the processes share both, and --output and --features must be on a disk that all of them see. With
+    --on-bad-image skip an unreadable image is nobody's neighbour, its row holds -1, and training leaves it out."""
     with together(process):
         whole = open_source(args.data).subset(args.subset)
         check_k(args.k, whole)
@@ -175,8 +174,8 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
     said = {**info, "source": whole.title, "left_out": len(source.left_out)}
     what = {**said, **networks.features_identity(encoder, whole, args, identity), "opened": source.fingerprint(),
             "dtype": args.dtype, "products": args.products, "backend": args.backend}
-    with one_writer(paths[0], process):  # the farthest are only written along with the nearest
-        for path in paths:  # another job may just have made them
+    with one_writer(paths[0], process):  # the farthest are always written along with the nearest
+        for path in paths:  # another job may have just written them
             refuse_other_file(path, info)
         files = [RowFile(path, what, len(whole), args.k, np.int64, process) for path in paths]
         with together(process):
@@ -192,13 +191,13 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
 def check_k(k: int, source: ImageSource) -> None:
     """Refuse more neighbours than there are other images."""
     if k >= len(source):
-        raise UserError(f"--k {k} neighbours cannot be had among {len(source)} images; give at most {len(source) - 1}")
+        raise UserError(f"--k {k} is more neighbours than {len(source)} images have; give at most {len(source) - 1}")
 
 
 def cluster_images(args: argparse.Namespace, process: Process) -> None:
-    """Group the images by k-means of the network's features, brought to length 1: clusters_K.pth, the original's
-    {'batches': {cluster: [indices]}}, and clusters_K.json, which says of which images, in whose space and how. With
-    --on-bad-image skip an image that cannot be opened is in no cluster, and training leaves it out."""
+    """Cluster the images by k-means of the network's L2-normalised features: clusters_K.pth, the original's
+    {'batches': {cluster: [indices]}}, and clusters_K.json, which records the images, the network and the settings. With
+    --on-bad-image skip an unreadable image is in no cluster, and training leaves it out."""
     with together(process):
         whole = open_source(args.data).subset(args.subset)
         check_number(args.num_clusters, whole)
@@ -224,13 +223,13 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
 def check_number(clusters: int, source: ImageSource) -> None:
     """Refuse more clusters than there are images."""
     if clusters > len(source):
-        raise UserError(f"--num-clusters {clusters} cannot be had among {len(source)} images; give at most "
+        raise UserError(f"--num-clusters {clusters} is more than the {len(source)} images; give at most "
                         f"{len(source)}")
 
 
 def check_file(args: argparse.Namespace, process: Process) -> None:
-    """Say whether a neighbour file or a cluster file belongs to a data set and is sound (exit code 0) or what is
-    wrong with it (exit code 2), and draw a picture of a few images with their neighbours, nearest first."""
+    """Check that a neighbour or cluster file is valid and belongs to a data set (exit code 0) or say what is wrong with
+    it (exit code 2), and draw a few images with their neighbours, nearest first."""
     if not process.is_main:
         return
     path, source = Path(args.file), open_source(args.data).subset(args.subset)
@@ -251,8 +250,8 @@ def check_file(args: argparse.Namespace, process: Process) -> None:
 
 
 def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
-    """Top-1 and top-5 of the weighted k-NN vote of the training images on the test images. The network's trunk
-    alone is scored, without projection or head."""
+    """Top-1 and top-5 of weighted k-NN: training images vote on each test image. Only the network's trunk is scored,
+    without projection or head."""
     with together(process):
         train, test = open_labelled(args.data)
         train = train.subset(args.subset)
@@ -260,7 +259,7 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
             [(k, t) for k in (10, 20, 50) for t in args.temp] if args.temp else PAPER_ROWS)
         widest = max(k for k, _ in rows)
         if widest > len(train):
-            raise UserError(f"--k: {widest} neighbours are asked for, but there are {len(train)} training images; "
+            raise UserError(f"--k {widest} is more neighbours than the {len(train)} training images; "
                             f"give --k with at most {len(train)}")
         how = cli.take(Search, args)
         backend = how.function()
@@ -302,4 +301,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, less_memory="lower --batch-size, or --memory where it searches")
+    run_script(main, less_memory="lower --batch-size, or --memory if it is searching")

@@ -46,29 +46,29 @@ Blocks = Iterator[tuple[Sequence[str], Tensor]]
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = cli.Parser(description=__doc__)
-    group = cli.add_data_flags(parser, what="the images: a folder, whatever lies in it, a packed file, a list of paths "
+    group = cli.add_data_flags(parser, what="the images: a folder and its sub-folders, a packed file, a list of paths "
                                             "(.txt), a .tar, or a name as for train_distill.py")
     group.add_argument("--batch-size", type=cli.number(int, 1), default=256, metavar="N",
-                       help="images of one forward pass; default 256")
+                       help="images per forward pass; default 256")
     networks.add_weights_flags(parser)
     group = parser.add_argument_group("embeddings")
     group.add_argument("--output", required=True, metavar="FILE",
-                       help="file to write, .npy, .csv or .parquet (which needs pyarrow); FILE's name with .json tells "
-                            "how it was made and, of .npy, each row's image")
+                       help="file to write, .npy, .csv or .parquet (which needs pyarrow); FILE's name with .json "
+                            "records how it was made and, for .npy, each row's image")
     group.add_argument("--normalise", action="store_true",
-                       help="rows of length 1, whose products are cosines; default: as they come out of the network")
+                       help="L2-normalise the rows, so that products are cosines; default: the network's output")
     networks.add_features_flags(group)
     cli.add_device_flags(parser)
     return parser.parse_args(argv)
 
 
 def embed(args: argparse.Namespace, process: Process) -> None:
-    """Features of all images, then the file."""
+    """Extract the features of all images and write the file."""
     output = Path(args.output)
     with together(process):
         check_output_file(output, "--output", ENDINGS, inputs=[args.data, args.weights])
         if output.suffix.lower() == ".npy" and args.dtype == "bfloat16":
-            raise UserError("--dtype bfloat16 is unknown to numpy's .npy files; take float16 or float32, or another "
+            raise UserError("--dtype bfloat16 does not exist in numpy's .npy files; use float16 or float32, or another "
                             "ending")
         if output.suffix.lower() == ".parquet":
             pyarrow()
@@ -91,14 +91,14 @@ def embed(args: argparse.Namespace, process: Process) -> None:
 
 
 def write(output: Path, features: Tensor, source: ImageSource, dtype: torch.dtype, normalise: bool) -> None:
-    """``output`` by its ending; ``features`` [n, d] belong to the n images of ``source``. Raises UserError."""
+    """Write ``output`` in the format of its ending. ``features`` [n, d] belong to the n images of ``source``. Raises
+    UserError."""
     writer = {".npy": _npy, ".csv": _csv, ".parquet": _parquet}[output.suffix.lower()]
     write_atomic(output, lambda file: writer(file, features.shape, dtype, blocks(features, source, dtype, normalise)))
 
 
 def blocks(features: Tensor, source: ImageSource, dtype: torch.dtype, normalise: bool) -> Blocks:
-    """(names, rows [m, d] of ``dtype``) of all images in their order. ``normalise``: at length 1, but zero rows stay
-    zero."""
+    """(names, rows [m, d] of ``dtype``) of all images in order. ``normalise``: to length 1; zero rows stay zero."""
     for first in range(0, len(features), ROWS_AT_ONCE):
         rows = features[first:first + ROWS_AT_ONCE]
         rows = torch.nn.functional.normalize(rows.float(), dim=1) if normalise else rows
@@ -142,8 +142,8 @@ def pyarrow() -> tuple[Any, Any]:
         import pyarrow as library
         import pyarrow.parquet as parquet
     except ImportError:
-        raise UserError("--output of .parquet needs pyarrow, which is missing; pip install pyarrow, or write .npy or "
-                        ".csv") from None
+        raise UserError("--output *.parquet needs pyarrow, which is not installed; pip install pyarrow, or write "
+                        ".npy or .csv") from None
     return library, parquet
 
 

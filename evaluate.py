@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Evaluate a network from any checkpoint; architecture, stem and normalisation are found in the file.
+"""Evaluate a network from any checkpoint; architecture, stem and normalisation are read from the file.
 
     python evaluate.py linear --data ROOT --weights FILE --cached     # ROOT holds train/ and val/ or test/
     python evaluate.py all --data ROOT --teacher FILE --root DIR --ood NAME=DIR ... --weights FILE
     python evaluate.py all --compare A.json B.json
 
-Each sub-command adds a line to results.jsonl in --output, keeps the features that it extracts there, and prints one
-table, or with --json one JSON object. Each may be started by torchrun too. COMMAND --help explains its flags.
+Each sub-command adds a line to results.jsonl in --output, keeps its features there, and prints a table, or with --json
+one JSON object. Each also runs under torchrun. COMMAND --help explains its flags.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Parse, join the job, run the sub-command; with --json its record alone goes to stdout."""
+    """Parse, join the job, run the sub-command; with --json only its record goes to stdout."""
     args = parse_args()
     limit_pixels(args.max_pixels)
     with start_process(args.device, UNEVEN_WORK) as process:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""A checkpoint's network in the format of another program, checked before it is there.
+"""Export a checkpoint's network to another program's format, and check the result before writing it.
 
     python export.py --weights run/student.pth --to torchvision --output resnet18.pth
     python export.py --weights moco_v2.pth.tar --to detectron2 --output resnet50.pkl
     python export.py --weights run/student.pth --to onnx --output student.onnx --with-projector
 
-Takes any file that the other scripts read. The result is loaded again in the target's own way and its features are
-compared with the source's, on random and on real images; on a difference nothing is written.
+Takes any file that the other scripts read. The result is loaded again as the target program would and its features are
+compared with the source's, on random and on real images; if they differ, nothing is written.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from models.teachers import FrozenEncoder
 from runtime.errors import UserError, run_script
 
 TARGET_HELP = (
-    "torchvision: a state dict under torchvision's names; timm: one under timm's, for ViTs, ResNets and what else fits "
-    "a network of timm's exactly; safetensors: torchvision's names, and as text what the network is; onnx: the graph, "
-    "normalised images [batch, 3, S, S] to features [batch, d]; detectron2: the pickle that it reads, of ResNets; "
-    "moco: MoCo's layout, which linear-evaluation scripts like MoCo's read")
+    "torchvision: a state dict with torchvision's names; timm: one with timm's, for ViTs, ResNets and others that fit "
+    "a timm network exactly; safetensors: torchvision's names, with a description of the network; onnx: the graph, "
+    "normalised images [batch, 3, S, S] to features [batch, d]; detectron2: its pickle, for ResNets; "
+    "moco: MoCo's layout, for linear-evaluation scripts like MoCo's")
 
 STEM_NOTES = {"cifar": "the 3x3 stem with stride 1 and no max-pool behind it",
               "cifar_pad2": "the 3x3 stem padded by 2, with stride 1 and no max-pool behind it"}
@@ -53,27 +53,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
                        help="a torchvision classifier by name, or timm:NAME; default: found from the checkpoint")
     group.add_argument("--image-size", "--image_size", type=cli.number(int, 8), default=None, metavar="S",
-                       help="side of the images, in pixels, which binds ViTs and ONNX graphs; default: what the "
+                       help="side of the images in pixels, fixed in ViTs and ONNX graphs; default: what the "
                             "checkpoint records or its tensors show, else 224 (32 with a cifar stem)")
     cli.add_network_flags(group)
     group = parser.add_argument_group("export")
     group.add_argument("--to", required=True, choices=TARGETS, help=TARGET_HELP)
     group.add_argument("--output", required=True, metavar="FILE",
-                       help="file to write, in a folder that exists; ends in .safetensors, .onnx or .pkl (detectron2) "
-                            "where the format has such a name")
+                       help="file to write, in an existing folder; must end in .safetensors, .onnx or .pkl "
+                            "(detectron2) for these formats")
     group.add_argument("--with-projector", action="store_true",
                        help="export the network's own head too (a student's projection head, a teacher's MLP): in a "
                             "second file, FILE.projector, for torchvision and safetensors, as a second output for "
-                            "onnx, as fc for moco; default: the trunk alone")
+                            "onnx, as fc for moco; default: only the trunk")
     group.add_argument("--force", action="store_true", help="replace FILE if it exists; default: refuse")
     group = parser.add_argument_group("check")
     group.add_argument("--data", default=None, metavar="DIR",
-                       help="real images to compare features on, in any form that train_distill.py takes; default: "
-                            "rendered ones, which are built in")
+                       help="real images to compare features on, anything that train_distill.py takes; default: "
+                            "built-in rendered images")
     group.add_argument("--images", type=cli.number(int, 1, 4096), default=8, metavar="N",
-                       help="how many of them, the first; default 8, beside 4 of random noise")
+                       help="use the first N of them; default 8, besides 4 of random noise")
     cli.add_opening_flags(group, workers=False)
-    group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    group.add_argument("--json", action="store_true", help="print only one JSON object")
     return parser.parse_args(argv)
 
 
@@ -87,12 +87,12 @@ def real_images(data: str | None, count: int, size: int) -> torch.Tensor:
             try:
                 pictures.append(source.open(i))
             except BadImage as error:
-                raise UserError(f"--data {data}: {source.location(i)} is no image ({error}); remove it") from None
+                raise UserError(f"--data {data}: {source.location(i)} is unreadable ({error}); remove it") from None
     return torch.stack([eval_transform(size)(picture) for picture in pictures])
 
 
 def images_for(encoder: FrozenEncoder, data: str | None, count: int) -> dict[str, torch.Tensor]:
-    """Normalised images [b, 3, S, S] to compare features on, by what they are."""
+    """Normalised images [b, 3, S, S] to compare features on, by kind."""
     size = encoder.backbone.spec.image_size
     noise = torch.randint(256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     real = real_images(data, count, size)
@@ -100,7 +100,7 @@ def images_for(encoder: FrozenEncoder, data: str | None, count: int) -> dict[str
 
 
 def summary(done: Exported, stem: str) -> str:
-    """What was written, and how it was checked; then the lines that load it."""
+    """What was written, how it was checked, and the code that loads it."""
     images = " and ".join(f"{count} {what}" for what, count in done.images.items())
     beside = f", and the projector {done.projector}" if done.projector not in (None, done.path) else ""
     needs = f"; the network needs {STEM_NOTES[stem]}" if stem in STEM_NOTES and done.target != "onnx" else ""

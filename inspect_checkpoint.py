@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Say what a checkpoint file is: its layout, architecture and branches, what matches and what does not.
+"""Identify a checkpoint file: layout, architecture, branches, and which of its tensors match.
 
     python inspect_checkpoint.py weights/*.pth
-    python inspect_checkpoint.py teacher.pth --data DIR      # and whether it has learnt anything
+    python inspect_checkpoint.py teacher.pth --data DIR      # also checks whether it has learnt anything
     python inspect_checkpoint.py --layouts                   # the table of docs/CHECKPOINTS.md
 
-Nothing in a file is run. Exit code 0 if the backbone of every file is whole, else 2.
+No code in a file is run. Exit code 0 if the backbone of every file is complete, otherwise 2.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("files", metavar="FILE", nargs="*", help="checkpoints, or folders with config.json and "
                         "model.safetensors")
-    parser.add_argument("--layouts", action="store_true", help="print the table of the layouts that are read, and stop")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a file and nothing else")
+    parser.add_argument("--layouts", action="store_true", help="print the table of supported layouts and exit")
+    parser.add_argument("--json", action="store_true", help="print only one JSON object per file")
     group = parser.add_argument_group("network")
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
-                       help="what it should be, a torchvision classifier by name or timm:NAME; default: found")
+                       help="expected architecture, a torchvision classifier by name or timm:NAME; default: found")
     cli.add_network_flags(group)
-    group = cli.add_data_flags(parser, required=False, what="images for a check of the features, in any form that "
+    group = cli.add_data_flags(parser, required=False, what="images to check the features on, anything that "
                                "train_distill.py takes: 10-NN if they have labels, else how often two views of an "
-                               "image find each other, beside the same network with fresh weights; default: no check")
+                               "image find each other, compared with fresh weights of that network; default: no check")
     group.add_argument("--images", type=cli.number(int, 20), default=2000, metavar="N",
-                       help="images of that check, taken evenly; default 2000")
+                       help="images of that check, spread evenly over the data; default 2000")
     group.add_argument("--batch-size", type=cli.number(int, 1), default=64, metavar="N",
-                       help="images of one forward pass; default 64")
+                       help="images per forward pass; default 64")
     cli.add_device_flags(parser)
     args = parser.parse_args(argv)
     if not args.files and not args.layouts:
@@ -69,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def examine(path: str, args: argparse.Namespace) -> tuple[Report, FrozenEncoder | None]:
-    """What can be said of one file, and its trunk if that is whole."""
+    """The report on one file, and its trunk if that is complete."""
     report, encoder = Report(file=path), None
     try:
         checkpoint = read_checkpoint(path, args.checkpoint_key, "", branch=args.branch, trust=args.trust_checkpoint)
@@ -93,7 +93,7 @@ def examine(path: str, args: argparse.Namespace) -> tuple[Report, FrozenEncoder 
 
 
 def head_of(checkpoint: Checkpoint) -> str | None:
-    """The head in words; None where there is none of a known kind."""
+    """The head in words; None without a head of a known kind."""
     try:
         return describe(checkpoint.head())
     except Unsound as error:
@@ -104,7 +104,7 @@ def head_of(checkpoint: Checkpoint) -> str | None:
 
 def check_features(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace,
                    process: Process) -> dict[str, Any]:
-    """The features of a few images beside those of fresh weights, in numbers, and ``verdict`` in words."""
+    """Numbers that compare the features of a few images with those of fresh weights, and a ``verdict`` in words."""
     if len(source) > args.images:
         source = source.take(np.linspace(0, len(source) - 1, args.images).round().astype(np.int64))
     spec = encoder.backbone.spec
@@ -137,8 +137,8 @@ def as_text(report: Report, published: str | None, sanity: dict[str, Any] | None
             ("other branches", ", ".join(report.branches)),
             ("architecture", report.arch and f"{report.arch}, stem {report.stem}, {report.image_size} px"
              + f", feature {report.feature}" * (report.feature != "pool")),
-            ("backbone", f"whole: {report.matched} tensors, 0 missing, 0 left over" if report.ok else "refused"),
-            ("why", report.error), ("missing", few(report.missing, 8)), ("left over", few(report.unexpected, 8)),
+            ("backbone", f"complete: {report.matched} tensors, 0 missing, 0 unexpected" if report.ok else "refused"),
+            ("why", report.error), ("missing", few(report.missing, 8)), ("unexpected", few(report.unexpected, 8)),
             ("other shape", few(report.reshaped, 8)), ("head", report.head),
             *(("dropped", f"{count} under {prefix} ({report.reasons[prefix]})")
               for prefix, count in report.dropped.items()),
@@ -167,23 +167,23 @@ def layout_table() -> str:
 
 
 def main() -> None:
-    """Parse, examine each file, say."""
+    """Parse, examine and report each file."""
     args = parse_args()
     limit_pixels(args.max_pixels)
     if args.layouts:
         print(layout_table())
         return
-    whole = True
+    complete = True
     with start_process(args.device) as process:
         source = open_source(args.data).subset(args.subset) if args.data else None
         for path in args.files:
             report, encoder = examine(path, args)
             published = published_as(path, report.sha256) if report.sha256 and Path(path).is_file() else None
             sanity = check_features(encoder, source, args, process) if encoder and source else None
-            whole = whole and report.ok
+            complete = complete and report.ok
             print(json.dumps({**report.record(), "published": published, "sanity": sanity}) if args.json else
                   as_text(report, published, sanity), flush=True)
-    sys.exit(0 if whole else EXIT_BAD_INPUT)
+    sys.exit(0 if complete else EXIT_BAD_INPUT)
 
 
 if __name__ == "__main__":

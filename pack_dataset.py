@@ -7,8 +7,8 @@
     python pack_dataset.py --data shards/*.tar --output packs/train.pack      # a tar of a tree, or WebDataset shards
     python pack_dataset.py --verify packs/train.pack
 
-Then `--data packs/train.pack`, or `--data packs` where both splits are wanted. Names and order stay, so neighbour files
-fit both. A pack that was stopped goes on when the same command is given again.
+Then give `--data packs/train.pack`, or `--data packs` for both splits. Names and order stay, so neighbour files fit
+both. An interrupted pack resumes when you repeat the command.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help=f"{SPEC_HELP}; or one or more .tar files, of an image tree or in WebDataset's style "
                             "(KEY.jpg beside KEY.cls)")
     group.add_argument("--split", choices=("train", "test"), default="train",
-                       help="which of train/ and val/ or test/, where --data, a tar too, holds both; default train")
+                       help="which split, if --data (or a tar) holds train/ and val/ or test/; default train")
     group.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
                        help="an image that cannot be decoded stops the packing (error, default) or is left out and "
-                            "named (skip); then all after it move up and the fingerprint changes, so neighbours "
-                            "that were mined from the folder no longer fit")
+                            "named (skip); later images then move up and the fingerprint changes, so neighbours "
+                            "mined from the folder no longer fit")
     group.add_argument("--verify", metavar="FILE", default=None,
-                       help="pack nothing: read this packed file to its end and name every damaged record")
+                       help="only read this packed file to its end and name every damaged record")
     group = parser.add_argument_group("how")
     group.add_argument("--output", metavar="FILE", default=None,
                        help="the packed file; call it train.pack, val.pack or test.pack to give its folder as --data")
     group.add_argument("--mode", choices=("original", "jpeg", "raw"), default="original",
-                       help="original (default): the files byte for byte; the pixels that training sees stay the same. "
-                            "jpeg: images with a longer shorter side are made smaller and encoded again, which decodes "
-                            "faster; training sees other pixels, docs/DATA.md says which. raw: decoded pixels at "
+                       help="original (default): the files byte for byte, so training sees the same pixels. "
+                            "jpeg: images larger than --short-side are shrunk and encoded again, which decodes faster; "
+                            "training sees other pixels, see docs/DATA.md. raw: decoded pixels at "
                             "--short-side, about 9 times the bytes of jpeg, nothing to decode")
     group.add_argument("--short-side", type=cli.number(int, 8), default=None, metavar="S",
                        help="with jpeg and raw: pixels of the shorter side; smaller images are kept as they are; "
                             "default 256")
     group.add_argument("--quality", type=cli.number(int, 1, 100), default=None, metavar="Q",
-                       help="with jpeg: JPEG's quality; default 90")
+                       help="with jpeg: JPEG quality; default 90")
     cli.add_opening_flags(group)
     args = parser.parse_args(argv)
     if not args.verify and not (args.data and args.output):
@@ -76,17 +76,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def open_images(specs: list[str], split: str) -> ImageSource:
-    """The source that one --data names, or that of several tars."""
+    """The source of one --data, or of several tars."""
     if all(Path(spec).suffix == ".tar" and Path(spec).is_file() for spec in specs):
         return TarSource(specs, split)
     if len(specs) > 1:
         odd = next(spec for spec in specs if Path(spec).suffix != ".tar" or not Path(spec).is_file())
-        raise UserError(f"--data takes several .tar files or one thing that is none, and {odd} is not a .tar file")
+        raise UserError(f"--data takes one source or several .tar files, and {odd} is not a .tar file")
     return open_source(specs[0], split)
 
 
 def bar(images: Iterable[Encoded], done: int, total: int) -> Iterable[Encoded]:
-    """A progress bar over the images to come."""
+    """A progress bar over the remaining images."""
     return tqdm(images, "packing", initial=done, total=total, unit="image", smoothing=0.05)
 
 
@@ -116,7 +116,7 @@ def verify(path: str) -> None:
     if damaged:
         raise UserError(f"--verify {path}: {len(damaged):,} of {len(source):,} are damaged, first {damaged[0]}; "
                         "copy the file again, or pack again")
-    print(f"{path}: all {len(source):,} records are whole")
+    print(f"{path}: all {len(source):,} records are valid")
 
 
 def main() -> None:

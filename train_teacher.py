@@ -5,9 +5,9 @@
     torchrun --nproc_per_node 8 train_teacher.py --data DIR --arch resnet50 --output teacher/
     python train_teacher.py --data DIR --weights FILE --freeze-trunk --epochs 5 --output teacher/  # a head for FILE
 
-Defaults are those of MoCo v2 (arXiv 2003.04297) at 200 epochs. The folder --output gets teacher.pth in MoCo's own
-layout (module.encoder_q.*), which every command here takes as it takes a downloaded file, and checkpoint.pth,
-config.json, metrics.jsonl, log.txt and TensorBoard events.
+Defaults are those of MoCo v2 (arXiv 2003.04297) at 200 epochs. Writes to --output: teacher.pth in MoCo's own layout
+(module.encoder_q.*), which every command here reads like a downloaded file, and checkpoint.pth, config.json,
+metrics.jsonl, log.txt and TensorBoard events.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2",
                        help="augmentation of each of the two views; default moco_v2")
     group.add_argument("-b", "--batch-size", type=cli.number(int, 2), default=256, metavar="N",
-                       help="images of a step over all processes; default 256, MoCo's")
+                       help="images per step over all processes; default 256, MoCo's")
 
     group = parser.add_argument_group("MoCo")
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
                        help="a torchvision classifier by name, or timm:NAME; default resnet50, MoCo's, or what the "
                             "file of --weights holds")
-    cli.stem_flag(group, "--stem", whose="the network", unset="imagenet, or what the file of --weights shows")
+    cli.stem_flag(group, "--stem", whose="the network", unset="imagenet, or that of the --weights file")
     add_settings(group, MoCoEncoders)
     add_settings(group, MoCo, flags={"queue_size": "--moco-k --queue-size", "s_temp": "--moco-t"}, help={
         "queue_size": "keys in the queue; default {default}, MoCo's", "s_temp": "temperature; default {default}, MoCo "
                                                                                 "v2's"})
     group.add_argument("--weights", default=None, metavar="PATH",
-                       help="begin with the trunk of this checkpoint, of any layout that docs/CHECKPOINTS.md lists, "
-                            "and a new head; default: a random network")
+                       help="start from the trunk of this checkpoint, in any layout of docs/CHECKPOINTS.md, "
+                            "with a new head; default: a random network")
     cli.add_network_flags(group, stem=False)
     cli.only(group, "--feature --branch --mean --std --checkpoint-key --trust-checkpoint --freeze-trunk",
              "with --weights", lambda args: bool(args.weights))
@@ -150,7 +150,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
 
 
 def build_moco(args: argparse.Namespace, image_size: int) -> tuple[MoCoEncoders, Report | None]:
-    """The network that trains, and what was read of --weights."""
+    """The network to train, and the report on --weights."""
     options = cli.values(MoCoEncoders, args)
     if not args.weights:
         backbone = build_backbone(args.arch or "resnet50", args.stem or "imagenet", image_size)

@@ -53,8 +53,8 @@ def add_training_flags(parser: argparse.ArgumentParser, data: cli.Group, *, epoc
 
 @dataclass
 class History:
-    """The test scores of the epochs done, in order: ``epoch`` (from 1), ``top1``, ``top5`` in percent, and, where there
-    are any, ``left_out``, the test images that could not be opened."""
+    """The test scores after each epoch, in order: ``epoch`` (from 1), ``top1`` and ``top5`` in percent, and, if there
+    are any, ``left_out``, the unreadable test images."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -72,14 +72,14 @@ class History:
 
 
 def batch_size(args: argparse.Namespace, images: int, process: Process) -> int:
-    """--batch-size, or 256, or all the images that there are, as far as they divide among the processes."""
+    """--batch-size, or 256, or all images if there are fewer, rounded down to a multiple of the processes."""
     if args.batch_size:
         return args.batch_size
     return max(min(256, images) // process.world_size, 1) * process.world_size
 
 
 class Images(NamedTuple):
-    """The training images, in what order they come, and, where --image-cache keeps some of them, from where."""
+    """The training images, their order, and the image cache if --image-cache is set."""
 
     train: ImageSource
     sampler: RandomSampler
@@ -87,7 +87,7 @@ class Images(NamedTuple):
 
 
 def training_images(args: argparse.Namespace, train: ImageSource, process: Process) -> Images:
-    """What :func:`fit` trains on; refused before anything is computed where batches or the cache do not fit."""
+    """What :func:`fit` trains on. Refuses a batch size or cache that does not fit before anything is computed."""
     sampler = RandomSampler(len(train), batch_size(args, len(train), process), process.rank, process.world_size,
                             args.seed)
     return Images(train, sampler, pooled(train, args.image_cache, args.cache))
@@ -97,11 +97,11 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: evalu
         test: ImageSource, trained: nn.Module, updater: Updater, rate: float, milestones: list[int],
         forward: Callable[[Tensor, Tensor], dict[str, Tensor]], score: Callable[[], dict[str, float]],
         export: Callable[[], Mapping[str, Tensor]], decided: Mapping[str, Any]) -> History:
-    """Train ``trained`` in OUTPUT/COMMAND-ID/ and score it after each epoch; the same command again resumes there.
+    """Train ``trained`` in OUTPUT/COMMAND-ID/ and score it after each epoch; the same command resumes there.
 
-    ``forward(images, labels)`` gives the parts of a step on this rank, ``score()`` the test images' ``top1``, ``top5``
-    and what else is to stand beside them (a collective), ``export()`` the tensors of best.pth and last.pth. ID stands
-    for everything that decides the result, ``decided`` among it, so that runs with other settings never meet.
+    ``forward(images, labels)`` returns this rank's loss and its parts, ``score()`` (a collective) the test images'
+    ``top1``, ``top5`` and whatever else to record, ``export()`` the tensors of best.pth and last.pth. ID is a hash of
+    everything that affects the result, including ``decided``, so runs with different settings use different folders.
     """
     spec, (train, sampler, source) = network.spec, training
     loader = build_loader(source, [Augmentation(LINEAR, spec.image_size)], sampler, args.workers, args.seed,

@@ -1,4 +1,4 @@
-"""What the root scripts share of their command lines: the parser, and groups of flags made from declared settings."""
+"""The root scripts' shared command-line code: the parser, and groups of flags made from declared settings."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ FEW = 25  # flags, all of which --help shows
 
 
 class Arguments(argparse.Namespace):
-    """A parsed command line. Beside the values: ``given``, the names of the flags that were typed, and ``declared``,
-    the settings behind the flags, and ``used``, (flag, runtime.settings.Used) of those that have one, by name."""
+    """A parsed command line. Besides the values it has ``given``, the names of the flags that were typed; ``declared``,
+    the settings behind the flags; and ``used``, {name: (flag, runtime.settings.Used)} for the settings that have one.
+    """
 
     __slots__ = ("declared", "given", "used")
 
@@ -40,9 +41,9 @@ class Arguments(argparse.Namespace):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without guesses at abbreviated flags, with one sentence for a wrong command line, and with help in two
-    levels: --help shows the flags that a person starts with, which are those declared ``basic`` (runtime.settings) and
-    a script's own, and --help all, or the name of a group, shows the others."""
+    """argparse without abbreviated flags, with one-sentence errors and two levels of help: --help shows the flags to
+    start with (those declared ``basic`` in runtime.settings and the script's own), and --help all, or --help GROUP,
+    shows the others."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -50,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action=Help)
 
     def format_help(self, what: str = "") -> str:
-        """What --help prints: of ``what`` '' the flags to start with, of 'all' every flag, or one group's."""
+        """What --help prints: the basic flags for ``what`` '', every flag for 'all', else the flags of that group."""
         formatter = self._get_formatter()
         formatter.add_usage(self._usage(), [], [])
         if what in ("", "all"):
@@ -78,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         return found is None or found.setting.basic or action.required or len(self._actions) <= FEW
 
     def _usage(self) -> str:
-        """One line: what must be given."""
+        """One line with the required arguments."""
         words = [self.prog]
         for action in self._actions:
             if action.required or not action.option_strings:
@@ -88,7 +89,7 @@ class Parser(argparse.ArgumentParser):
         return " ".join(words).replace("%", "%%")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Arguments:  # noqa: ANN401
-        """Unknown flags are the sub-command's to name, if there is one."""
+        """If there is a sub-command, its parser reports unknown flags."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             chosen = next((x.choices[getattr(parsed, x.dest)] for x in self._actions
@@ -145,7 +146,7 @@ def _is_flag(word: str, spellings: Sequence[str]) -> bool:
 
 
 def _typed(spellings: Sequence[str], words: Sequence[str]) -> str:
-    """The spelling that was typed, or else the last."""
+    """The spelling that was typed, otherwise the last one."""
     return next((flag for flag in spellings if any(_is_flag(word, [flag]) for word in words)), spellings[-1])
 
 
@@ -156,8 +157,8 @@ def only(group: Group, flags: str, words: str, when: Callable[[Arguments], bool]
 
 
 def unused(args: Arguments, but: Container[str] = ()) -> list[str]:
-    """A sentence for each flag that was given and has no effect beside the others. ``but``: those whose effect does not
-    depend on the command line alone."""
+    """A sentence for each flag that has no effect given the others. ``but``: flags to skip, whose effect depends on
+    more than the command line."""
     return [f"{flag} has no effect: it is used {used.words}" for name, (flag, used) in args.used.items()
             if name in args.given and name not in but and not used.when(args)]
 
@@ -170,8 +171,8 @@ def say_unused(args: Arguments, process: Process) -> None:
 
 def add_data_flags(parser: argparse.ArgumentParser, *names: str, what: str | None = None, required: bool = True,
                    opens_images: bool = True, share_of: str | None = None) -> Group:
-    """--data and how its images are read. ``names`` are other spellings of --data, ``what`` is its help, ``share_of``
-    ends --subset's."""
+    """--data and how its images are read. ``names``: other spellings of --data; ``what``: its help; ``share_of``: the
+    end of --subset's help."""
     group = parser.add_argument_group("data")
     images = declared(Images)
     images["data"].add_to(group, **({} if required else {"default": None}), help=what,
@@ -189,7 +190,7 @@ def add_view_flags(group: Group) -> None:
 
 
 def add_opening_flags(group: Group, workers: bool = True) -> None:
-    """--max-pixels, and --workers where there are any, for scripts that find images in their own way."""
+    """--max-pixels, and optionally --workers, for scripts that find images in their own way."""
     if workers:
         declared(Reading)["workers"].add_to(group, default_workers())
     declared(Images)["max_pixels"].add_to(group)
@@ -203,14 +204,14 @@ def add_device_flags(parser: argparse.ArgumentParser) -> Group:
 
 
 def add_run_flags(parser: argparse.ArgumentParser, what: str | None = None) -> Group:
-    """The run's folder (``what`` is the help of --output), and what is written there how often."""
+    """The run's folder (``what`` is the help of --output), and how often the run logs and saves."""
     group = parser.add_argument_group("run")
     add_settings(group, RunSettings, help={"output": what} if what else {})
     return group
 
 
 def add_optimization_flags(parser: argparse.ArgumentParser, source: str, **defaults: object) -> Group:
-    """Optimizer and schedule; ``source`` says whose the defaults are. Returns the group."""
+    """Optimizer and schedule; ``source`` says where the defaults come from. Returns the group."""
     group = parser.add_argument_group("optimisation")
     add_settings(group, Optimization, source=source, **defaults)
     return group
@@ -229,8 +230,8 @@ def add_knn_flags(group: Group) -> None:
 
 
 def add_network_flags(group: Group, prefix: str = "--", stem: bool = True) -> None:
-    """How a checkpoint is read, beside its path and architecture; ``prefix`` is ``--teacher-`` beside --distill.
-    ``stem``: --stem too."""
+    """How a checkpoint is read, apart from its path and architecture. ``prefix`` is ``--teacher-`` for --distill.
+    ``stem``: add --stem too."""
     if stem:
         stem_flag(group, f"{prefix}stem", whose="the network")
     flags = {name: f"{prefix}{name}" for name in ("feature", "branch", "mean", "std")}
@@ -238,20 +239,20 @@ def add_network_flags(group: Group, prefix: str = "--", stem: bool = True) -> No
 
 
 def checkpoint_options(args: argparse.Namespace) -> dict[str, object]:
-    """The flags of :func:`add_network_flags` but the stem, as keywords of checkpoints.frozen.load_frozen."""
+    """The flags of :func:`add_network_flags` without the stem, as keywords of checkpoints.frozen.load_frozen."""
     return {name: value for name, value in values(load_frozen, args).items() if name != "stem"}
 
 
 def stem_flag(group: Group, name: str, whose: str, unset: str | None = None) -> None:
-    """--stem under the ``name`` of a flag, or of several with spaces between, ``whose`` network's; ``unset``, for one
-    that no file describes, says what leaving it out means."""
+    """--stem of ``whose`` network. ``name``: the flag, or several separated by spaces. ``unset``: what leaving it out
+    means, for a network that no file describes."""
     stem = declared(load_frozen)["stem"]
     setting = dataclasses.replace(stem.setting, unset=unset or stem.setting.unset, basic=bool(unset))
     dataclasses.replace(stem, name=name.split()[0].lstrip("-").replace("-", "_"), setting=setting).add_to(
         group, source=whose, flags=name)
 
 
-# What each machine of a job may have its own of: where things lie (what they are is compared where they are opened)
+# Flags that may differ between the machines of a job: paths (the content is compared when the files are opened)
 OWN = {"data", "knn_data", "weights", "distill", "student_weights", "workers", "local_rank", *samplers.tables()}
 
 
@@ -262,5 +263,5 @@ def same_flags(args: argparse.Namespace, process: Process) -> None:
 
 
 def ignored_flags_note(args: argparse.Namespace) -> str | None:
-    """A sentence for those who still pass the original launcher's flags."""
+    """Warn that the flags of the original's launcher do nothing."""
     return take(JobSettings, args).ignored()

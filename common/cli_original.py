@@ -1,8 +1,8 @@
-"""The command lines of the original CoSS scripts on ours: each of their flags, and what becomes of it.
+"""Command lines of the original CoSS scripts, translated to ours flag by flag.
 
-Most of their flags are ours too, with the same meaning (:data:`SAME`). Of the others, those that the original itself
-reads nowhere, or that nothing here needs, are taken and said to do nothing (:class:`Idle`), some have another name here
-(:class:`Renamed`), and what would have to mean something else is refused (:class:`Refused`): a sentence each.
+Most of their flags are ours too, with the same meaning (:data:`SAME`). Flags that the original never reads or that we
+do not need are accepted with a warning (:class:`Idle`), some have another name here (:class:`Renamed`), and a flag
+whose meaning we cannot keep is refused (:class:`Refused`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Idle:
-    """Taken with its value, or with none (``values`` 0), and not needed; with ``only``, other values are refused, and
-    ``instead``, where {value} is theirs, says what to give."""
+    """Accepted and ignored, with one value or none (``values`` 0). With ``only``, other values are refused, and
+    ``instead`` says what to give, with the refused one for {value}."""
 
     why: str
     values: int = 1
@@ -27,7 +27,7 @@ class Idle:
 
 @dataclass(frozen=True)
 class Renamed:
-    """``to`` is the name here."""
+    """``to``: our name for it."""
 
     to: str
 
@@ -39,8 +39,8 @@ class Refused:
     why: str
 
 
-NOWHERE = "the original reads it nowhere"
-CRD = Idle(f"{NOWHERE}: it is CRD's, a loss that it does not have")
+NOWHERE = "the original never reads it"
+CRD = Idle(f"{NOWHERE}: it belongs to CRD, a loss that the original does not have")
 TORCHRUN = Idle("torchrun's environment says where the processes meet")
 PATCH = Idle("the network's name or file says it", only=("16",),
              instead="give --arch timm:vit_small_patch{value}_224, or another network with such patches")
@@ -90,7 +90,7 @@ OTHERS: dict[str, dict[str, Idle | Renamed | Refused]] = {
     },
     "linear": {
         "--pretrained": Renamed("--weights"),
-        "--start-epoch": Idle("the original begins at epoch 0 as well when it is given --pretrained"),
+        "--start-epoch": Idle("the original also starts at epoch 0 when --pretrained is given"),
         "--resume": Refused("evaluate.py linear resumes by itself when the same command is started again; leave it "
                             "out, and give --output DIR for the place"),
         **dict.fromkeys(("-e", "--evaluate"), Refused(
@@ -123,10 +123,10 @@ ARCH_FLAGS = ("-a", "--student_arch", "--student-arch", "-k", "--teacher_arch", 
 
 
 def translate(script: str, argv: list[str] | None = None) -> list[str]:
-    """``argv`` (default: this process's) of a ``script`` of ours, with what only the original's has put into ours.
+    """``argv`` (default: this process's) for our ``script``, with the original's flags translated to ours.
 
-    A sentence on standard error, of the first process, for each flag that does nothing; :class:`UserError` for those
-    that have no meaning here.
+    The first process prints a sentence on stderr for each flag that does nothing. Raises :class:`UserError` for flags
+    that have no equivalent here.
     """
     words, given = list(sys.argv[1:] if argv is None else argv), []
     known = OTHERS.get(script) or OTHERS.get(words[0] if words else "", {})
@@ -136,10 +136,10 @@ def translate(script: str, argv: list[str] | None = None) -> list[str]:
         if not joined and words and (is_arch or (isinstance(rule, Idle) and rule.values)):
             value = words.pop(0)
         if isinstance(rule, Refused):
-            raise UserError(f"{flag} of the original has no place here: {rule.why}")
+            raise UserError(f"{flag} of the original is not supported: {rule.why}")
         if isinstance(rule, Idle):
             if rule.only and value not in rule.only:
-                raise UserError(f"{flag} {value} has no place here: {rule.why}; {rule.instead.format(value=value)}")
+                raise UserError(f"{flag} {value} is not supported: {rule.why}; {rule.instead.format(value=value)}")
             if os.environ.get("RANK", "0") == "0":
                 print(f"{flag} is not needed and is ignored: {rule.why}", file=sys.stderr)
         elif is_arch:

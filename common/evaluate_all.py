@@ -1,4 +1,4 @@
-"""Every evaluation that the given folders allow, in one table; and two such tables side by side."""
+"""All evaluations for which a folder is given, in one table; also compares two such tables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from runtime.device import Process
 from runtime.errors import UserError
 from runtime.state import save_json
 
-HELP = "everything that the given folders allow, in one table; --compare two of them"
-DATA = evaluation.LABELLED.replace("labelled images:", "for those that have no folder of their own, labelled images:")
+HELP = "all evaluations for which a folder is given, in one table; --compare shows two tables side by side"
+DATA = evaluation.LABELLED.replace("labelled images:", "labelled images, for evaluations without their own folder:")
 SHARE_OF = evaluation.SHARE_OF.replace(";", ", but test images are taken whole;")
 NAMES = [name for name, module in EVALUATIONS.items() if hasattr(module, "in_all")]
 Plan = tuple[str, ModuleType, list[str] | str]  # name, module, its own flags or why it is left out
@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is evaluated")
     group.add_argument("--teacher", default=None, metavar="FILE", help="for overlap: the teacher's checkpoint")
     group.add_argument("--root", default=None, metavar="DIR",
-                       help="for transfer and retrieval: folder that holds the transfer sets and revisited Oxford and "
+                       help="for transfer and retrieval: folder with the transfer sets and revisited Oxford and "
                             "Paris, as docs/EVALUATION.md has them; each that is found is used")
     group.add_argument("--ood", nargs="+", default=None, metavar="NAME=DIR",
                        help="for robustness, with --data: other test images, v2=DIR sketch=DIR r=DIR a=DIR c=DIR ...")
@@ -37,8 +37,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--labels", nargs="+", default=[], metavar="X",
                        help="for finetune: shares of the labels or lists, each trained on (0.01 0.1); default none")
     group.add_argument("--protocol", action="store_true",
-                       help="linear by the original's protocol too, which takes days on ImageNet; default: only on "
-                            "cached features")
+                       help="also run linear by the original's protocol, which takes days on ImageNet; default: only "
+                            "on cached features")
     group.add_argument("--skip", nargs="+", default=[], metavar="NAME",
                        help=f"evaluations to leave out, by name: {', '.join(NAMES)}")
     group.add_argument("--compare", nargs=2, default=None, metavar=("A.json", "B.json"),
@@ -47,9 +47,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
-    """Every evaluation whose folder is given, into all.md and all.json in --output. In one process, one that fails is
-    named at the end (exit code 2) and the others are done; with torchrun it ends the run. What is left out is said too.
-    Features are shared, and a run after a kill finds what is done in the cache."""
+    """Run every evaluation whose folder is given and write all.md and all.json to --output. Skipped evaluations are
+    listed. In one process, the others still run if one fails, and the failed ones are listed at the end (exit code 2);
+    with torchrun a failure ends the run. The evaluations share cached features, so an interrupted run resumes."""
     if args.compare:
         return compare(*args.compare, process)
     if not args.weights:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     folder = evaluation.open_output(args)
     done, failed, left_out = {}, {}, {}
     steps = [(name, module, flags if isinstance(flags, str) else arguments(module, name, flags, args))
-             for name, module, flags in plan(args)]  # each one's flags are read before the first is run
+             for name, module, flags in plan(args)]  # check the flags of all of them before running any
     for name, module, own in steps:
         if isinstance(own, str):
             left_out[name] = own
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
             done[name] = module.run(own, process)
         except UserError as error:
             if process.world_size > 1:
-                raise  # the other processes may be anywhere
+                raise  # the other processes may be waiting in a collective
             failed[name] = str(error)
     record = {"command": "all", "weights": args.weights, "evaluations": done, "failed": failed, "left_out": left_out}
     if process.is_main:
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
 
 
 def plan(args: argparse.Namespace) -> list[Plan]:
-    """The evaluations in their order, each with its own flags, or with the reason why it is left out."""
+    """The evaluations in order, each with its flags or the reason why it is left out."""
     unknown = sorted(set(args.skip) - set(NAMES))
     if unknown:
         raise UserError(f"--skip {unknown[0]} is not an evaluation; choose from {', '.join(sorted(NAMES))}")
@@ -92,11 +92,11 @@ def plan(args: argparse.Namespace) -> list[Plan]:
 
 
 def arguments(module: ModuleType, name: str, flags: list[str], args: cli.Arguments) -> cli.Arguments:
-    """The command line of one evaluation: its own ``flags``, its defaults, and what is shared from ours."""
+    """The command line of one evaluation: its own ``flags``, its defaults, and the flags shared with ``all``."""
     parser = cli.Parser(prog=f"evaluate.py {module.__name__.rpartition('.evaluate_')[2]}")
     module.add_flags(parser)
     own = parser.parse_args([*flags, "--weights", args.weights])
-    keep = {"data", *own.given}  # each evaluation is given its own
+    keep = {"data", *own.given}  # each evaluation sets its own
     for key in (args.declared.keys() & own.declared.keys()) - keep:
         setattr(own, key, getattr(args, key))
     own.command = name
@@ -104,7 +104,7 @@ def arguments(module: ModuleType, name: str, flags: list[str], args: cli.Argumen
 
 
 def compare(first: str, second: str, process: Process) -> dict[str, Any]:
-    """Print every number of both, side by side, and the difference of the second to the first."""
+    """Print all numbers of both side by side, and the second minus the first."""
     loaded = [load_evaluations(Path(path)) for path in (first, second)]
     rows = compared(*loaded)
     if process.is_main:

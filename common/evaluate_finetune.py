@@ -50,8 +50,9 @@ def in_all(args: argparse.Namespace) -> evaluation.Steps:
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
-    """Top-1 and top-5 of the network fine-tuned with a classifier on few labels: random crops and flips, SGD with a
-    learning rate for each, batch norm in training mode (over all GPUs), 20 epochs, rates divided by 5 at 12 and 16."""
+    """Fine-tune the network with a classifier on few labels and report top-1 and top-5: random crops and flips, SGD
+    with one learning rate for the backbone and one for the classifier, batch norm in training mode (over all GPUs), 20
+    epochs, rates divided by 5 at epochs 12 and 16."""
     with together(process):
         evaluation.open_output(args)
         train, test = open_labelled(args.data)
@@ -76,12 +77,12 @@ def as_share(text: str) -> float | None:
 
 def finetune(args: argparse.Namespace, process: Process, network: evaluation.Network,
              training: classifier_training.Images, test: ImageSource, few: bool) -> classifier_training.History:
-    """Train backbone and head, and score after each epoch. ``few``: the rates for 1 % of the labels are the default."""
+    """Train backbone and head, and score after each epoch. ``few``: use the default rates for 1 % of the labels."""
     rate, head_rate = args.lr or (0.02 if few else 0.01), args.head_lr or (5.0 if few else 0.2)
     backbone = Encoder(network.encoder.backbone, network.encoder.mean, network.encoder.std)
     model = Classifier(backbone, len(training.train.classes)).to(process.device)
     if process.world_size > 1 and process.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # as SwAV; the CPU has none, so each rank has its own
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # as SwAV; on CPUs each rank keeps its own
     optimizer = torch.optim.SGD([{"params": list(model.backbone.parameters())},
                                  {"params": list(model.head.parameters()), "lr_scale": head_rate / rate}],
                                 rate, args.momentum, weight_decay=args.weight_decay)
@@ -99,7 +100,7 @@ def finetune(args: argparse.Namespace, process: Process, network: evaluation.Net
                                  process.device.type, transform=transform)
 
     def score() -> dict[str, float]:
-        for buffer in model.buffers():  # running statistics may be each rank's own; what is saved is the first's
+        for buffer in model.buffers():  # running statistics may differ between ranks; rank 0's are saved
             broadcast(buffer)
         logits = extract(model, test_batches, len(test), process, "test", check, leave_out=args.on_bad_image == "skip")
         bad = left_out(logits)

@@ -23,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("k-NN")
     group.add_argument("--k", type=cli.number(int, 1), nargs="+", default=None, metavar="K",
                        help="neighbours that vote, at temperature 0.07; default: the original's four rows, k=10 T=.07, "
-                            "k=10 T=1, k=20 T=.07, k=50 T=.07. compute_knn.py eval has more to choose")
+                            "k=10 T=1, k=20 T=.07, k=50 T=.07. compute_knn.py eval has more options")
 
 
 def in_all(args: argparse.Namespace) -> evaluation.Steps:
@@ -32,15 +32,15 @@ def in_all(args: argparse.Namespace) -> evaluation.Steps:
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
-    """Top-1 and top-5 of the weighted k-NN vote of the training images on the test images, as compute_knn.py eval, with
-    the features and results kept in --output."""
+    """Top-1 and top-5 of weighted k-NN: training images vote on each test image, as in compute_knn.py eval. Features
+    and results are kept in --output."""
     with together(process):
         evaluation.open_output(args)
         train, test = open_labelled(args.data)
         train = train.subset(args.subset)
         rows = [(k, 0.07) for k in args.k] if args.k else [row for row in PAPER_ROWS if row[0] <= len(train)]
         if not rows or max(k for k, _ in rows) > len(train):
-            raise UserError("--k: as many neighbours as are asked for cannot be had among "
+            raise UserError("--k asks for more neighbours than there are among "
                             f"{len(train)} training images; give smaller --k")
         network = evaluation.open_network(args, process)
     (bank, train), (queries, test) = (evaluation.features(network, source, args, process, f"{role} features")

@@ -28,13 +28,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = classifier_training.add_training_flags(parser, data, epochs=100, milestones="60 % and 80 % of them",
                                                    factor=0.1, source="the original's")
     group.add_argument("--lr", "--learning-rate", type=cli.number(float, above=0), default=None, metavar="LR",
-                       help="base learning rate; default 30, the original's, and 3 for EfficientNets, as such papers' "
-                            "rows have it")
+                       help="base learning rate; default 30, the original's, and 3 for EfficientNets, as in papers "
+                            "on them")
     group = parser.add_argument_group("on cached features")
     group.add_argument("--cached", action="store_true",
                        help="extract centre-crop features once and train a grid of classifiers on them side by side: "
-                            "minutes instead of days, without augmentation; of the training flags only --epochs and "
-                            "--batch-size then count, for --solver sgd")
+                            "minutes instead of days, without augmentation; only the training flags --epochs and "
+                            "--batch-size are used, by --solver sgd")
     add_grid_flags(group, "with --cached: ")
     cli.only(group, "--lr --schedule --factor --momentum --wd --amp --data-path", "without --cached",
              lambda args: not args.cached)
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
 def protocol(args: argparse.Namespace, process: Process, network: evaluation.Network,
              training: classifier_training.Images, features: Tensor, test: ImageSource,
              ) -> classifier_training.History:
-    """The original's protocol. The test images' ``features`` are made once: the network is frozen, their crop fixed."""
+    """The original's protocol. The test images' ``features`` are computed once: network and crop are fixed."""
     encoder, before = network.encoder, fingerprint(network.encoder)
     labels = torch.from_numpy(test.labels)
     head = linear_head(network.spec.feature_dim, len(training.train.classes)).to(process.device)
@@ -103,7 +103,7 @@ def protocol(args: argparse.Namespace, process: Process, network: evaluation.Net
 
 def grid_on_features(args: argparse.Namespace, process: Process, of_train: Tensor, train: ImageSource, of_test: Tensor,
                      test: ImageSource) -> dict[str, float]:
-    """The grid on centre-crop features: the best on a part of the training images is trained on all of them."""
+    """The grid on centre-crop features: choose the best on held-out training images, then train it on all of them."""
     head, chosen = choose_head(of_train, train.labels, len(train.classes), args, process)
     top1, top5 = head.accuracy(of_test, torch.from_numpy(test.labels))[0].tolist()
     return {"top1": top1, "top5": top5, **chosen}

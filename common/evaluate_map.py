@@ -1,4 +1,4 @@
-"""evaluate.py map: the spaces of teacher and students on a plane."""
+"""evaluate.py map: the feature spaces of teacher and students in two dimensions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.device import Process
 from runtime.errors import UserError
 from runtime.outputs import check_output_file
 
-HELP = "teacher and students on a plane: a picture, and a page that shows each image under the mouse"
+HELP = "feature spaces of teacher and students in 2-D: a picture, and a page that shows the image under the mouse"
 
 
 ENDINGS = {"picture": ".png", "page": ".html"}
@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help="pca (default, the two directions in which features differ most), umap (needs umap-learn) "
                             "or tsne (needs scikit-learn)")
     group.add_argument("--images", type=cli.number(int, 3), default=2000, metavar="N",
-                       help="images shown, evenly over the data; default 2000. The page holds a small picture of each")
+                       help="images shown, evenly over the data; default 2000. The page holds a thumbnail of each")
     group.add_argument("--picture", default=None, metavar="PNG",
                        help="where the picture goes; default: map.png in --output if matplotlib is installed; 'none' "
                             "for no picture")
@@ -42,10 +42,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
-    """Where each network puts the images, on a plane: by the trunks' features at length 1, coloured by class where
-    there is one, in map.png and in map.html, one file that shows each image under the mouse and the same image in every
-    panel. The students' maps are turned onto the teacher's, or onto the first; "agreement" is the share of its variance
-    that they then reach, and "explained" the share of a space's own variance that two principal axes show."""
+    """Draw each network's L2-normalised trunk features in two dimensions, coloured by class if there are labels:
+    map.png, and map.html, a single file that shows the image under the mouse and highlights it in every panel. The
+    students' maps are rotated onto the teacher's, or onto the first map; "agreement" is the share of the teacher map's
+    variance that they then explain, and "explained" the share of a space's variance on its first two principal axes."""
     with together(process):
         library(args.method)
         folder = evaluation.open_output(args)

@@ -23,9 +23,9 @@ from runtime.errors import UserError
 from runtime.outputs import check_output_file
 
 HELP = "what students have in common with their teacher: neighbours, CKA, space similarity; no labels"
-DATA = ("images that were not trained on: an image folder, a packed file, a .txt file of paths, or a name; of a folder "
-        "that holds train/ and val/ or test/, the latter is taken. No label is used")
-ROWS = 8192  # features that pass a head at a time
+DATA = ("images that were not trained on: an image folder, a packed file, a .txt file of paths, or a name; in a folder "
+        "that holds train/ and val/ or test/, the latter is used. Labels are ignored")
+ROWS = 8192  # features per pass through a head
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help="sizes of neighbourhoods; default " + " ".join(map(str, KS)) + ", those below half of the "
                             "images")
     group.add_argument("--picture", default=None, metavar="PNG",
-                       help="where the bars are drawn; default: overlap.png in --output if matplotlib is installed; "
+                       help="file for the bar charts; default: overlap.png in --output if matplotlib is installed; "
                             "'none' for no picture")
 
 
@@ -49,11 +49,11 @@ def in_all(args: argparse.Namespace) -> evaluation.Steps:
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
-    """How much of the teacher's space each student has, on images that neither was trained on: the percentage of
-    nearest neighbours that they share, trustworthiness and continuity (Venna and Kaski), linear CKA (Kornblith et al.),
-    effective rank, and, after the student's head where that leads to the teacher's width, the cosine of rows and of
-    columns (the paper's space similarity) and the correlation of columns. Neighbours are by cosine, by the trunks'
-    features, and the image itself is none."""
+    """Measure how much of the teacher's space each student has, on images that neither was trained on: the percentage
+    of shared nearest neighbours, trustworthiness and continuity (Venna and Kaski), linear CKA (Kornblith et al.),
+    effective rank, and, if the student's head maps to the teacher's width, the cosine of rows and of columns (the
+    paper's space similarity) and the correlation of columns. Neighbours use the cosine of trunk features and exclude
+    the image itself."""
     with together(process):
         folder = evaluation.open_output(args)
         if args.picture and args.picture != "none":
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         source = open_source(args.data, "test").subset(args.subset)
         ks = _ks(args.k, len(source))
         names = evaluation.student_names(args.weights, args.names)
-        # All of them are opened before the work, so that a bad one is refused at once.
+        # Open all networks first, so that a bad file is refused at once.
         heads = {file: heads_of(file, args.branch, args) for file in args.weights}
         students = {name: evaluation.open_network(students_args(args, file), process, file)
                     for name, file in zip(names, args.weights, strict=True)}
@@ -91,17 +91,17 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
 
 
 def students_args(args: argparse.Namespace, file: str) -> argparse.Namespace:
-    """The flags of one student. --arch and --stem are the untrained one's where there is one."""
+    """The flags of one student. If there is an untrained network, --arch and --stem belong to it."""
     found_in_file = networks.UNTRAINED in args.weights and file != networks.UNTRAINED
     return evaluation.changed(args, arch=None, stem=None) if found_in_file else args
 
 
 def common_space(teacher: Tensor, student: Tensor, teacher_heads: Sequence[nn.Module], heads: Sequence[nn.Module],
                  ) -> tuple[Tensor | None, Tensor | None, str]:
-    """Features of one width of trunk features [n, d_t] and [n, d_s], and in words where they come from.
+    """Teacher and student features of one width, from trunk features [n, d_t] and [n, d_s], and their source in words.
 
-    The student's head where it leads to the teacher's trunk (CoSS, SMD) or, behind both heads, to the teacher's head
-    (SEED, BINGO, DisCo); the trunks themselves where none does and they have one width; else None.
+    After the student's head if it maps to the teacher's trunk (CoSS, SMD); after both heads if it maps to the teacher's
+    head (SEED, BINGO, DisCo); the trunk features if their widths agree; otherwise None.
     """
     heads = [head for head in heads if width_into(head) == student.shape[1]]
     for head in heads:
@@ -116,7 +116,7 @@ def common_space(teacher: Tensor, student: Tensor, teacher_heads: Sequence[nn.Mo
 
 
 def width_into(head: nn.Module) -> int | None:
-    """The width of what a head takes; None for one without a linear layer."""
+    """The input width of a head; None without a linear layer."""
     return next((layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear)), None)
 
 

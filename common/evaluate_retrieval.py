@@ -19,7 +19,7 @@ from runtime.device import Process
 from runtime.errors import UserError
 
 HELP = "finding images: revisited Oxford and Paris, and images of a query's class in any labelled folder"
-DATA = ("labelled images: a folder that holds query/ and database/ (or gallery/), each with one sub-folder a class; or "
+DATA = ("labelled images: a folder that holds query/ and database/ (or gallery/), each with a folder per class; or "
         "an image folder, a packed file or a name, whose test images are queries, each searched among the others")
 
 
@@ -33,10 +33,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--datasets", nargs="+", choices=sorted(IMAGES_FROM), default=None, metavar="NAME",
                        help="roxford5k, rparis6k, or both, in --root")
     group.add_argument("--scales", type=cli.number(float, above=0), nargs="+", default=[1.0], metavar="X",
-                       help="with --datasets: sizes at which each image is seen, whose features are averaged; default "
+                       help="with --datasets: scales of each image, whose features are averaged; default "
                             "1; the literature's multi-scale rows use 1 0.7071 0.5")
     group.add_argument("--long-side", type=cli.number(int, 32), default=1024, metavar="S",
-                       help="with --datasets: pixels of an image's longer side, at most; default 1024, the benchmark's "
+                       help="with --datasets: maximum pixels of an image's longer side; default 1024, the benchmark's "
                             "usual one (DINO: 512)")
     group.add_argument("--recall-at", type=cli.number(int, 1), nargs="+", default=list(RECALL_AT), metavar="K",
                        help="with --data: K of recall@K; default " + " ".join(map(str, RECALL_AT)))
@@ -56,15 +56,15 @@ def in_all(args: argparse.Namespace) -> evaluation.Steps:
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     """Revisited Oxford and Paris (Radenovic et al., CVPR 2018): mAP and mP@1, 5, 10 of the easy, medium and hard
-    protocols, queries cropped to their boxes, images whole and in their own proportions; or, with --data, recall@K and
-    mAP of finding images of the query's class (instance retrieval, copies). Similarity is the cosine of pooled
-    features, without whitening or re-ranking."""
+    protocols, with queries cropped to their boxes and uncropped images of any aspect ratio. With --data instead:
+    recall@K and mAP of retrieving images of the query's class (instance retrieval, copies). Similarity is the cosine of
+    pooled features, without whitening or re-ranking."""
     if (args.data is None) == (args.datasets is None) or (args.datasets and args.root is None):
         raise UserError("retrieval needs --data DIR, or --root DIR with --datasets roxford5k rparis6k; give one of the "
                         "two")
     if args.datasets and (args.subset != 1 or args.on_bad_image == "skip"):
-        raise UserError("--datasets takes all images of a benchmark, whose truth numbers them; leave --subset and "
-                        "--on-bad-image skip out")
+        raise UserError("--datasets needs all images of a benchmark, as its ground truth numbers them; leave --subset "
+                        "and --on-bad-image skip out")
     evaluation.open_output(args)
     return _landmarks(args, process) if args.datasets else _classes(args, process)
 

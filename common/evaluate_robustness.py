@@ -1,4 +1,4 @@
-"""A linear head trained on one data set, tried on images from elsewhere."""
+"""A linear head trained on one data set and tested on images from elsewhere."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     group = evaluation.add_common_flags(parser, "--train", data=evaluation.LABELLED + "; the head is trained on train/")
     group.add_argument("--ood", nargs="+", type=_named_folder, required=True, metavar="NAME=DIR",
-                       help="images from elsewhere, with class folders called as the training classes or numbered as "
-                            "they are (ImageNet-v2). DIR may also hold the variants of ImageNet-v2 (imagenetv2-…), or "
+                       help="images from elsewhere, with class folders named like the training classes or numbered "
+                            "like them (ImageNet-v2). DIR may also hold the variants of ImageNet-v2 (imagenetv2-…), or "
                             "corruption/severity/class as ImageNet-C does")
     group = parser.add_argument_group("linear head")
     group.add_argument("--epochs", type=cli.number(int, 1), default=100, metavar="N",
@@ -58,16 +58,16 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     (Resize(256), CenterCrop(224), scaled to the network's size), its rate and decay chosen on a share of the training
     images. Scores are among the classes that a set has folders of, as for the 200 classes of ImageNet-R and -A; the
     record has top-1 among all classes too (top1_all). Images in ImageNet-C's layout are cut from the centre without
-    being resized, as they are 224 pixels already; each corruption has its CE, and all fifteen the mCE, in percent of
-    AlexNet's errors."""
+    resizing, as they are 224 pixels already; each corruption gets its CE, and all fifteen together the mCE, in percent
+    of AlexNet's errors."""
     with together(process):
         evaluation.open_output(args)
         train, test = open_labelled(args.data, "--train")
         train = train.subset(args.subset)
-        held_out(args, train.labels)  # too few are refused at once
+        held_out(args, train.labels)  # refuse too few images at once
         names = [name for name, _ in args.ood]
         if len(set(names)) < len(names):
-            raise UserError("--ood gives one name to two folders; give each its own")
+            raise UserError("--ood gives two folders the same name; give each its own")
         if "test" in names:
             raise UserError("--ood test=DIR has the name of the test images of --train; give it another")
         sets = [each for name, folder in args.ood for each in open_elsewhere(name, folder, train.classes)]
@@ -104,7 +104,7 @@ def _row(numbers: dict[str, Any]) -> dict[str, Any]:
 
 def _corruptions(name: str, sets: list[Elsewhere], scores: dict[str, dict[str, float]],
                  ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row for each corruption, its severities averaged, and one for all of them; and the errors behind them."""
+    """A row for each corruption, averaged over severities, one for all of them, and the errors behind them."""
     errors: dict[str, dict[int, float]] = {}
     for each in sets:
         errors.setdefault(each.corruption, {})[each.severity] = 100 - scores[each.name]["top1"]

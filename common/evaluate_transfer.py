@@ -28,7 +28,7 @@ from runtime.errors import UserError
 from runtime.state import load_json, save_json
 
 HELP = "logistic regression and few-shot episodes on other data sets (CIFAR, Pets, VOC 2007 …)"
-VALIDATION_SHARE = 0.2  # where a set has no validation images of its own; Ericsson et al., CVPR 2021
+VALIDATION_SHARE = 0.2  # for sets without validation images; Ericsson et al., CVPR 2021
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -36,37 +36,37 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = evaluation.add_common_flags(parser, required=False, data=evaluation.LABELLED + ". With both val/ and "
                                         "test/ the first validates and the second tests")
     group.add_argument("--datasets", nargs="+", default=None, metavar="NAME",
-                       help=f"instead of --data: any of {' '.join(LAYOUTS)}, in torchvision's folders in --root, or of "
+                       help=f"instead of --data: any of {' '.join(LAYOUTS)}, in torchvision's layout in --root, or "
                             "the folders there that hold train/ and test/")
     group.add_argument("--root", metavar="DIR", default=None,
-                       help="where --datasets lie; default: $COSS_DATASETS, else ./datasets")
+                       help="folder of the --datasets; default: $COSS_DATASETS, else ./datasets")
     group.add_argument("--download", action="store_true",
-                       help="let torchvision fetch what is missing of --datasets into --root, under each one's terms; "
-                            "Stanford Cars and SUN397's split cannot be fetched so")
+                       help="let torchvision download missing --datasets into --root, under each one's terms; "
+                            "Stanford Cars and SUN397's split cannot be downloaded")
     group = parser.add_argument_group("logistic regression")
     group.add_argument("--iterations", type=cli.number(int, 1), default=100, metavar="N",
-                       help="L-BFGS iterations of one fit, at most; default 100, scikit-learn's, as in Ericsson et al. "
+                       help="maximum L-BFGS iterations of one fit; default 100, scikit-learn's, as in Ericsson et al. "
                             "2021. The record counts the fits that stopped there")
     group.add_argument("--jobs", type=cli.number(int, 1), default=cli.default_workers(), metavar="N",
-                       help="fits side by side; the result does not depend on it; default: the machine's cores, at "
+                       help="fits run in parallel, without effect on the result; default: the machine's cores, at "
                             "most 8")
     group.add_argument("--skip-linear", action="store_true", help="no logistic regression, only --few-shot")
     group = parser.add_argument_group("few-shot")
     group.add_argument("--few-shot", action="store_true",
                        help="also classify in episodes of --ways classes with --shots labelled images each")
     group.add_argument("--ways", type=cli.number(int, 2), default=5, metavar="N",
-                       help="classes an episode; default 5")
+                       help="classes per episode; default 5")
     group.add_argument("--shots", type=cli.number(int, 1), nargs="+", default=[1, 5, 20], metavar="N",
-                       help="labelled images a class, each number on its own; default 1 5 20")
+                       help="labelled images per class, each number evaluated on its own; default 1 5 20")
     group.add_argument("--queries", type=cli.number(int, 1), default=15, metavar="N",
-                       help="images a class to be named; default 15")
+                       help="images per class to classify; default 15")
     group.add_argument("--episodes", type=cli.number(int, 2), default=600, metavar="N", help="default 600")
     group.add_argument("--few-shot-heads", choices=HEADS, nargs="+", default=["centroid"],
                        help="the nearest class mean (centroid, default, as in Ericsson et al. 2021) and logistic "
                             "regression on features of length 1")
     group.add_argument("--few-shot-from", choices=("all", "test"), default="all",
-                       help="images that episodes draw from: all of a set's (default, as in Ericsson et al. 2021), or "
-                            "its test images alone")
+                       help="images that episodes draw from: the whole set (default, as in Ericsson et al. 2021), or "
+                            "its test images only")
     cli.only(group, "--ways --shots --queries --episodes --few-shot-heads --few-shot-from", "with --few-shot",
              lambda args: args.few_shot)
     cli.only(group, "--iterations --jobs", "without --skip-linear", lambda args: not args.skip_linear)
@@ -82,17 +82,17 @@ def in_all(args: argparse.Namespace) -> evaluation.Steps:
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
-    """Each data set's own metric of multinomial logistic regression on frozen features (L-BFGS, scikit-learn), its L2
-    penalty chosen among 45 on validation images: Kornblith et al., CVPR 2019, and Ericsson et al., CVPR 2021. Features
-    are pooled, not normalised, with k-NN's transform (shorter side to 1.05 x S, bicubic, centre crop S), so that one
-    extraction serves both. Sets without validation images use a fifth of each class's training images.
-    With --few-shot also the accuracy of few-shot episodes. Features and each set's result are cached: after a kill
-    the run continues with the next set. Under torchrun the processes share the images, and the first one fits."""
+    """Multinomial logistic regression on frozen features (L-BFGS, scikit-learn), scored by each data set's own metric;
+    the L2 penalty is chosen among 45 on validation images, as in Kornblith et al., CVPR 2019, and Ericsson et al., CVPR
+    2021. Features are pooled, not normalised, and use k-NN's transform (shorter side to 1.05 x S, bicubic, centre crop
+    S), so that one extraction serves both. Sets without validation images hold out a fifth of each class's training
+    images. With --few-shot also the accuracy of few-shot episodes. Features and results are cached per set, so an
+    interrupted run resumes with the next set. Under torchrun the processes share the images, and the first one fits."""
     with together(process):
         _check(args, process)
         folder = evaluation.open_output(args)
         sets = [each.subset(args.subset) for each in _open_sets(args)]
-        if args.few_shot:  # impossible episodes are refused before the work, not after
+        if args.few_shot:  # refuse impossible episodes before the work
             for each in sets:
                 if not each.marks:
                     labels = _few_shot_labels(each, args)
@@ -146,7 +146,7 @@ def _check(args: argparse.Namespace, process: Process) -> None:
         raise UserError("--skip-linear leaves nothing to do; add --few-shot")
     if args.datasets and len(set(args.datasets)) < len(args.datasets):
         raise UserError("--datasets names a set twice; give each once")
-    logistic_regression()  # scikit-learn is missed before images are read, not after
+    logistic_regression()  # fail before reading images if scikit-learn is not installed
 
 
 def _open_sets(args: argparse.Namespace) -> list[TransferSet]:
@@ -163,7 +163,7 @@ def _linear(features: dict[str, torch.Tensor], each: TransferSet, args: argparse
     validation = (np.arange(len(features["train"]), len(rows)) if len(fit) == 2 else
                   split_validation(labels, VALIDATION_SHARE, args.seed)[1])
     if not len(validation):
-        raise UserError(f"{each.name}: no class has images enough to spare some for validation; give more images, or a "
+        raise UserError(f"{each.name}: no class has enough images to hold some out for validation; give more, or a "
                         "val/ folder beside train/ and test/")
     return transfer(rows, labels, validation, features["test"].float().numpy(), each.labels("test"), each.metric,
                     jobs=args.jobs, iterations=args.iterations, label=each.name, progress=True)
@@ -189,7 +189,7 @@ def _few_shot_labels(each: TransferSet, args: argparse.Namespace) -> np.ndarray:
 
 
 def _identity(network: evaluation.Network, each: TransferSet, args: argparse.Namespace, transform: str) -> str:
-    """What decides a set's result, as 16 hexadecimal digits."""
+    """A hash of everything that affects a set's result, as 16 hexadecimal digits."""
     import sklearn
 
     labels = hashlib.sha256(b"".join(np.ascontiguousarray(each.labels(part)).tobytes() for part in each.parts()))
@@ -200,10 +200,10 @@ def _identity(network: evaluation.Network, each: TransferSet, args: argparse.Nam
 
 
 def _remembered(path: Path, compute: Callable[[], Transfer]) -> Transfer:
-    """The result that an earlier run left in ``path``, else a new one, left there."""
+    """The result that an earlier run saved in ``path``, or a new one, which is saved there."""
     try:
         return Transfer.of(load_json(path))
-    except (OSError, ValueError):  # not there, or not as it was written
+    except (OSError, ValueError):  # missing or damaged
         result = compute()
         save_json(asdict(result), path)
         return result

@@ -36,26 +36,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     group = evaluation.add_common_flags(parser, data=DATA, keeps_features=False, share_of="the videos; default 1")
     group.add_argument("--image-size", "--image_size", type=cli.number(int, 8), default=None, metavar="S",
-                       help="pixels of the square that the network is built for, which decides a ViT's positions; "
+                       help="image size that the network is built for, which sets a ViT's position embeddings; "
                             "frames are seen at --short-side; default: what the checkpoint records, else 224")
     usual, group = Propagation(), parser.add_argument_group("following objects")
     group.add_argument("--split", default="val", metavar="NAME",
-                       help="which ImageSets/2017/NAME.txt; default val, 30 videos; of these --subset takes the first")
+                       help="which ImageSets/2017/NAME.txt; default val, 30 videos; --subset takes the first of them")
     group.add_argument("--stride", type=int, choices=(8, 16), default=8,
-                       help="pixels from one place of a convolutional network's map to the next: its last stage of 16, "
-                            "with strides taken away for 8 (default, Jabri et al. 2020); a ViT's is its patch")
+                       help="stride in pixels of a convolutional network's feature map, its last stage of stride 16, "
+                            "or 8 (default) with strides removed as in Jabri et al. 2020; a ViT's is its patch size")
     group.add_argument("--short-side", type=cli.number(int, 64), default=480, metavar="S",
                        help="shorter side of a frame as the network sees it; default 480, DINO's")
     group.add_argument("--top-k", type=cli.number(int, 1), default=usual.top_k, metavar="K",
-                       help=f"places whose labels a place takes; default {usual.top_k}, DINO's (others take 7 or 10)")
+                       help=f"cells that a cell takes its label from, the most similar; default {usual.top_k}, DINO's "
+                            "(others use 7 or 10)")
     group.add_argument("--context", type=cli.number(int, 0), default=usual.context, metavar="N",
                        help=f"earlier frames to compare with, plus the first; default {usual.context}, DINO's")
     group.add_argument("--radius", type=cli.number(int, 1), default=usual.radius, metavar="R",
                        help=f"radius of the search window, in cells of the feature map; default {usual.radius}, DINO's")
     group.add_argument("--temperature", type=cli.number(float, above=0), default=usual.temperature, metavar="T",
-                       help=f"of the weights exp(cosine / T); default {usual.temperature}, DINO's")
+                       help=f"temperature T of the weights exp(cosine / T); default {usual.temperature}, DINO's")
     group.add_argument("--masks", default=None, metavar="DIR",
-                       help="also write the masks there, DIR/VIDEO/00000.png as the official toolkit reads them")
+                       help="also write the masks to DIR/VIDEO/00000.png, as the official toolkit reads them")
 
 
 def in_all(args: argparse.Namespace) -> evaluation.Steps:
@@ -64,9 +65,9 @@ def in_all(args: argparse.Namespace) -> evaluation.Steps:
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
-    """J and F of DAVIS 2017 (semi-supervised, as its toolkit measures them): the first frame's masks are carried on by
-    the likeness of features, a ViT's patch tokens or a convolutional network's map. Nothing is trained. A video that is
-    finished is not done again unless its files change; with torchrun the processes share the videos."""
+    """J and F of DAVIS 2017 (semi-supervised, measured as by its toolkit): the first frame's masks are propagated by
+    feature similarity, of a ViT's patch tokens or a convolutional network's feature map. Nothing is trained. Finished
+    videos are not repeated unless their files change; with torchrun the processes share the videos."""
     with together(process):
         folder = evaluation.open_output(args)
         if args.masks:
@@ -146,7 +147,7 @@ def _kept(place: Path, video: Video) -> list[dict[str, list[float]]] | None:
 
 
 def _write(path: Path, mask: np.ndarray) -> None:
-    """A PNG with a palette, whose colours are of no import."""
+    """A PNG with a palette; the colours do not matter."""
     image = Image.fromarray(mask)
     image.putpalette([value for i in range(256) for value in (i * 67 % 256, i * 131 % 256, i * 193 % 256)])
     write_atomic(path, lambda file: image.save(file, format="PNG"))

@@ -1,4 +1,4 @@
-"""What every evaluation does: flags, opening a network, its cached features, and leaving a result."""
+"""What all evaluations share: flags, opening a network, cached features, and writing the result."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Results:
     """Where a result goes, and how it is printed."""
 
     output: Annotated[str | None, Setting(
-        "folder for results.jsonl (a line is added for each evaluation), the table and the feature cache; default: "
-        "evaluation/ beside the weights, ./evaluation for untrained ones", metavar="FOLDER", resumable=True,
+        "folder for results.jsonl (one line per evaluation), the table and the feature cache; default: "
+        "evaluation/ beside the weights, or ./evaluation for an untrained network", metavar="FOLDER", resumable=True,
         basic=True)] = None
-    json: Annotated[bool, Setting("print one JSON object on stdout and nothing else there; messages go to stderr",
+    json: Annotated[bool, Setting("print only one JSON object on stdout; messages go to stderr",
                                   resumable=True, basic=True)] = False
 
 
@@ -52,17 +52,17 @@ class Extraction:
     """How features are extracted."""
 
     feature_batch: Annotated[int, Setting(
-        "images of one forward pass where features are extracted; default {default}, the original's", least=1,
+        "images per forward pass when extracting features; default {default}, the original's", least=1,
         metavar="N", resumable=True)] = 256
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = LABELLED, required: bool = True,
                      several: bool = False, needs_weights: bool = True, keeps_features: bool = True,
                      share_of: str = SHARE_OF) -> cli.Group:
-    """Flags that each evaluation takes: --data (``names``: its other spellings; ``data``: its help; optional unless
-    ``required``), --subset (a ``share_of`` what), --weights (a list where ``several``, optional unless
-    ``needs_weights``), --output, --json, --device, --seed; and, if it ``keeps_features``, how images are read and where
-    features are kept. Returns the data group."""
+    """Flags of every evaluation: --data (``names``: other spellings; ``data``: its help; optional unless ``required``),
+    --subset (``share_of`` ends its help), --weights (a list if ``several``, optional unless ``needs_weights``),
+    --output, --json, --device, --seed; and, if it ``keeps_features``, how images are read and where features are kept.
+    Returns the data group."""
     group = cli.add_data_flags(parser, *names, what=data, required=required, opens_images=keeps_features,
                                share_of=share_of)
     if keeps_features:
@@ -85,7 +85,7 @@ WHOLE = ("--subset", "1")  # of test images
 
 
 def root_of(args: argparse.Namespace) -> Path:
-    """--root of `evaluate.py all`; refused if it is no folder."""
+    """--root of `evaluate.py all`. Raises :class:`UserError` if it is not a folder."""
     if not Path(args.root).is_dir():
         raise UserError(f"--root {args.root} is not a folder; give the folder that holds the sets")
     return Path(args.root)
@@ -105,7 +105,7 @@ class Network:
         return self.encoder.backbone.spec
 
     def record(self) -> dict[str, Any]:
-        """What is written of it beside a result."""
+        """What a result records of the network."""
         return {"weights": self.file, "sha256": self.identity["sha256"], "branch": self.identity.get("branch"),
                 **self.spec.record(), "mean": list(self.encoder.mean), "std": list(self.encoder.std)}
 
@@ -118,24 +118,24 @@ def open_network(args: argparse.Namespace, process: Process, weights: str | None
 
 
 def add_teacher_flags(group: cli.Group, required: bool = True) -> None:
-    """The teacher beside the students of --weights, and what these are called."""
+    """The teacher to compare the students of --weights with, and the students' names."""
     group.add_argument("--teacher", required=required, metavar="FILE",
-                       help="checkpoint of the teacher, read as the students' training has read it; each network sees "
+                       help="checkpoint of the teacher, read as in the students' training; each network sees "
                             "its own image size")
     group.add_argument("--teacher-arch", default=None, metavar="ARCH",
-                       help="as --arch, of the teacher; default, here and below: what --weights record, else found")
+                       help="--arch of the teacher; default, here and below: what --weights record, else found")
     group.add_argument("--teacher-image-size", type=cli.number(int, 8, 8192), default=None, metavar="S",
-                       help="as --image-size, of the teacher")
-    group.add_argument("--teacher-feature", choices=FEATURES, default="auto", help="as --feature, of the teacher")
+                       help="--image-size of the teacher")
+    group.add_argument("--teacher-feature", choices=FEATURES, default="auto", help="--feature of the teacher")
     cli.stem_flag(group, "--teacher-stem", whose="the teacher")
-    group.add_argument("--teacher-branch", default=None, metavar="NAME", help="as --branch, of the teacher")
+    group.add_argument("--teacher-branch", default=None, metavar="NAME", help="--branch of the teacher")
     group.add_argument("--names", nargs="+", default=None, metavar="NAME",
-                       help="what the students are called in tables and picture, one name a file; default: the file's "
+                       help="names of the students in tables and picture, one per file; default: the file's "
                             "name, or the folder's name for student.pth or checkpoint.pth")
 
 
 def teacher_args(args: argparse.Namespace) -> argparse.Namespace:
-    """The flags as they read the teacher's file: what is not given, as the students' training has read it."""
+    """The flags for reading the teacher's file; those not given are as in the students' training."""
     found = recorded_teacher(args)
     given = {"arch": args.teacher_arch, "stem": args.teacher_stem, "branch": args.teacher_branch,
              "image_size": args.teacher_image_size or args.image_size, "mean": None, "std": None}
@@ -144,8 +144,8 @@ def teacher_args(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def recorded_teacher(args: argparse.Namespace) -> dict[str, Any]:
-    """checkpoints.report.Report.record() of --teacher as all students that were trained by this file record it; nothing
-    where they differ, or none was."""
+    """checkpoints.report.Report.record() of --teacher as recorded by the students trained with this file; empty if they
+    differ, or if no student was trained with it."""
     found = [read_checkpoint(file, args.checkpoint_key, trust=args.trust_checkpoint).meta.get("teacher")
              for file in args.weights if file != networks.UNTRAINED]
     digest = file_sha256(args.teacher) if any(found) and Path(args.teacher).is_file() else None
@@ -160,7 +160,7 @@ def changed(args: argparse.Namespace, **values: Any) -> argparse.Namespace:
 
 
 def student_names(files: Sequence[str], given: Sequence[str] | None) -> list[str]:
-    """A name for each file, no two the same. Raises :class:`UserError` for a list of another length."""
+    """A distinct name for each file. Raises :class:`UserError` for a list of another length or with duplicates."""
     if given is not None and (len(given) != len(files) or len(set(given)) != len(given)):
         raise UserError(f"--names gives {len(given)} names for {len(files)} files of --weights; give one for each, no "
                         "two the same")
@@ -172,7 +172,7 @@ def student_names(files: Sequence[str], given: Sequence[str] | None) -> list[str
 
 
 def open_output(args: argparse.Namespace) -> Path:
-    """The folder of --output; refused before any work if it cannot be written. Made when the first file is."""
+    """The folder of --output; refused before any work if it cannot be written. Created with the first file."""
     first = args.weights if isinstance(args.weights, str) else args.weights[0]
     beside = Path() if first == networks.UNTRAINED else Path(first).parent
     folder = Path(args.output or beside / "evaluation")
@@ -183,22 +183,22 @@ def open_output(args: argparse.Namespace) -> Path:
 
 def features(network: Network, source: ImageSource, args: argparse.Namespace, process: Process, label: str,
              transform: Transform | None = None) -> tuple[torch.Tensor, ImageSource]:
-    """Features [N, d] of a source's images in their order, on the CPU, made once and kept in --output; and the source,
-    without the images that could not be opened (--on-bad-image skip), which have no row.
+    """Features [N, d] of a source's images in order, on the CPU, computed once and cached in --output; and the source
+    without the unreadable images (--on-bad-image skip), which have no row.
 
-    ``transform`` (PIL RGB -> uint8 tensor, and str() says what it does) is the paper's for mining and k-NN by default.
+    ``transform``: PIL RGB -> uint8 tensor, described by its str(); default: the paper's for mining and k-NN.
     """
-    kept = None if network.file == networks.UNTRAINED else network.identity  # nothing identifies those
+    kept = None if network.file == networks.UNTRAINED else network.identity  # without a file, no identity
     return networks.features_of(network.encoder, source, args, process, label, kept, transform,
                                 open_output(args) / "features", args.feature_batch)
 
 
 def settings(args: cli.Arguments) -> dict[str, Any]:
-    """The flags that decide a result, without those of the network and the data, which the record has elsewhere."""
+    """The flags that affect a result, except those of the network and the data, which the record holds elsewhere."""
     elsewhere = {"command", *declared(networks.Network), *declared(load_frozen), "image_size", "data"}
     elsewhere |= {name for name, found in args.declared.items()
                   if found.setting.resumable and not found.setting.changes_numbers}
-    if getattr(args, "on_bad_image", "error") == "error":  # an image beyond it has ended the command
+    if getattr(args, "on_bad_image", "error") == "error":  # a larger image has ended the command
         elsewhere.add("max_pixels")
     return {name: value for name, value in sorted(vars(args).items()) if name not in elsewhere}
 
@@ -206,11 +206,10 @@ def settings(args: cli.Arguments) -> dict[str, Any]:
 def finish(command: str, args: argparse.Namespace, process: Process, nets: Sequence[Network],
            data: Mapping[str, ImageSource], metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | None = None,
            title: str | None = None, **more: Any) -> dict[str, Any]:
-    """Leave a result: a line of results.jsonl, COMMAND.md in --output, and the table on the screen. Returns the record.
+    """Write a result: a line of results.jsonl, COMMAND.md in --output, and the table on the screen. Returns the record.
 
-    ``metrics``: plain numbers by name, nested where that says more; `evaluate.py all` and --compare read them.
-    ``rows``: the table, by default one row of the metrics. ``data``: the sources by role, of what was scored. ``more``:
-    further entries.
+    ``metrics``: plain numbers by name, possibly nested; `evaluate.py all` and --compare read them. ``rows``: the table,
+    by default one row of the metrics. ``data``: the scored sources by role. ``more``: further entries of the record.
     """
     rows = [dict(metrics)] if rows is None else rows
     record = {"command": command, **(nets[0].record() if len(nets) == 1 else
@@ -237,6 +236,5 @@ def finish(command: str, args: argparse.Namespace, process: Process, nets: Seque
 
 
 def missing(name: str, folder: Path | str, holds: str, where: str) -> UserError:
-    """The error for a missing data set: what was looked for, and where to get it under its licence.
-    """
+    """The error for a missing data set: what was expected, and where to get it."""
     return UserError(f"{name} was not found: {folder} should hold {holds}; get it from {where}, under its own terms")

@@ -1,4 +1,4 @@
-"""The evaluations by name: modules with HELP, add_flags, run and, to be part of `evaluate.py all`, in_all."""
+"""The evaluations by name: modules with HELP, add_flags, run and, for `evaluate.py all`, in_all."""
 
 from __future__ import annotations
 

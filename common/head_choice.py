@@ -1,4 +1,4 @@
-"""A linear head on cached features, its learning rate and weight decay chosen on a share of the training images."""
+"""A linear head on cached features; learning rate and weight decay are chosen on held-out training images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Setting = tuple[float, ...]  # (decay,) for lbfgs, (rate, decay) for sgd
 def add_grid_flags(group: cli.Group, when: str = "") -> None:
     """The grid. ``when`` begins the help of each flag."""
     group.add_argument("--solver", choices=("lbfgs", "sgd"), default="lbfgs",
-                       help=f"{when}lbfgs (default), the minimum for each weight decay of the grid, or sgd, momentum "
+                       help=f"{when}lbfgs (default), converged for each weight decay of the grid, or sgd, momentum "
                             "0.9 and a cosine over --epochs for each pair of learning rate and weight decay")
     group.add_argument("--decays", type=cli.number(float, 0), nargs="+", default=None, metavar="WD",
                        help=f"{when}weight decays of the grid, on features of unit variance; default: 13 from 1e-6 to "
@@ -31,11 +31,11 @@ def add_grid_flags(group: cli.Group, when: str = "") -> None:
     group.add_argument("--rates", type=cli.number(float, above=0), nargs="+", default=list(RATES), metavar="LR",
                        help=f"{when}learning rates of the grid of sgd; default " + " ".join(f"{x:g}" for x in RATES))
     group.add_argument("--iterations", type=cli.number(int, 1), default=200, metavar="N",
-                       help=f"{when}iterations of lbfgs at most; default 200")
+                       help=f"{when}maximum iterations of lbfgs; default 200")
     group.add_argument("--validation", type=cli.number(float, above=0, most=0.5), default=0.1, metavar="X",
-                       help=f"{when}share of each class's training images on which the grid's best is chosen (of "
-                            "equals the one with more decay); it is then trained on all of them; default 0.1. The "
-                            "test images choose nothing")
+                       help=f"{when}share of each class's training images used to choose the best of the grid (among "
+                            "equals the one with more decay), which is then trained on all of them; default 0.1. The "
+                            "test images are not used for the choice")
     cached = " and --cached" if when else ""
     cli.only(group, "--rates", f"with --solver sgd{cached}",
              lambda args: args.solver == "sgd" and getattr(args, "cached", True))
@@ -47,10 +47,10 @@ def add_grid_flags(group: cli.Group, when: str = "") -> None:
 
 def choose_head(features: Tensor, labels: np.ndarray, classes: int, args: argparse.Namespace, process: Process,
                 ) -> tuple[Heads, dict[str, float]]:
-    """The best head of the grid, trained on all features [n, d] with labels int64 [n], and what it was chosen by.
+    """The best head of the grid, trained on all features [n, d] with labels int64 [n], and the basis of the choice.
 
-    Heads are independent, so each rank trains its own part of the grid (a collective); the last one all of them train.
-    Raises :class:`UserError` where no class has images enough to be chosen on.
+    Heads are independent, so each rank trains its own part of the grid (a collective); every rank trains the final one.
+    Raises :class:`UserError` if no class has enough images to hold some out.
     """
     truth, grid = torch.from_numpy(labels), grid_of(args)
     fit, held = map(torch.from_numpy, held_out(args, labels))
@@ -73,7 +73,7 @@ def choose_head(features: Tensor, labels: np.ndarray, classes: int, args: argpar
 
 
 def held_out(args: argparse.Namespace, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows int64 [m] that a head is trained on, and those that it is chosen by. Raises :class:`UserError` for none."""
+    """Rows int64 [m] to train on, and the held-out rows. Raises :class:`UserError` if none can be held out."""
     fit, held = split_validation(labels, args.validation, args.seed)
     if not len(held):
         raise UserError(f"--validation {args.validation:g} holds out none of the {len(labels):,} training images, as "

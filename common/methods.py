@@ -1,4 +1,4 @@
-"""The methods on the command line: --loss and its numbers, and what goes with them."""
+"""The methods on the command line: --loss, its settings, and related flags."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from runtime.settings import Setting, Used, by_default, said
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What surrounds a loss, used where its needs (losses.base.CombinedNeeds) ask for it."""
+    """Settings around a loss, used if its needs (losses.base.CombinedNeeds) ask for them."""
 
     teacher_bn: Annotated[str, Setting(
-        "batch norm of the teacher: by its running statistics (eval, default) or by each batch's (train, as in the "
-        "code of bingo and disco; the running ones stay as they are)", choices=("eval", "train")),
+        "batch norm of the teacher: its running statistics (eval, default) or those of each batch (train, as in the "
+        "code of bingo and disco; the running statistics do not change)", choices=("eval", "train")),
         Used("by losses with a teacher", lambda needs: bool(needs.teacher))] = "eval"
     head_bn: Annotated[HeadNorm, Used("where the student's head has two layers",
                                       lambda needs: bool(needs.heads))] = False
@@ -39,13 +39,13 @@ SURROUNDINGS = settings.declared(Surroundings)
 
 
 def add_loss_flags(parser: argparse.ArgumentParser) -> None:
-    """--loss and its numbers. Those left out are each method's own; a method takes those that it knows, and in a sum
-    every loss that knows one, which is refused where their own values differ."""
+    """--loss and the settings of the losses. A setting that is not given keeps each loss's own default. In a sum, a
+    given setting goes to every loss that has it, and is refused if their defaults differ."""
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", default="coss", metavar="NAME", type=loss_names,
                        help=f"objective: {', '.join(sorted(LOSSES))}, or a sum of them (coss+seed); default coss. "
-                            "coss_centred is coss, with its flags, on features without the batch's mean: not in the "
-                            "paper, and ahead of it on small sets (docs/RESULTS.md)")
+                            "coss_centred is coss, with the same flags, on features minus the batch's mean: not in the "
+                            "paper, but better on small data sets (docs/RESULTS.md)")
     settings.add_settings(group, Objective)
     for owners in losses.settings().values():
         declared = next(iter(owners.values()))
@@ -56,7 +56,7 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def loss_names(text: str) -> str:
-    """--loss, refused at once if it names what there is not."""
+    """--loss; raises argparse.ArgumentTypeError for an unknown name or an impossible sum."""
     try:
         needs_of(text)
     except UserError as error:
@@ -65,7 +65,7 @@ def loss_names(text: str) -> str:
 
 
 def options(args: argparse.Namespace) -> dict[str, object]:
-    """The flags that are constructor arguments of losses; None is the method's own."""
+    """The flags that are constructor arguments of losses; None keeps the loss's default."""
     return {name: vars(args)[name] for name in losses.settings()}
 
 
@@ -75,7 +75,7 @@ def unused(args: cli.Arguments, head: nn.Module) -> list[str]:
     taken = losses.settings(args.loss.split("+"))
     given = [owner for name, owners in losses.settings().items() for owner in list(owners.values())[:1]
              if vars(args)[name] is not None and name not in taken]
-    has_norm = any(isinstance(module, _BatchNorm) for module in head.modules())  # none where the widths agree
+    has_norm = any(isinstance(module, _BatchNorm) for module in head.modules())  # the head has none if the widths agree
     given += [found for name, found in SURROUNDINGS.items() if name in args.given
               and not (found.used.when(needs) and (has_norm or name != "head_bn"))]
     flags = ["--distill"] * bool(args.distill and not needs.teacher) + [found.flag for found in given]
@@ -83,7 +83,7 @@ def unused(args: cli.Arguments, head: nn.Module) -> list[str]:
 
 
 def check_loss(args: argparse.Namespace) -> None:
-    """What the command line must hold for --loss."""
+    """Refuse a command line that does not fit --loss."""
     needs, count = needs_of(args.loss), args.loss.count("+") + 1
     if args.loss_weights and len(args.loss_weights) != count:
         raise UserError(f"--loss-weights holds {len(args.loss_weights)} numbers and --loss {args.loss} names {count}; "
@@ -111,8 +111,8 @@ def check_loss(args: argparse.Namespace) -> None:
                         "train_teacher.py if you have none")
     if args.space_batch == "global" and "space_batch" not in taken:
         able = ", ".join(sorted(losses.settings()["space_batch"]))
-        raise UserError(f"--space-batch global has no meaning for --loss {args.loss}, which takes no statistics of a "
-                        f"dimension; leave it out, or take one of {able}")
+        raise UserError(f"--space-batch global has no meaning for --loss {args.loss}, which uses no statistics of a "
+                        f"dimension; leave it out, or use one of {able}")
     if needs.pairs and (args.sampler != "cf" or args.nearest_k != 1 or args.fark_info):
         found = f"--sampler {args.sampler} --nearest-k {args.nearest_k}{' --fark-info' * bool(args.fark_info)}"
         raise UserError(f"--loss {args.loss} needs batches of pairs, each image with one of its nearest, and found "

@@ -1,4 +1,4 @@
-"""--sampler with its files and settings: which images make up a step. What samplers declare becomes flags here."""
+"""--sampler with its files and settings: which images form a step. What samplers declare becomes flags here."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def chosen_sampler(args: argparse.Namespace) -> type[RandomSampler]:
 
 
 def check_sampler(args: argparse.Namespace) -> None:
-    """What can be said of the command line alone, before anything is read."""
+    """Check the command line alone, before anything is read."""
     kind = chosen_sampler(args)
     for name, table in samplers.tables().items():
         if path := _paths(args)[name]:
             refuse_composed_batches(path, table.flag)
     for table in samplers.missing(kind, _paths(args)):
-        raise UserError(f"--sampler {args.sampler} needs {table.flag} FILE, {table.what}, or take --sampler random, "
+        raise UserError(f"--sampler {args.sampler} needs {table.flag} FILE, {table.what}, or use --sampler random, "
                         "which needs no file")
     kind.check(**_settings(args))
     if kind.uneven_steps:
@@ -76,7 +76,7 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
 
 def open_sampler(args: argparse.Namespace, process: Process, source: ImageSource,
                  teacher: Mapping[str, Any] | None) -> tuple[RandomSampler, ImageSource, list[str]]:
-    """The sampler that --sampler names, its images, and what is to be said about its files."""
+    """The sampler that --sampler names, its images, and notes about its files."""
     sampler, source, notes = samplers.build_sampler(
         chosen_sampler(args), source, _paths(args), teacher, batch_size=args.batch_size, rank=process.rank,
         world_size=process.world_size, seed=args.seed, **_settings(args))

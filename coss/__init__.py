@@ -1,12 +1,12 @@
 """The project from Python: load a network with its preprocessing, embed images, start a distillation.
 
     import coss
-    network = coss.load("run/student.pth")          # or a teacher, of any layout that docs/CHECKPOINTS.md lists
+    network = coss.load("run/student.pth")          # or a teacher, in any layout of docs/CHECKPOINTS.md
     rows = network.embed("photos/")                 # float32 [n, d], in the order of coss.names("photos/")
     features = network(network.transform(image)[None])      # a PIL image -> uint8 [1, 3, S, S] -> [1, d], on its device
     coss.distill(data="photos/", distill="moco.pth", output="run", epochs=100, lr=0.03)
 
-The packages of the repository (losses, models, data, ...) become importable with it, under these names.
+Importing it makes the repository's packages (losses, models, data, ...) importable under these names.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def add_root() -> None:
     for name in _NAMES:
         file = getattr(sys.modules.get(name), "__file__", None)
         if file and ROOT not in Path(file).resolve().parents:
-            raise ImportError(f"coss has a package {name} and another one is imported ({file}); import coss in a "
-                              "process of its own, or rename the other")
+            raise ImportError(f"coss needs its own package {name}, but another one is imported ({file}); import coss "
+                              "in a separate process, or rename the other")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
 

@@ -9,7 +9,7 @@ from coss import ROOT, add_root
 
 
 def run(script: str) -> None:
-    """A root script as if it had been started itself."""
+    """Run a root script as if it had been started directly."""
     add_root()
     runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
 

@@ -1,4 +1,4 @@
-"""What ``import coss`` offers; it stands apart so that the import itself costs nothing."""
+"""The API of ``import coss``, in a module of its own so that the import itself is cheap."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from runtime.errors import UserError
 class Network(nn.Module):
     """A frozen network with its preprocessing: images uint8 [b, 3, S, S] in, pooled features float32 [b, d] out.
 
-    ``transform``: a PIL image in mode RGB -> uint8 [3, S, S], as for k-NN; colours are normalised inside. ``report``
-    says in str() what was read and how.
+    ``transform``: a PIL image in mode RGB -> uint8 [3, S, S], as for k-NN; the network normalises colours itself.
+    ``str(report)`` says what was read and how.
     """
 
     def __init__(self, encoder: nn.Module, report: Any) -> None:
@@ -36,14 +36,14 @@ class Network(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
         return self.encoder.normalise.shift.device
 
     @torch.inference_mode()
     def embed(self, images: str | Path | Image.Image | Iterable[Image.Image], batch_size: int = 64, workers: int = 0,
               ) -> np.ndarray:
-        """float32 [n, d]: of a folder, a list of paths (.txt), a packed file or the name of a data set, in the order of
-        :func:`names`; of one PIL image or several, in theirs. Raises :class:`UserError` for one that is unreadable."""
+        """float32 [n, d] for a folder, a list of paths (.txt), a packed file or the name of a data set, in the order of
+        :func:`names`; or for one PIL image or several, in order. Raises :class:`UserError` for an unreadable image."""
         if isinstance(images, str | Path):
             source = open_source(str(images), flag="images")
             batches = (self._checked(source, batch) for batch in evaluation_loader(source, self.image_size, batch_size,
@@ -64,15 +64,15 @@ class Network(nn.Module):
 
 def load(weights: str | Path, arch: str | None = None, image_size: int | None = None, device: str | None = None,
          **reading: Any) -> Network:
-    """A checkpoint as a :class:`Network`; architecture, stem and colours are found in it. ``device``: a GPU if there is
-    one, by default. ``reading``: what --branch, --mean, --std, --stem ... say, as keywords of
+    """Load a checkpoint as a :class:`Network`; architecture, stem and normalisation are read from it. ``device``: by
+    default a GPU if there is one. ``reading``: the values of --branch, --mean, --std, --stem ... as keywords of
     checkpoints.frozen.load_frozen. Raises :class:`UserError` on any mismatch."""
     encoder, report = load_frozen(weights, arch, image_size=image_size, flag="weights", **reading)
     return Network(encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), report)
 
 
 def embed(weights: str | Path | Network, images: Any, **options: Any) -> np.ndarray:
-    """:meth:`Network.embed` of a file or a loaded network. float32 [n, d]."""
+    """:meth:`Network.embed` for a checkpoint file or a loaded network. float32 [n, d]."""
     network = weights if isinstance(weights, Network) else load(weights)
     return network.embed(images, **options)
 

@@ -45,7 +45,7 @@ def files(tmp_path_factory):
     return {"moco": folder / "moco.pth", "short": folder / "short.pth", "page": folder / "page.pth", "named": named}
 
 
-def test_json_gives_one_object_a_file_and_the_exit_code_says_whether_all_are_whole(files):
+def test_json_gives_one_object_a_file_and_the_exit_code_says_whether_all_are_complete(files):
     result = inspect(*files.values(), folder := files["page"].parent / "nowhere.pth", "--json")
     assert result.rc == 2
     objects = [json.loads(line) for line in result.out.splitlines()]
@@ -71,7 +71,7 @@ def test_text_for_a_person(files):
     result = inspect(files["moco"])
     assert result.rc == 0, result.err
     for words in ("MoCo in state_dict, branch encoder_q", "other branches  encoder_k",
-                  "resnet18, stem imagenet, 224 px", "whole: 120 tensors", "encoder_k. (another branch)",
+                  "resnet18, stem imagenet, 224 px", "complete: 120 tensors", "encoder_k. (another branch)",
                   "mean 0.485 0.456 0.406"):
         assert words in result.out
     assert "encoder_q" in inspect(files["moco"], "--branch", "teacher").out

@@ -59,7 +59,7 @@ def test_the_script(tree, tmp_path):
 def test_splits_tars_and_a_second_run(tree, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "--data", tree, "--split", "test", "--output", tmp_path / "val.pack", "-j", "0")
     run(monkeypatch, "--verify", tmp_path / "val.pack")
-    assert "all 4 records are whole" in capsys.readouterr().out
+    assert "all 4 records are valid" in capsys.readouterr().out
     run(monkeypatch, "--data", tree, "--split", "test", "--output", tmp_path / "val.pack", "-j", "0")
     assert "(4 of them before)" in capsys.readouterr().out
     subprocess.run(["tar", "cf", tmp_path / "t.tar", "-C", tree, "train"], check=True)

@@ -75,7 +75,7 @@ def test_keywords_are_flags():
 
 def test_another_package_of_one_of_its_names_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "losses", types.SimpleNamespace(__file__="/elsewhere/losses/__init__.py"))
-    with pytest.raises(ImportError, match="coss has a package losses and another one is imported"):
+    with pytest.raises(ImportError, match="coss needs its own package losses, but another one is imported"):
         coss.add_root()
 
 

@@ -90,7 +90,7 @@ def test_a_benchmark_is_taken_whole(weights, tmp_path):
         done = in_this_process("evaluate.py", "retrieval", "--root", tmp_path, "--datasets", "roxford5k", "--weights",
                                weights, "--output", tmp_path / "out", "--device", "cpu", *flags)
         assert (done.rc, done.err.count("\n")) == (2, 1)
-        assert "--datasets takes all images of a benchmark" in done.err
+        assert "--datasets needs all images of a benchmark" in done.err
 
 
 @pytest.mark.parametrize("line", [
