@@ -119,6 +119,11 @@ def candidates(shapes: Shapes) -> list[str]:
     return arch_names()
 
 
+def has_family(shapes: Shapes) -> bool:
+    """Whether the names are of a family that is known."""
+    return any(re.match(sign, name) for sign, _ in FAMILIES for name in shapes) or "cls_token" in shapes
+
+
 def transformer_image_size(shapes: Shapes) -> int | None:
     """The side of the images, in pixels, that a ViT's position embedding is for."""
     for patches, table in (("conv_proj.weight", "encoder.pos_embedding"), ("patch_embed.proj.weight", "pos_embed")):

@@ -96,6 +96,9 @@ LAYOUTS = (
         "backbone.0.weight", "backbone.4.")),
     Layout("lightly (student and teacher)", "teacher_backbone.", "lightly's DINO", ("teacher_head.",),
            ("student_backbone.",), ("student_head.", "criterion.")),
+    *(Layout(f"lightly-train ({inner})", f"student_embedding_model.wrapped_model.{inner}.",
+             "lightly-train's training checkpoints", branches=(f"teacher_embedding_model.wrapped_model.{inner}.",),
+             dropped=("student_", "teacher_", "criterion.", "queue")) for inner in ("_features", "_model")),
     Layout("CoSS", "backbone.", "CoSS students, the original's and those of train_distill.py; any backbone.*",
            ("proj_head.", "*fc."), dropped=("loss.", "head.", "queue")),
     Layout("SimSiam", "encoder.", "SimSiam", ("*fc.",), dropped=("predictor.",), signs=("predictor.",)),
@@ -156,6 +159,10 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     if branch is None:
         return checkpoint
     prefix = branch.rstrip(".") + "."
+    if prefix not in checkpoint.branches() and has_convolution(tensors, prefix):
+        others = sorted({k.partition(".")[0] for k in tensors if not k.startswith(prefix)})
+        return dataclasses.replace(checkpoint, prefix=prefix, layout=Layout(
+            f"{branch_flag} {branch}", prefix, "", ("*fc.", "*head.", "*classifier."), dropped=tuple(others)))
     if prefix not in checkpoint.branches():
         there = [p.rstrip(".") for p in checkpoint.branches() if p]
         raise UserError(f"{branch_flag} {branch} is not in {path}; it holds "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from checkpoints.identify import (
     Identity,
     difference,
     fit,
+    has_family,
     hollow_trunk,
     identify,
     near_miss,
@@ -93,8 +95,10 @@ class Checkpoint:
         if arch is None:
             found = self._fitting(image_size)
             if not found:
+                elsewhere, see = self._elsewhere(), f"; give {arch_flag} to see the difference from that one"
                 raise UserError(f"{self.flag} {self.path} ({self.layout.name} layout) fits no architecture known here: "
-                                f"{self._near_miss()}; give {arch_flag} to see the difference from that one")
+                                + (elsewhere.replace("--branch", arch_flag.replace("arch", "branch")) if elsewhere
+                                   else self._near_miss() + see))
             hinted = [x for x in found if x.arch in self._hints()]
             best = (hinted or found)[0]
             if len(found) > 1 and best.arch.startswith(TIMM):
@@ -318,6 +322,25 @@ class Checkpoint:
             except Exception:  # noqa: BLE001 - a network that cannot be built so, or whose converter fails, cannot be it
                 continue
         return found
+
+    def _prefixes(self) -> list[tuple[str, str]]:
+        """Other prefixes behind which a whole trunk lies, with its architecture; what is elsewhere is left aside."""
+        keys = [name.split(".") for name, value in self.tensors.items() if value.ndim == 4]
+        several = {".".join(key[:n]) + "." for key in keys for n in range(1, len(key) - 1)} - set(self.branches())
+        found = []
+        for prefix in sorted(several):
+            inside = {k[len(prefix):]: v.shape for k, v in self.tensors.items() if k.startswith(prefix)}
+            if has_family(inside):
+                fits = dataclasses.replace(self, prefix=prefix, layout=Layout("", prefix, ""))._fitting(None)
+                found += [(prefix.rstrip("."), fits[0].arch)] if fits else []
+        return found
+
+    def _elsewhere(self) -> str:
+        """Where else in the file a trunk lies, as the end of a sentence; nothing where there is none."""
+        inside = self._prefixes()
+        several = ", ".join(f"{prefix} ({arch})" for prefix, arch in inside)
+        return inside and f"a whole network lies under {several}; give --branch {inside[0][0]}" + (
+            " or another of these" if len(inside) > 1 else "") or ""
 
     def _near_miss(self, asked: str = "") -> str:
         """What the trunk resembles, as the end of a sentence; ``asked`` is the architecture that was given."""

@@ -76,6 +76,9 @@ def lightning(tensors, **more):
             "loops": {}, "callbacks": {}, "optimizer_states": [OPTIMIZER], "lr_schedulers": [], **more}
 
 
+LIGHTLY_TRAIN, LINEAR = "{}_embedding_model.wrapped_model.{}.", torch.ones(3, 3)
+
+
 def positional(tensors):
     """nn.Sequential(*list(resnet.children())[:-1])."""
     places = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
@@ -175,6 +178,15 @@ CASES = {
     "lightly, positional": lambda: Case("lightly", lightning({
         **under("backbone.", positional(NET)), **under("projection_head.layers.", head("0", "1b", "3"))}), "backbone",
         [], {"projection_head."}, epoch=99),
+    "lightly-train": lambda: Case(
+        "lightly-train (_features)", lightning({
+            **under(LIGHTLY_TRAIN.format("student", "_features"), positional(NET)), "student_projection_head.weight":
+            LINEAR, **under(LIGHTLY_TRAIN.format("teacher", "_features"), positional(OTHER))}),
+        LIGHTLY_TRAIN.format("student", "_features")[:-1], [LIGHTLY_TRAIN.format("teacher", "_features")[:-1]],
+        {LIGHTLY_TRAIN.format("teacher", "_features"), "student_"}, epoch=99),
+    "lightly-train, timm's": lambda: Case(
+        "lightly-train (_model)", under(LIGHTLY_TRAIN.format("student", "_model"), NET),
+        LIGHTLY_TRAIN.format("student", "_model")[:-1]),
     "lightly, positional and alone": lambda: Case("lightly (positional)", under("backbone.", positional(NET)),
                                                   "backbone"),
     "lightly's benchmarks": lambda: Case("lightly", lightning({

@@ -211,8 +211,12 @@ def test_a_lying_name_is_not_believed(tmp_path):
 
 def test_prefixes_are_anchored(tmp_path):
     """encoder_q. is not encoder., and a head's name inside a trunk's key drops nothing."""
-    text = refusal(saved({"state_dict": under("my.backbone.", state())}, tmp_path))
-    assert "fits no architecture known here" in text
+    path = saved({"state_dict": {**under("my.backbone.", state()), "my.other.weight": torch.ones(3)}}, tmp_path)
+    text = refusal(path)
+    assert text.endswith("fits no architecture known here: a whole network lies under my.backbone (resnet18); give "
+                         "--teacher-branch my.backbone")
+    report = load_frozen(path, branch="my.backbone")[1]
+    assert (report.arch, report.branch, report.dropped) == ("resnet18", "my.backbone", {"my": 1})
     tensors = {**state("efficientnet_b0"), "classifier.1.weight": torch.zeros(5, 1280)}
     assert any(".fc1." in k for k in tensors)
     assert load_frozen(saved(tensors, tmp_path))[1].dropped == {"classifier.": 1}
