@@ -471,7 +471,7 @@ def test_the_script(tmp_path, sources, images):
 def test_how_many_images(tmp_path, sources, count, words):
     for i in range(2):
         Image.effect_noise((40, 40), 40 + i).save(tmp_path / f"{i}.png")
-    code, printed, error = run_here("--weights", sources("resnet18 cifar")[0], "--to", "torchvision", "--output",
+    code, printed, error = run_here("--weights", sources("resnet_small")[0], "--to", "torchvision", "--output",
                                     tmp_path / "o.pth", "--data", tmp_path, "--images", str(count))
     assert (code, words in printed + error) == (0 if count == 9 else 2, True), error
 

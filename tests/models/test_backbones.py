@@ -174,5 +174,5 @@ def test_every_torchvision_builder_name_is_offered():
     """Each other listed name is a builder in torchvision.models, whatever its version."""
     ours = {*VITS, *ORIGINALS}
     assert ours <= set(arch_names())
-    for name in set(arch_names()) - ours:
+    for name in set(arch_names()) - ours - {"shufflenet_small", "squeezenet_small", "resnet_small"}:  # helpers.small's
         assert inspect.isfunction(getattr(torchvision.models, name)), name

@@ -118,7 +118,7 @@ def test_from_a_student_to_a_score_and_the_same_after_a_stop(tmp_path, monkeypat
             run(monkeypatch, "--data", data, "--weights", student[0], "--output", parts, *FLAGS)
     assert not (parts / "results.jsonl").exists()
     run(monkeypatch, "--data", data, "--weights", student[0], "--output", parts, *FLAGS)
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
     assert trained(parts) == losses
     ours, theirs = (torch.load(folder / "detector.pth", weights_only=True) for folder in (whole, parts))
     assert ours["classes"] == ["red", "blue"]
