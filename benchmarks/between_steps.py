@@ -23,7 +23,7 @@ import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime.agreement import highest  # noqa: E402
+from runtime.agreement import all_reduce_max  # noqa: E402
 from runtime.device import Process, start_process  # noqa: E402
 from runtime.nonfinite import Snapshot  # noqa: E402
 from runtime.state import random_state  # noqa: E402
@@ -47,7 +47,8 @@ def measure(args: argparse.Namespace, process: Process) -> dict[str, object]:
     device = process.device
     report: dict[str, object] = {"device": str(device), "processes": process.world_size,
                                  "threads": torch.get_num_threads(),
-                                 "agreement": timed(lambda: highest([0, 0, 0], process), args.rounds, 200, device),
+                                 "agreement": timed(lambda: all_reduce_max([0, 0, 0], process), args.rounds, 200,
+                                                    device),
                                  "random state": timed(random_state, args.rounds, 20, device)}
     for arch in args.arch:
         model = torchvision.models.get_model(arch).to(device)

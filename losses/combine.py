@@ -13,8 +13,8 @@ from runtime.settings import Setting
 
 Outputs = Sequence[Tensor]
 LossWeights = Annotated[Sequence[float] | None, Setting(
-    "a weight for each loss of a sum, with commas; default 1 each", parse=weights, metavar="W,W")]
-Beta = Annotated[float, Setting("factor of the whole loss; default {default}", above=0, metavar="W")]
+    "comma-separated weights, one for each loss of a sum; default 1 each", parse=weights, metavar="W,W")]
+Beta = Annotated[float, Setting("factor of the total loss; default {default}", above=0, metavar="W")]
 
 
 class Objective(Loss):

@@ -19,7 +19,7 @@ from torch import Tensor
 from losses.base import Loss, Needs, QueueSize, Recipe, StudentTemperature, TeacherTemperature
 from losses.queue import Queue, unit_rows
 
-NOTHING = -1e4  # logit of an excluded item: its softmax is zero, and without any other item there is no NaN
+EXCLUDED = -1e4  # logit of an excluded item: its softmax is zero, and without any other item there is no NaN
 
 
 class CompRess(Loss):
@@ -41,8 +41,8 @@ class CompRess(Loss):
         with torch.autocast(student.device.type, enabled=False):
             s, t, m = unit_rows(student, teacher, momentum)
             empty = ~self.theirs.filled()
-            log_p = torch.log_softmax((self.theirs.similarities(t) / self.t_temp).masked_fill(empty, NOTHING), 1)
-            log_q = torch.log_softmax((self.ours.similarities(s) / self.s_temp).masked_fill(empty, NOTHING), 1)
+            log_p = torch.log_softmax((self.theirs.similarities(t) / self.t_temp).masked_fill(empty, EXCLUDED), 1)
+            log_q = torch.log_softmax((self.ours.similarities(s) / self.s_temp).masked_fill(empty, EXCLUDED), 1)
             loss = (log_p.exp() * (log_p - log_q)).sum(1).mean()                                # [b, K] -> []
             self.theirs.put(t)
             self.ours.put(m)

@@ -1,1 +1,1 @@
-"""Processes, devices, features, search, state and logs: what every script stands on. Imports nothing of ours."""
+"""Processes, devices, checkpoints, optimizers and logs, the base of every script. Imports no other package of ours."""

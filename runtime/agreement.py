@@ -1,4 +1,4 @@
-"""What the processes of a job find and decide together: whether all may go on, and whether they do the same work."""
+"""Decisions that the processes of a job take together: whether to continue, and whether they do the same work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def share_error(error: UserError | None, process: Process) -> None:
-    """Raise the error of the first rank that has one, on every rank: nobody is left waiting in a collective."""
+    """Raise the error of the first rank that has one on every rank, so that no rank is left waiting in a collective."""
     found = next(filter(None, _everyones(error, process)), None)
     if found:
         found.every_process = True
@@ -26,9 +26,9 @@ def share_error(error: UserError | None, process: Process) -> None:
 
 @contextlib.contextmanager
 def together(process: Process) -> Iterator[None]:
-    """For what each rank opens and checks by itself, without collectives: if any raises a :class:`UserError`, all do.
+    """Around work that each rank does by itself, without collectives: if any raises a :class:`UserError`, all ranks do.
 
-    One that not every rank has begins with the rank and the name of its machine.
+    An error that only some ranks have begins with the rank and the name of its machine.
     """
     error = None
     try:
@@ -44,14 +44,14 @@ def together(process: Process) -> Iterator[None]:
 
 
 def agree(problem: str | None) -> None:
-    """Raise on every rank if any rank has a ``problem``: nobody is left waiting in a collective."""
+    """Raise on every rank if any rank has a ``problem``, so that no rank is left waiting in a collective."""
     found = next((p for p in gather_objects(problem) if p), None)
     if found:
         raise UserError(found)
 
 
 def on_first_rank(work: Callable[[], T], process: Process) -> T:
-    """What ``work`` returns on the first rank (small, picklable), on every rank; so too the error that it raises."""
+    """Run ``work`` on the first rank; its result (small, picklable) or its error reaches every rank."""
     value, error = None, None
     if process.is_main:
         try:
@@ -66,7 +66,7 @@ def on_first_rank(work: Callable[[], T], process: Process) -> T:
 
 
 def same_on_every_rank(what: Mapping[str, Any], process: Process) -> None:
-    """Refuse, on every rank, a job whose processes differ in any of ``what`` {its name for people: small value}."""
+    """Raise on every rank if the processes differ in any of ``what`` {readable name: small value}."""
     first, *others = _everyones(dict(what), process)
     for rank, other in enumerate(others, 1):
         for name in {**first, **other}:
@@ -76,8 +76,8 @@ def same_on_every_rank(what: Mapping[str, Any], process: Process) -> None:
                                 "same images and settings, on each machine")
 
 
-def highest(values: list[int], process: Process) -> list[int]:
-    """The highest of every rank's ``values``, place by place. Raises :class:`PeerLost` if a rank is gone."""
+def all_reduce_max(values: list[int], process: Process) -> list[int]:
+    """The element-wise maximum of all ranks' ``values``. Raises :class:`PeerLost` if a rank is gone."""
     if process.control is None:
         return values
     tensor = torch.tensor(values)

@@ -1,6 +1,6 @@
-"""Zip archives that torch.save writes, looked through before anything of them is read.
+"""Checks a zip archive of torch.save before anything in it is read.
 
-PyTorch's own reader neither compares the CRC-32 that each record has nor limits what a compressed one unpacks to.
+PyTorch's own reader neither verifies the CRC-32 of each record nor limits the unpacked size of a compressed one.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ START = b"PK\x03\x04"
 
 
 def is_archive(path: Path) -> bool:
-    """Whether torch.load would take the file for a zip archive: by its first bytes."""
+    """Whether torch.load would read the file as a zip archive, judged by its first bytes."""
     with path.open("rb") as file:
         return file.read(len(START)) == START
 
 
 def check_archive(path: Path) -> None:
-    """Raises :class:`Damaged` unless each record lies in the archive as it was written, uncompressed and once.
+    """Raises :class:`Damaged` unless each record is unchanged, uncompressed and stored once.
 
     Reads the file once, at about 1 GB/s. Files that were written with torch's CRC-32 turned off
-    (torch.serialization.set_crc32_options) have 0 for all of them and are only looked at in outline.
+    (torch.serialization.set_crc32_options) have 0 everywhere, so only their directory is checked.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Sums over the rows of a batch that several processes share, with the gradients of the one process that has it all."""
+"""Sums over a batch that is split across processes, with the gradients that one process with the batch would have."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class _SumOverRanks(torch.autograd.Function):
 def sum_over_ranks(x: Tensor) -> Tensor:
     """The sum of every rank's ``x`` (one shape), on every rank, and differentiable; ``x`` itself without processes.
 
-    What is differentiated is the sum of the ranks' losses, so the gradient is summed over ranks as well. Where
-    DistributedDataParallel then averages parameter gradients, that is the gradient of the *mean* of the ranks'
-    losses, and of the loss itself where all ranks have the same. A collective, forwards and backwards.
+    The backward pass differentiates the sum of the ranks' losses, so it sums gradients over ranks too. Once
+    DistributedDataParallel has averaged them, the result is the gradient of the *mean* of the ranks' losses, which is
+    the loss itself if all ranks have the same. A collective, forwards and backwards.
     """
     return _SumOverRanks.apply(x) if distributed() else x
 
@@ -50,7 +50,7 @@ class _GatherRows(torch.autograd.Function):
 def gather_rows(x: Tensor) -> Tensor:
     """Every rank's ``x`` [n, ...] (one shape) along dim 0 in rank order, on every rank, and differentiable.
 
-    As with :func:`sum_over_ranks` the sum of the ranks' losses is differentiated. A collective, forwards and backwards.
+    Gradients are those of the sum of the ranks' losses, see :func:`sum_over_ranks`. A collective both ways.
     """
     return _GatherRows.apply(x) if distributed() else x
 
@@ -58,9 +58,9 @@ def gather_rows(x: Tensor) -> Tensor:
 class BatchStatistics:
     """Statistics over the rows of a batch: ``local``, this process's rows, or ``global``, those of all.
 
-    With ``global`` a loss made of sums that are used alike on every rank has on each rank the value, and behind
-    DistributedDataParallel the parameter gradients, of one process with the whole batch, even where ranks hold
-    unequal numbers of rows. What travels is the size of the sums, not of the batch.
+    With ``global``, a loss that uses such sums in the same way on every rank has the value, and after
+    DistributedDataParallel the parameter gradients, of one process with the whole batch, even if ranks hold different
+    numbers of rows. Only the sums are communicated, not the batch.
     """
 
     def __init__(self, scope: str = "local") -> None:

@@ -23,16 +23,16 @@ from torch.distributed.rendezvous import rendezvous
 from runtime.errors import PeerLost, UserError
 from runtime.numbers import amount, from_environment
 
-JOIN_SECONDS = 600  # that the starts of a job's processes may lie apart, where COSS_JOIN_SECONDS does not say otherwise
-UNEVEN_WORK = timedelta(days=7)  # patience of evaluations, where one process may fit for hours while the others wait
+JOIN_SECONDS = 600  # how long the processes of a job wait for each other at the start; COSS_JOIN_SECONDS overrides it
+UNEVEN_WORK = timedelta(days=7)  # timeout of evaluations, in which one process may fit for hours while the others wait
 
 
 @dataclass(frozen=True)
 class Process:
     """One process of a run: alone, or one of ``world_size`` started by torchrun.
 
-    ``control`` is a group of all ranks over the hosts' network, for the few numbers that decide what they do next:
-    no device is waited for. ``closing`` holds what is to be closed at the end of the process, in whatever way.
+    ``control`` is a gloo group of all ranks, for the few numbers that decide what they do next without waiting for a
+    device. ``closing`` closes its entries when the process ends, however it ends.
     """
 
     rank: int
@@ -50,10 +50,10 @@ class Process:
 def start_process(device: str = "auto", patience: timedelta | None = None) -> Iterator[Process]:
     """Join the job that the environment describes (torchrun's RANK, LOCAL_RANK, WORLD_SIZE), or run alone.
 
-    ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Under torchrun each process takes the card of its
-    LOCAL_RANK and the back end is NCCL on cards, gloo on the CPU. The process group is closed on the way out.
-    ``patience``: how long a process waits for the others before it takes them for hung; by default torch's, 10 minutes
-    for NCCL and 30 for gloo. Raises :class:`PeerLost` if the job is not complete after JOIN_SECONDS.
+    ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Under torchrun each process takes the GPU of its
+    LOCAL_RANK; the backend is NCCL on GPUs and gloo on CPUs. The process group is closed on exit.
+    ``patience``: timeout of collectives; by default torch's, 10 minutes for NCCL and 30 for gloo. Raises
+    :class:`PeerLost` if the job is not complete after JOIN_SECONDS.
     """
     local_rank, world_size = from_environment("LOCAL_RANK", 0), from_environment("WORLD_SIZE", 1, 1)
     chosen = _pick_device(device, local_rank)
@@ -72,11 +72,11 @@ def start_process(device: str = "auto", patience: timedelta | None = None) -> It
 
 
 def own_store() -> tuple[dist.Store, int, int]:
-    """The launcher's store under a name that this start of the processes has alone; rank and world size.
+    """The launcher's store with a prefix unique to this start of the processes; rank and world size.
 
-    torchrun keeps one store for all the starts of ``--max-restarts``, in which gloo and NCCL would find addresses of
-    processes that are gone (pytorch issue 135712). So the first rank draws a name, and answers each of the others
-    under the name that it drew for itself: what earlier processes left never answers.
+    With ``--max-restarts``, torchrun keeps one store for all starts, in which gloo and NCCL would find the addresses of
+    dead processes (pytorch issue 135712). So the first rank draws a prefix, and answers each of the others under the
+    key which that rank drew: keys left by earlier processes never answer.
     """
     world_size, seconds = from_environment("WORLD_SIZE", 1, 1), from_environment("COSS_JOIN_SECONDS", JOIN_SECONDS, 1)
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
@@ -89,15 +89,15 @@ def own_store() -> tuple[dist.Store, int, int]:
     except dist.DistError as error:
         where = f"{os.environ['MASTER_ADDR']}:{port}"
         if "EADDRINUSE" in str(error):
-            raise UserError(f"port {port} of this machine is in use, where the processes of the job were to meet "
-                            "(MASTER_PORT); give another, to all of them") from None
+            raise UserError(f"port {port} of this machine (MASTER_PORT), where the processes of the job should meet, "
+                            "is in use; give all of them another") from None
         raise PeerLost(f"the {world_size} processes of this job (WORLD_SIZE) did not meet at {where} within {seconds} "
-                       f"seconds (COSS_JOIN_SECONDS); this is rank {rank}: start all of them, and look whether "
+                       f"seconds (COSS_JOIN_SECONDS); this is rank {rank}: start all of them, and check that "
                        "each can reach that address; to run one process alone, unset WORLD_SIZE") from None
 
 
 def _meet(rank: int, world_size: int, patience: timedelta) -> dist.Store:
-    """Raises dist.DistError where not all processes come within ``patience``."""
+    """Raises dist.DistError if not all processes join within ``patience``."""
     store, *_ = next(rendezvous("env://", timeout=patience))
     store.set_timeout(patience)
     mine, until = uuid.uuid4().hex, time.monotonic() + patience.total_seconds()
@@ -129,7 +129,7 @@ def _pick_device(name: str, local_rank: int) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
-        last = max(index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)  # so that every rank says it, none waits
+        last = max(index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)  # so that every rank raises, none waits
         if last >= count:
             raise UserError(f"--device {name} asks for GPU {last}, counted from 0, but this machine shows {count} "
                             "GPU(s), and each process takes one; start fewer processes, set CUDA_VISIBLE_DEVICES, or "
@@ -139,7 +139,7 @@ def _pick_device(name: str, local_rank: int) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on ``device``; of the main memory, this process's share among its machine's ranks."""
+    """Free bytes on ``device``; of main memory, this process's share among the ranks of its machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -156,23 +156,23 @@ def free_memory(device: torch.device) -> int:
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``tensor``, on the host, on ``device``, without the host waiting for what the device has to do before.
+    """Copy ``tensor`` from the host to ``device`` without waiting for the device's queued work.
 
-    Only a copy from pinned memory is like that; torch keeps such memory until the copy is done, and then for the next.
+    That needs pinned memory; torch keeps it until the copy is done and then reuses it.
     """
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def need_memory(size: int, flag: str) -> None:
-    """Refuse ``flag``, whose buffers take ``size`` bytes of main memory, where so many are not free: the system may
-    hand them out and then end the process that writes there."""
+    """Refuse ``flag`` if fewer than ``size`` bytes of main memory are free for its buffers: the system may allocate
+    them and then kill the process that writes there."""
     free = free_memory(torch.device("cpu"))
     if size > free:
         raise UserError(f"{flag} takes {amount(size)} of memory and {amount(free)} are free; give less")
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (every device). Samplers and augmentations take the seed explicitly instead."""
+    """Seed Python, NumPy and torch (every device). Samplers and augmentations take the seed as an argument instead."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -235,8 +235,8 @@ def barrier() -> None:
 def wrap(module: torch.nn.Module, process: Process) -> torch.nn.Module:
     """``module`` inside DistributedDataParallel if there are several processes; its tensors stay as they are.
 
-    :meth:`runtime.run.Run.open` makes them alike on all ranks. During training buffers stay each rank's own, as in the
-    original; rank 0's are saved.
+    :meth:`runtime.run.Run.open` makes them equal on all ranks. During training each rank keeps its own buffers, as in
+    the original; rank 0's are saved.
     """
     if process.world_size == 1:
         return module
@@ -252,10 +252,10 @@ def wrap(module: torch.nn.Module, process: Process) -> torch.nn.Module:
 
 
 def _mean_in_order(_, bucket):  # noqa: ANN001, ANN202 - DistributedDataParallel does not understand them as text
-    """Gradients averaged in the order of the ranks, so that a run that goes on has the same sums to the last bit.
+    """Average gradients in rank order, so that a resumed run has bit-identical sums.
 
-    gloo's own order of adding depends on a gradient's place in its bucket, and DistributedDataParallel packs its
-    buckets anew after the first step of each start. (Of two ranks the order does not matter.)
+    gloo's order of addition depends on a gradient's place in its bucket, and DistributedDataParallel rebuilds its
+    buckets after the first step of each start. (With two ranks the order does not matter.)
     """
     world = dist.get_world_size()
     parts = [torch.empty_like(bucket.buffer()) for _ in range(world)]

@@ -1,4 +1,4 @@
-"""The one exception that is meant for people, how a run ends, and the wrapper that says so to the caller."""
+"""The exception for user errors, how a run ends, and the wrapper that turns both into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import traceback
 from collections.abc import Callable
 
 EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_LOST, EXIT_PAUSED = 2, 3, 4, 75  # 75 is sysexits' EX_TEMPFAIL: try again
-# What a terminal obeys, or turns around, but for line ends, tabs and the step up that progress bars take.
+# Codes that a terminal obeys or that reverse text, except line ends, tabs and the cursor-up of progress bars.
 CODES = re.compile("(?!\x1b\\[A)[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-OF_A_NAME = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS}  # which a path that is given has
-SHOWN = 200  # letters of a path
-WAIT_FOR_LAUNCHER = 10.0  # seconds that a process whose peer is gone leaves to torchrun, which names the one that died
+OF_A_NAME = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS}  # for a path
+SHOWN = 200  # characters of a path
+WAIT_FOR_LAUNCHER = 10.0  # seconds to wait after losing a peer, so that torchrun reports the process that died
 
 
 class UserError(Exception):
-    """Bad input, said in one sentence: the file or flag, what was found, what was expected, what to do.
+    """Bad input, explained in one sentence: the file or flag, what was found, what was expected, what to do.
 
-    ``every_process`` says that each process meets the same error (a wrong flag), so that one line a machine
-    is enough; an error of one process alone (a broken image) is printed by that process.
+    ``every_process``: every process has the same error (a wrong flag), so one line per machine is enough; otherwise (a
+    broken image) the process that has the error prints it.
     """
 
     exit_code = EXIT_BAD_INPUT
@@ -43,18 +43,18 @@ def printable(text: str) -> str:
 
 
 class Damaged(Exception):
-    """A file that is not as it was written; the message says in what way, and whoever reads the file what to do."""
+    """A damaged file. The message says how it is damaged; the caller adds what to do."""
 
 
 class RunStopped(UserError):
-    """A run that cannot go on (a loss that is not finite, no memory left), said in one sentence."""
+    """A run that cannot continue (a loss that is not finite, no memory left), explained in one sentence."""
 
     exit_code = EXIT_STOPPED
 
 
 class NotFinite(UserError):
-    """Features that hold NaN or infinity: of a file's network, where the message says what to look at, or of one that
-    is being trained, where ``found`` alone holds."""
+    """Features with NaN or infinity. For a network from a file the message says what to check; for one in training only
+    ``found`` applies."""
 
     def __init__(self, found: str, advice: str, every_process: bool = True) -> None:
         super().__init__(f"{found}; {advice}", every_process)
@@ -65,21 +65,20 @@ class NotFinite(UserError):
 
 
 class PeerLost(UserError):
-    """Another process of the job is gone, so this one cannot go on; its own error is said elsewhere."""
+    """Another process of the job has ended, so this one cannot continue; the other one reports its error itself."""
 
     exit_code = EXIT_LOST
 
-    def __init__(self, message: str = "the connection to another process of this job broke, so this one ends too; what "
-                 "happened is said by that process or by torchrun's report; start the same command again to go on from "
-                 "the last checkpoint", every_process: bool = True) -> None:
+    def __init__(self, message: str = "the connection to another process of this job broke, so this one ends too; that "
+                 "process or torchrun's report says what happened; start the same command again to resume from the "
+                 "last checkpoint", every_process: bool = True) -> None:
         super().__init__(message, every_process)
 
 
 class RunPaused(Exception):
-    """A run that a signal ended after its checkpoint was written: started again, it goes on.
+    """A signal ended the run after its checkpoint was written; started again, it resumes.
 
-    The exit code is 75; but 0 under ``torchrun --max-restarts N``, which takes any other for a failure and would
-    start the processes again.
+    The exit code is 75, or 0 under ``torchrun --max-restarts N``, which would treat 75 as a failure and restart.
     """
 
     @property
@@ -90,12 +89,12 @@ class RunPaused(Exception):
 def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-size") -> None:
     r"""Run a root script's ``main``; turn a :class:`UserError` into one line on stderr and its exit code.
 
-    ``less_memory`` is what to do where memory runs out, which is told in one line too. Under torchrun the error is also
-    written to the file from which its report is made, so that the rank that failed first stands at the top of it.
-    Output never fails for its letters: those that a terminal does not have are written as \u2026. Nor does it hold
-    codes that a terminal obeys, which the names of files, classes and tensors may have.
+    ``less_memory``: the advice for running out of memory, which is one line too. Under torchrun the error is also
+    written to torchrun's error file, so that its report begins with the rank that failed first. Characters that the
+    terminal's encoding lacks are printed as escapes (\u2026), and control codes, which names of files, classes and
+    tensors may contain, are replaced.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here, see runtime.start
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set in runtime.start
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _prepare_streams()
     try:
@@ -105,7 +104,7 @@ def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-si
         sys.exit(pause.exit_code)
     except UserError as error:
         _end(error)
-    except BrokenPipeError:  # the reader of our output (head, less) went away
+    except BrokenPipeError:  # the reader of our output (head, less) closed it
         _discard_output()
         sys.exit(1)
     except KeyboardInterrupt:
@@ -114,8 +113,8 @@ def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-si
         if is_lost_connection(error):
             _end(PeerLost())
         if "Too many open files" in str(error):
-            _end(UserError("this process has as many files open as it may (ulimit -n); start it with more (ulimit -n "
-                           "4096), or lower --workers", every_process=False))
+            _end(UserError("this process reached its limit of open files (ulimit -n); raise it (ulimit -n 4096), or "
+                           "lower --workers", every_process=False))
         if memory := memory_that_ran_out(error):
             _end(RunStopped(f"{memory}; {less_memory}, and start the same command again", every_process=False))
         if isinstance(error, OSError) and error.filename and error.errno in OF_A_NAME:
@@ -131,13 +130,12 @@ def run_script(main: Callable[[], None], *, less_memory: str = "lower --batch-si
 
 
 def without_codes(text: str) -> str:
-    """``text`` of several lines without the codes that a terminal obeys."""
+    """``text``, which may have several lines, with control codes replaced."""
     return CODES.sub("?", text)
 
 
 def one_line(text: str) -> str:
-    """``text``, the name of a file say, without line ends and the codes that a terminal obeys; bytes that are not UTF-8
-    stay."""
+    """``text``, such as a file name, with line ends and control codes replaced; bytes that are not UTF-8 stay."""
     return re.sub("[\n\r\t]", "?", without_codes(text))
 
 
@@ -146,8 +144,8 @@ def _write_plain(write: Callable[[str], int], text: str) -> int:
 
 
 def _prepare_streams() -> None:
-    """Streams that were closed (``>&-``) lead nowhere, so that no other file gets their numbers; letters never fail,
-    and no terminal gets codes."""
+    """Open closed streams (``>&-``) on /dev/null, so that no other file gets their descriptors; escape characters that
+    the encoding lacks, and replace control codes."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -159,7 +157,7 @@ def _prepare_streams() -> None:
 
 
 def _can_print() -> bool:
-    """Whether stdout takes a line; Python's own layers forget what they could not write."""
+    """Whether stdout accepts a line; Python's own layers drop what they could not write."""
     try:
         os.write(sys.stdout.fileno(), b"\n")
     except (OSError, ValueError):
@@ -168,7 +166,7 @@ def _can_print() -> bool:
 
 
 def _discard_output() -> None:
-    """What still waits to be printed goes nowhere, where the end of the process would fail once more."""
+    """Discard buffered output, which would fail again when the process ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -176,7 +174,7 @@ def _discard_output() -> None:
 def _end(error: UserError) -> None:
     if isinstance(error, PeerLost):
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
-            time.sleep(WAIT_FOR_LAUNCHER)  # its SIGTERM ends this process, which then has failed in nobody's eyes
+            time.sleep(WAIT_FOR_LAUNCHER)  # its SIGTERM ends this process, which then does not count as failed
     else:
         _tell_launcher(f"error: {error}")
     if not error.every_process or os.environ.get("LOCAL_RANK", "0") == "0":
@@ -185,7 +183,7 @@ def _end(error: UserError) -> None:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective failed because a peer went away; what gloo and NCCL say has no type of its own."""
+    """Whether a collective failed because a peer went away; gloo and NCCL raise no specific type for it."""
     words = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited",
              "communicator was aborted", "Connection refused")
     return (isinstance(error, RuntimeError) and os.environ.get("WORLD_SIZE", "1") != "1"
@@ -193,11 +191,11 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def memory_that_ran_out(error: BaseException) -> str:
-    """Whose memory an exception says was too small, with the figures that it gives; '' for any other exception.
+    """For an out-of-memory exception, whose memory was too small, with its figures; '' for any other exception.
 
-    PyTorch has a type for its own allocator on a GPU alone; what CUDA's libraries and the host say has none.
+    PyTorch has a type only for its GPU allocator; errors of CUDA's libraries and of the host have none.
     """
-    import torch  # seconds, which those who import this module for its exceptions do not wait for
+    import torch  # slow, and not needed by those who import only the exceptions
 
     text = str(error)
     figures = ", ".join(said.format(found[1]) for pattern, said in (

@@ -1,4 +1,4 @@
-"""What a run's folder may hold before the run writes there: this very run, or nothing under the names it writes."""
+"""Checks a run's folder before the run writes there: it may hold this run, or no files under the names it writes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from runtime.regular import open_regular
 from runtime.state import CONFIG, check_same_run
 from runtime.store import CHECKPOINT, candidates, load_newest
 
-ELSEWHERE = "choose another folder, or move away what is there"
+ELSEWHERE = "choose another folder, or move the file away"
 
 
 def refuse_inputs(folder: Path, config: Mapping[str, Any], exports: Iterable[str]) -> None:
-    """Raise :class:`UserError` if a file that the run will write in ``folder`` is one that it reads: any value of
-    ``config``, or one of its lists, that is the path of such a file, by whatever name or link."""
+    """Raise :class:`UserError` if the run would overwrite one of its inputs: a value in ``config``, or in one of its
+    lists, that is the path of a file to be written in ``folder``, also through a link."""
     written = [folder / name for name in (*exports, CHECKPOINT, CONFIG, METRICS, LOG)]
     written = [path for path in written if path.exists()]
     for key, value in config.items():
         if key in ("output", "resume"):
             continue
         for given in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(given, str) and os.path.isfile(given):  # noqa: PTH113 - no error for what is no path
+            if isinstance(given, str) and os.path.isfile(given):  # noqa: PTH113 - no error for text that is not a path
                 clash = next((path for path in written if path.samefile(given)), None)
                 if clash:
                     raise UserError(f"--{key.replace('_', '-')} {given} is the file {clash.name} that this run would "
@@ -36,9 +36,9 @@ def refuse_inputs(folder: Path, config: Mapping[str, Any], exports: Iterable[str
 
 def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str], exports: Iterable[str],
                      first_epoch: int = 0) -> None:
-    """Raise :class:`UserError` if ``folder`` holds another run than ``config``, by its config.json, its checkpoint or
-    one of its ``exports``; files under their names that no run of ours wrote; or this run's result of more than one
-    epoch (from ``first_epoch`` on) without a checkpoint, which a new start would wipe."""
+    """Raise :class:`UserError` if ``folder`` holds a run other than ``config`` (by its config.json, its checkpoint or
+    one of its ``exports``), files under these names that no run of ours wrote, or this run's result of more than one
+    epoch (from ``first_epoch`` on) without a checkpoint, which a new start would overwrite."""
     checkpoints = candidates(folder)
     if checkpoints:
         recorded = None if (folder / CONFIG).exists() else load_newest(checkpoints)[1].get("config", {})
@@ -55,18 +55,18 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str]
                             f"{ELSEWHERE}")
         if not known:
             check_same_run(folder, config, volatile, recorded, ELSEWHERE)
-        if epoch > first_epoch + 1:  # after the first epoch a kill may come between it and the checkpoint
+        if epoch > first_epoch + 1:  # one export may precede its checkpoint, if a kill comes between them
             raise UserError(f"--output {folder} holds this run's {path.name} after {epoch} epochs but no checkpoint to "
-                            f"go on from, so a new start would replace it; {ELSEWHERE}")
+                            f"resume from, so a new start would replace it; {ELSEWHERE}")
         known = True
     for path in (folder / METRICS, folder / LOG):
         if path.exists() and not known:
-            raise UserError(f"--output {folder} holds {path.name} but no {CONFIG} that says of which run, and this run "
-                            f"would replace it; {ELSEWHERE}")
+            raise UserError(f"--output {folder} holds {path.name} but no {CONFIG} that names its run, and this "
+                            f"run would replace it; {ELSEWHERE}")
 
 
 def _origin(path: Path) -> tuple[int, dict[str, Any] | None]:
-    """The epochs behind an export of ours and the settings that it records, or (0, None)."""
+    """The epochs and the settings that an export of ours records, or (0, None)."""
     try:
         with open_regular(path) as file:  # by its name torch opens only what has UTF-8 letters
             state = torch.load(file, map_location="cpu", weights_only=True)

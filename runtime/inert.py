@@ -1,9 +1,9 @@
-"""A pickle reader that runs nothing: it rebuilds tensors, arrays and containers, and stands in for all else.
+"""A pickle reader that runs no code of the file: it rebuilds tensors, arrays and containers, and replaces the rest.
 
-A pickle names the functions that rebuild its objects, may call them with whatever it likes, and may write into the
-attributes of anything that it has named. Here names lead only to the builders below, which look at nothing but their
-arguments; every other name becomes an :class:`Inert` class, which is never imported; and attributes are set on
-objects that the pickle itself has made, never on a class or function of the process.
+A pickle names the functions that rebuild its objects, may call them with any arguments, and may set attributes of
+anything that it names. Here names lead only to the builders below, which use nothing but their arguments; every other
+name becomes an :class:`Inert` class and is never imported; and attributes are set only on objects that the pickle
+itself created, never on a class or function of the process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Builders of tensors and plain containers: they look at nothing but their arguments.
+# Builders of tensors and plain containers: they use nothing but their arguments.
 HARMLESS = re.compile(
     r"torch\.(\w*Storage|\w*Tensor|Size|device|b?float\d+|u?int\d+|bool|half|float|double|long)|"
     r"torch\.storage\.\w*Storage|torch\.serialization\._get_layout|torch\.nn\.parameter\.Parameter|"
@@ -32,7 +32,7 @@ NUMPY_SCALAR = np.int64().__reduce__()[0]  # has no public name
 
 
 class Inert:
-    """Stands in for an object of a class that is not imported: takes whatever a pickle gives it and does nothing."""
+    """Replaces an object of a class that is not imported: accepts whatever a pickle gives it and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:  # noqa: ARG004
         return super().__new__(cls)
@@ -63,7 +63,7 @@ class Inert:
         return id(self)
 
 
-class InertUnpickler(pickle._Unpickler):  # the one in C cannot be told what attributes may be set on
+class InertUnpickler(pickle._Unpickler):  # the C version cannot restrict where attributes are set
     """Rebuilds tensors, arrays and containers; every other name becomes :class:`Inert` and is noted in ``seen``."""
 
     seen: collections.Counter[str]
@@ -80,7 +80,7 @@ class InertUnpickler(pickle._Unpickler):  # the one in C cannot be told what att
         return type(name.rpartition(".")[2], (Inert,), {"__module__": module})
 
     def load_build(self) -> None:
-        """The opcode that sets an object's attributes, for objects that this reader has made."""
+        """The opcode that sets an object's attributes, only for objects that this reader created."""
         made, state = self.stack[-2:]
         if isinstance(made, np.dtype):
             self.stack.pop()
@@ -94,8 +94,8 @@ class InertUnpickler(pickle._Unpickler):  # the one in C cannot be told what att
     dispatch[pickle.BUILD[0]] = load_build
 
     def load_binpersid(self) -> None:
-        """The opcode for what lies outside the pickle: storages. Old files keep modules with their source there, which
-        torch.load compares with the source here and may write a patch of."""
+        """The opcode for data outside the pickle: storages. Old files also keep modules with their source there, which
+        torch.load compares with the installed source and may write a patch for."""
         place = self.stack[-1]
         if isinstance(place, tuple) and place[0] not in ("storage", b"storage"):
             self.stack[-1] = place[1] if place[0] in ("module", b"module") else place[0]
@@ -106,8 +106,8 @@ class InertUnpickler(pickle._Unpickler):  # the one in C cannot be told what att
 
 
 def plain_pickle(file: BinaryIO) -> Any:
-    """What a pickle of numbers, texts, arrays and containers holds. Raises UnpicklingError, which names it, if it
-    names anything else, and whatever a damaged file may raise."""
+    """The content of a pickle of numbers, texts, arrays and containers. Raises UnpicklingError, with the names, if it
+    names anything else; a damaged file may raise any exception."""
     seen: collections.Counter[str] = collections.Counter()
     content = inert_pickle(seen).load(file, encoding="latin1")
     if seen:
@@ -136,7 +136,7 @@ def _frombuffer(content: Any, dtype: np.dtype, shape: tuple[int, ...], order: st
     return np.frombuffer(content, dtype).reshape(shape, order=order)
 
 
-# In place of the functions of these names, which could do more than is wanted.
+# Replacements for the functions of these names, which could do too much.
 BUILDERS = {
     # a tensor in a plain pickle is a file of its own
     "torch.storage._load_from_bytes": lambda file: torch.load(io.BytesIO(file), map_location="cpu", weights_only=True),

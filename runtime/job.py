@@ -1,4 +1,4 @@
-"""What a job is told of itself: where it runs, from which seed, into which folder, and how often it saves."""
+"""Settings of a job: its device, its seed, its folder, and how often it saves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.settings import Setting, Used
 
 
 class Interval(NamedTuple):
-    """How often: every so many ``steps`` or ``seconds``, whichever is not 0."""
+    """An interval: every ``steps`` or every ``seconds``, whichever is not 0."""
 
     steps: int
     seconds: float
@@ -24,12 +24,12 @@ class Interval(NamedTuple):
         if not match:
             raise ValueError(f"{text!r} is neither a number of steps (500) nor a time (90s, 30m, 2h)")
         if len(match[1]) > 9:
-            raise ValueError(f"{match[1][:40]!r} is too long an interval; give 9 figures at most, or 0 for never")
+            raise ValueError(f"{match[1][:40]!r} is too long an interval; give at most 9 digits, or 0 for never")
         count, unit = int(match[1]), match[2]
         return cls(0, count * {"s": 1.0, "m": 60.0, "h": 3600.0}[unit]) if unit else cls(count, 0.0)
 
     def due(self, steps: int, seconds: float) -> bool:
-        """Whether it is time, after ``steps`` since the beginning and ``seconds`` since the last time."""
+        """Whether it is due, ``steps`` after the beginning and ``seconds`` after the last time."""
         return bool(self.steps and steps and steps % self.steps == 0 or self.seconds and seconds >= self.seconds)
 
 
@@ -44,32 +44,32 @@ def interval(text: str) -> str:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The folder of a run, and what is written there how often. None of it makes another run."""
+    """The folder of a run, and how often it logs and saves. None of these settings makes it a different run."""
 
-    output: Annotated[str, Setting("folder of this run; a run that was cut short resumes from its last step",
+    output: Annotated[str, Setting("folder of this run; an interrupted run resumes from its last step",
                                    metavar="DIR", resumable=True, basic=True)]
     resume: Annotated[str, Setting(
-        "default: resume if --output holds this very run, else start; --resume alone resumes there with changed "
+        "default: resume if --output holds this run, otherwise start; --resume alone resumes there with changed "
         "settings; --resume PATH resumes from that checkpoint. A run resumes at the step where it stopped, on a CPU "
-        "with the same bits as if it had not stopped", metavar="PATH", nargs="?", const="force",
+        "bit-identical to an uninterrupted run", metavar="PATH", nargs="?", const="force",
         resumable=True, basic=True)] = "auto"
     save_every: Annotated[str, Setting(
-        "write checkpoint.pth within an epoch too, every N steps (500) or seconds, minutes or hours (90s, 30m, 2h), 0 "
+        "also write checkpoint.pth within an epoch, every N steps (500) or seconds, minutes or hours (90s, 30m, 2h); 0 "
         "for never; default {default}. It is also written after each epoch, and on SIGTERM, SIGUSR1 and Ctrl-C, which "
         "end the run after its step with exit code 75 (a second Ctrl-C ends it at once)", metavar="N", parse=interval,
         resumable=True)] = "30m"
     keep: Annotated[int, Setting(
-        "checkpoints that are kept, checkpoint.pth and those before it; if the newest is unreadable, the one before it "
+        "checkpoints to keep, checkpoint.pth and those before it; if the newest is unreadable, the one before it "
         "is used; default {default}", least=1, metavar="K", resumable=True)] = 2
     on_nonfinite: Annotated[str, Setting(
-        "a loss that is not finite ends the run with exit code 3 (stop, default), or the step is left out, gradients "
-        "that are not finite too (skip; the host then waits for the device in each step). Either way nonfinite.json "
-        "and nonfinite.pth hold what the step began with", choices=POLICIES, resumable=True)] = "stop"
+        "a loss that is not finite ends the run with exit code 3 (stop, default), or the step is skipped, also for "
+        "gradients that are not finite (skip; the host then waits for the device in each step). Either way "
+        "nonfinite.json and nonfinite.pth hold the state before that step", choices=POLICIES, resumable=True)] = "stop"
     nonfinite_limit: Annotated[int, Setting(
-        "steps in a row that --on-nonfinite skip may leave out before it ends the run; default {default}", least=0,
+        "consecutive steps that --on-nonfinite skip may skip before it ends the run; default {default}", least=0,
         metavar="N", resumable=True), Used("with --on-nonfinite skip", lambda args: args.on_nonfinite == "skip")] = 10
     print_freq: Annotated[int, Setting(
-        "steps between two lines of the log and of metrics.jsonl; default {default}, the original's",
+        "steps between lines of the log and of metrics.jsonl; default {default}, the original's",
         "-p --print-freq", least=1, metavar="N", resumable=True)] = 500
 
 
@@ -87,7 +87,7 @@ class JobSettings:
                                               metavar="N", resumable=True)] = None
 
     def ignored(self) -> str | None:
-        """A sentence for those who still pass the original launcher's flags."""
+        """Warn that the flags of the original's launcher do nothing."""
         if self.distributed or self.local_rank is not None:
             return "--distributed and --local_rank are not needed and are ignored: torchrun's environment decides"
         return None

@@ -21,7 +21,7 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class Held(Exception):
-    """Another job has the lock: its name, and in ``hint`` what to do if it is gone and the file system cannot tell."""
+    """Another job holds the lock. ``hint``: what to do if that job is gone but the file system cannot tell."""
 
     def __init__(self, owner: str, hint: str = "") -> None:
         super().__init__(owner)
@@ -29,17 +29,17 @@ class Held(Exception):
 
 
 class FileLock:
-    """Holds the file ``path``, which says who does, until :meth:`release` or the end of the process.
+    """Locks the file ``path``, which names the owner, until :meth:`release` or the end of the process.
 
-    The lock is the system's (POSIX, so the children of the process do not share it, and NFS keeps it between
-    machines): it ends with its process, however that ends, and a file that was left behind is no lock. On a file
-    system without locks the host and the process that the file names decide.
+    It is a POSIX lock, so child processes do not share it and NFS enforces it between machines. It ends with its
+    process, however that ends, so a leftover file locks nothing. On a file system without locks, the host and process
+    named in the file decide.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises :class:`Held` if another job holds it, and OSError where it cannot be written."""
         self.path = path
-        self.left_by = None  # whose lock was found left behind
+        self.left_by = None  # the owner of a leftover lock file
         path.parent.mkdir(parents=True, exist_ok=True)
         self._take()
         while not self._is_the_file():  # its last owner removed it between open and lock
@@ -48,7 +48,7 @@ class FileLock:
         self._sign()
 
     def release(self) -> None:
-        """Remove the file and let go."""
+        """Remove the file and release the lock."""
         with contextlib.suppress(OSError):
             self.path.unlink()
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a run leaves and shows: config.json, metrics.jsonl, TensorBoard, a log, a progress bar."""
+"""What a run records and shows: config.json, metrics.jsonl, TensorBoard, a log, a progress bar."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ METRICS, LOG = "metrics.jsonl", "log.txt"
 
 
 class RunLog:
-    """The run's folder. On every rank but the first all of it is a no-op, so callers need not ask who they are.
+    """The run's folder. On every rank but the first, all methods are no-ops, so callers need not check their rank.
 
-    Trouble in writing (a full disk) raises nothing here, where other ranks would be left waiting; it stands in
+    A failure to write (a full disk) does not raise here, where other ranks would be left waiting; it is kept in
     ``problem`` for the run to share.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], is_main: bool, first_step: int = 0,
                  within_epoch: bool = False) -> None:
-        """``first_step``: the global step that comes next; what an interrupted run wrote beyond it is dropped, and,
-        ``within_epoch``, what it wrote at it of an epoch as a whole. Raises :class:`UserError` where the folder or a
-        file in it cannot be written."""
+        """``first_step``: the next global step. Lines that an interrupted run wrote beyond it are dropped, and, with
+        ``within_epoch``, also per-epoch lines at that step. Raises :class:`UserError` if the folder or a file in it
+        cannot be written."""
         self.is_main, self.folder, self.screen = is_main, folder, True
         self.problem: UserError | None = None
         if not is_main:
@@ -52,7 +52,7 @@ class RunLog:
             raise UserError(f"--output {folder} cannot be written ({error.strerror or error}); make room, or choose "
                             "another folder") from None
         if dropped:
-            self.say(f"{folder / METRICS}: {dropped} lines that are not this run's or not whole are left out")
+            self.say(f"{folder / METRICS}: {dropped} lines that are not valid or not this run's were dropped")
 
     def say(self, text: str) -> None:
         """A line on the screen and in log.txt."""
@@ -63,18 +63,18 @@ class RunLog:
                 print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self.text, flush=True)
 
     def _show(self, text: str) -> None:
-        """On the screen, as long as there is one: a run outlasts whoever looks at it, and log.txt has it all."""
+        """Print while stdout exists; a run survives its terminal, and log.txt has everything."""
         if self.screen:
             try:
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
             except OSError:
                 self.screen = False
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for output that is still buffered
 
     def scalars(self, step: int, epoch: int, values: dict[str, float], group: str = "train") -> None:
-        """One line of metrics.jsonl and one point a curve. ``step`` counts updates made since the run began, and
-        ``epoch`` from 0; what a person reads counts epochs from 1, here and in every message."""
+        """Write a line of metrics.jsonl and a point of each curve. ``step`` counts updates since the run began, and
+        ``epoch`` from 0; metrics.jsonl and all messages count epochs from 1."""
         if self.is_main:
             line = {"step": step, "epoch": epoch + 1, "group": group, **values}
             with self._noting_trouble():
@@ -83,7 +83,7 @@ class RunLog:
                     self.board.add_scalar(f"{group}/{name}", value, step)
 
     def sync(self) -> None:
-        """Have everything on the disk that was written so far, before a checkpoint says that it was."""
+        """Flush everything to disk, before a checkpoint records that it was written."""
         if self.is_main:
             with self._noting_trouble():
                 os.fsync(self.metrics.fileno())
@@ -103,11 +103,11 @@ class RunLog:
         except OSError as error:
             self.problem = self.problem or UserError(
                 f"{self.folder} cannot be written any more ({error.strerror or error}); make room, and start the same "
-                "command again to go on")
+                "command again to resume")
 
 
 def _utf8_name(folder: Path) -> str:
-    """A name of a folder that TensorBoard can write, which knows UTF-8 alone."""
+    """A name of ``folder`` for TensorBoard, which supports only UTF-8 names."""
     try:
         os.fsencode(folder).decode()
     except UnicodeDecodeError:
@@ -120,22 +120,22 @@ def _opened(path: Path, mode: str) -> TextIO:
 
 
 def _drop_after(path: Path, first_step: int, within_epoch: bool) -> int:
-    """Leave of metrics.jsonl what was known at ``first_step``; how many lines were none of a run's, but for the last,
-    which a kill may have cut short."""
+    """Drop the lines of metrics.jsonl after ``first_step``. Returns the number of invalid lines, not counting the last,
+    which a kill may have truncated."""
     if not path.exists():
         return 0
-    kept, strange, lines = [], 0, path.read_bytes().split(b"\n")
+    kept, invalid, lines = [], 0, path.read_bytes().split(b"\n")
     for line in lines:
         try:
             record = parse_json(line)
             step, group = int(record["step"]), record["group"]
         except (ValueError, TypeError, LookupError):
-            strange += bool(line.strip()) and line is not lines[-1]
+            invalid += bool(line.strip()) and line is not lines[-1]
             continue
         if first_step and (step < first_step or (step == first_step and (group == "train" or not within_epoch))):
             kept.append(line + b"\n")
     write_atomic(path, lambda file: file.write(b"".join(kept)) and None)
-    return strange if first_step else 0
+    return invalid if first_step else 0
 
 
 class Averages:
@@ -162,7 +162,7 @@ class Averages:
         return dict(zip(names, means.tolist(), strict=True))
 
     def so_far(self) -> dict[str, float]:
-        """This rank's means since the last :meth:`take`, which has them all again."""
+        """This rank's means since the last :meth:`take`; the next one still includes them."""
         if not self.totals:
             return {}
         means = torch.stack([total / self.counts[name] for name, total in self.totals.items()]).tolist()
@@ -183,7 +183,7 @@ class Meter:
 
     def __init__(self, loader: Iterable[Any], steps: int, images_per_step: int, label: str, is_main: bool,
                  first: int = 0) -> None:
-        """``steps`` of the epoch, of which the loader gives those from ``first`` on."""
+        """``steps`` in the epoch; the loader begins at ``first``."""
         self.loader, self.images = loader, images_per_step
         self.bar = tqdm(total=steps, initial=first, desc=label, unit="step", leave=False,
                         disable=None if is_main else True)
@@ -218,7 +218,7 @@ class Meter:
         return rates
 
     def wait_share(self) -> float:
-        """Share of the epoch spent waiting for data, from the first batch on: the start of workers is left out."""
+        """Share of the epoch spent waiting for data after the first batch, so without the start of the workers."""
         return self.steady_waited / self.steady if self.steady else 0.0
 
     def show(self, values: dict[str, float]) -> None:

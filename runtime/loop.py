@@ -1,4 +1,4 @@
-"""One epoch of any training here. The scripts say what a step is."""
+"""The training loop over one epoch, for all scripts; each script defines its own step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.agreement import highest, share_error
+from runtime.agreement import all_reduce_max, share_error
 from runtime.device import gather_objects
 from runtime.errors import UserError
 from runtime.log import Meter, duration
@@ -21,20 +21,20 @@ from runtime.run import Run
 
 Parts = dict[str, Tensor]
 
-WAIT_SHARE = 0.2  # of an epoch, from which on there is advice
+WAIT_SHARE = 0.2  # share of an epoch above which advice is given
 SILENCE = 60.0  # seconds after which a line appears, whatever --print-freq says
 SHOWN = {"loss": ("loss", ".4g"), "accuracy": ("accuracy", ".3f"), "row_cosine": ("cosine", ".3f"),
          "student_norm": ("norm", ".3g")}  # of a step, on a line
-WARM, MEASURED = 4, 12  # steps done, between which the pace is measured that the plan is made of
+WARM, MEASURED = 4, 12  # the pace is measured between these numbers of steps, for the estimate of the run's time
 
 
 @dataclass
 class Trainer:
-    """Runs epochs: batches in, one update each, and what is worth knowing to the log every ``print_freq`` steps; on the
-    screen also after the first step, and after a minute without a line.
+    """Runs epochs: one update per batch, and a log line every ``print_freq`` steps; on the screen also after the first
+    step, and after a minute without a line.
 
-    ``rate(epoch, step, steps)`` gives the learning rate. ``check`` looks at each batch before it is used.
-    ``monitor`` turns the parts of a step into further scalars; it is called only when they are written.
+    ``rate(epoch, step, steps)`` returns the learning rate. ``check`` checks each batch before it is used. ``monitor``
+    computes further scalars from the parts of a step; it is called only when they are logged.
     """
 
     run: Run
@@ -53,16 +53,16 @@ class Trainer:
         if run.on_nonfinite == "skip":
             self.updater.optimizer.register_step_pre_hook(self._look)
         self.done, self.began, self.bad = 0, time.monotonic(), ""
-        self.said = -math.inf  # when the last line was, so that the first step gives one
+        self.said = -math.inf  # time of the last line; the first step always prints one
         if run.epoch >= self.epochs:
             run.log.say(f"nothing is left to do: {run.epoch} epochs are done and --epochs is {self.epochs}")
         self.warm = self.began
 
     def epoch(self, epoch: int, step_of: Callable[[Any], Parts]) -> None:
-        """One pass over the loader, which begins at ``run.step``, the step to do next.
+        """One pass over the loader, starting at ``run.step``, the next step.
 
-        ``step_of(batch)`` is the forward pass; its dict has ``loss`` and other parts. Between two steps all ranks
-        decide whether to save or to stop (see :meth:`runtime.run.Run.between_steps`).
+        ``step_of(batch)`` is the forward pass; it returns a dict with ``loss`` and other parts. Between steps all ranks
+        decide together whether to save or stop (see :meth:`runtime.run.Run.between_steps`).
         """
         run, first = self.run, self.run.step
         run.epoch, steps = epoch, first + len(self.loader)
@@ -90,16 +90,16 @@ class Trainer:
                 self._report(epoch, step + 1, steps, parts, rate, meter)
             elif self._is_due():
                 self._say(epoch, step + 1, steps, {**run.averages.so_far(), "lr": rate, **meter.rates(restart=False)})
-        _, error = self._next(batches)  # the end: samplers say what they have shown
+        _, error = self._next(batches)  # after the last batch samplers report what they sampled
         share_error(error, run.process)
         self._say_of_data(epoch, meter.wait_share())
 
     def _left(self, epoch: int, done: int, steps: int) -> int:
-        """Steps of the run that are left, after ``done`` of the ``steps`` of ``epoch``."""
+        """The remaining steps of the run, after ``done`` of the ``steps`` of ``epoch``."""
         return (self.epochs - epoch) * steps - done
 
     def _say_hours(self, left: int) -> None:
-        """Once, after the first steps, how long the run will take."""
+        """Log once, after the first steps, how long the run will take."""
         if self.done == WARM:
             self.warm = time.monotonic()
         elif self.done == MEASURED and left:
@@ -107,7 +107,7 @@ class Trainer:
             self.run.log.say(f"plan: {left:,} steps are left, {duration(left * pace)} at the pace of the first ones")
 
     def _next(self, batches: Iterator[Any]) -> tuple[Any, UserError | None]:
-        """The next batch, None after the last; and what speaks against going on on this rank."""
+        """The next batch, or None after the last; and this rank's error, if any."""
         batch = error = None
         try:
             batch = next(batches, None)
@@ -118,41 +118,41 @@ class Trainer:
         return batch, self.alarm.problem() or error
 
     def _look(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Before an update, with --on-nonfinite skip: one that is not finite on any rank becomes none, since an
-        optimizer leaves parameters without a gradient alone."""
+        """With --on-nonfinite skip, before an update: if it is not finite on any rank, clear the gradients, since an
+        optimizer skips parameters without one."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self._agreed_bad(gradients):
             optimizer.zero_grad(set_to_none=True)
 
     def _agreed_bad(self, gradients: list[Tensor]) -> bool:
         said = self.alarm.bad_step(gradients)
-        if highest([int(bool(said))], self.run.process)[0]:
+        if all_reduce_max([int(bool(said))], self.run.process)[0]:
             self.bad = next(filter(None, gather_objects(said)))
         return bool(self.bad)
 
     def _was_skipped(self) -> bool:
-        """Whether the step just done was left out; then it is undone but for being counted."""
+        """Whether the last step was skipped; then it is undone, but still counted."""
         run = self.run
         if run.on_nonfinite == "stop":
             return False
-        if self.alarm.values is not None:  # a gradient scaler made no update, and says why only of gradients
+        if self.alarm.values is not None:  # a gradient scaler skipped the update, and only knows of gradients
             self._agreed_bad([])
         if not self.bad:
             run.skipped = 0
             return False
-        run.log.say(f"{self.bad}; the step is left out")
+        run.log.say(f"{self.bad}; the step is skipped")
         self.bad, run.skipped = "", run.skipped + 1
         self.alarm.undo()
         self.alarm.refuse_row(run.skipped)
         return True
 
     def _say_of_data(self, epoch: int, waited: float) -> None:
-        """Once an epoch, what the loader saved, and its advice if the step waits for it."""
+        """Log once per epoch what the loader saved, and advice if training waits for it."""
         repeats, advice = (getattr(self.loader, name, str)() for name in ("repeats", "advice"))
         if repeats:
             self.run.log.say(f"epoch {epoch + 1}: {repeats}")
         if advice and waited > WAIT_SHARE:
-            self.run.log.say(f"epoch {epoch + 1}: {waited:.0%} of the time went into waiting for data; {advice}")
+            self.run.log.say(f"epoch {epoch + 1}: {waited:.0%} of the time was spent waiting for data; {advice}")
 
     @torch.no_grad()
     def _report(self, epoch: int, done: int, steps: int, parts: Parts, rate: float, meter: Meter) -> None:
@@ -164,11 +164,11 @@ class Trainer:
         meter.show({"loss": values.get("loss", math.nan)})
 
     def _is_due(self) -> bool:
-        """Whether the screen has been silent for long; this rank's alone, so no collective may depend on it."""
+        """Whether nothing was printed for long; ranks may differ, so no collective may depend on it."""
         return self.run.process.is_main and time.monotonic() - self.said > SILENCE
 
     def _say(self, epoch: int, done: int, steps: int, values: Mapping[str, float]) -> None:
-        """A line of less than 100 letters; metrics.jsonl has all of the numbers."""
+        """A line of less than 100 characters; metrics.jsonl has all of the numbers."""
         words = [f"{word} {values[name]:{form}}" for name, (word, form) in SHOWN.items() if name in values]
         words += [f"lr {values['lr']:.3g}", f"{values['images_per_second']:,.0f} img/s"]
         if values["data_wait"] > WAIT_SHARE:

@@ -1,4 +1,4 @@
-"""Any batch on any memory, exactly: two passes over parts of it, the "gradient cache".
+"""Exact gradients of batches larger than memory, by two passes over parts of them: the "gradient cache".
 
 Gao, Zhang, Han and Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983.
 """
@@ -19,23 +19,22 @@ Context = Callable[[], AbstractContextManager[Any]]
 
 
 MicroBatch = Annotated[int, Setting(
-    "images of a process that pass through the networks at once, for batches greater than its memory: the student "
-    "passes twice, and the gradient is that of the whole batch, for every loss. Only batch norm differs, whose "
-    "statistics are then those of M images (of a view), as if the batch had been M, so a run that resumes with another "
-    "M does not train quite the same; default 0, all at once", least=0, metavar="M", resumable=True,
+    "images per process that pass through the networks at once, for batches larger than its memory: the student "
+    "runs twice, and the gradient is that of the whole batch, for every loss. Only batch norm differs: its "
+    "statistics are those of M images (of a view), as in a batch of M, so a run resumed with another M trains "
+    "slightly differently; default 0, all at once", least=0, metavar="M", resumable=True,
     changes_numbers=True, basic=True)]
 
 
 def parts_of(rows: int, micro_batch: MicroBatch = 0) -> int:
-    """How many parts, equal to within one row, leave none with more than ``micro_batch`` of the ``rows`` (0: no limit).
-    """
+    """The number of parts, equal to within one row, with at most ``micro_batch`` of the ``rows`` each (0: no limit)."""
     return max(1, -(-rows // micro_batch)) if micro_batch else 1
 
 
 def in_parts(function: Outputs, size: int) -> Outputs:
     """``function`` of a batch [b, ...] to outputs [b, ...], computed over parts of at most ``size`` rows.
 
-    For what needs no gradient: a frozen teacher. ``size`` 0 is ``function`` itself.
+    For functions without gradient, such as a frozen teacher. ``size`` 0 returns ``function`` itself.
     """
     if not size:
         return function
@@ -48,16 +47,16 @@ def in_parts(function: Outputs, size: int) -> Outputs:
 
 
 class MicroBatches:
-    """A network as it is called for a whole batch, whose memory is that of a part of it.
+    """Calls a network on a whole batch with the memory of a part of it.
 
-    Called with batches [b, ...] it gives what ``model`` gives, a tuple of outputs [b, ...], computed part by part and
-    without a graph. A loss of the whole batch is made of them and its ``backward()`` called, which ends at the outputs;
-    :meth:`backward` then computes the parts once more, each with its graph, and carries the gradient on into the
-    parameters. That is the gradient of the whole batch, for every loss, at the price of a second forward pass.
+    Called with batches [b, ...], it returns what ``model`` returns, a tuple of outputs [b, ...], computed part by part
+    without a graph. The loss of the whole batch is computed from them, and its ``backward()`` ends at these outputs;
+    :meth:`backward` then computes each part again, with its graph, and propagates the gradient to the parameters. The
+    result is the gradient of the whole batch, for every loss, at the price of a second forward pass.
 
-    The first pass leaves no trace: buffers (running statistics) and random numbers (dropout) are put back, so that
-    the second is the one that counts and draws the same. Statistics of batch norm are those of a part. Inside
-    DistributedDataParallel gradients are exchanged once, with the last part.
+    The first pass has no side effects: buffers (running statistics) and random state (dropout) are restored, so the
+    second pass updates them and draws the same numbers. Batch-norm statistics are those of a part. Inside
+    DistributedDataParallel, gradients are exchanged once, with the last part.
     """
 
     def __init__(self, model: nn.Module, size: int, autocast: Context = nullcontext) -> None:
@@ -77,7 +76,7 @@ class MicroBatches:
         return outputs
 
     def backward(self) -> None:
-        """The second pass, after the ``backward()`` of the loss; nothing where the batch went through whole."""
+        """The second pass, after the ``backward()`` of the loss; a no-op if the batch was not split."""
         if self.first is None:
             return
         (parts, outputs, random), self.first = self.first, None
@@ -109,7 +108,7 @@ def _random_state(device: torch.device) -> list[Tensor]:
 
 @contextmanager
 def _random_numbers_again(state: list[Tensor], device: torch.device) -> Iterator[None]:
-    """The random numbers from ``state`` on once more; afterwards those that would have come without."""
+    """Replay the random numbers from ``state``; afterwards the current random state is restored."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.set_rng_state(state[0])
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""A loss that is not finite: noticed without waiting for the device, saved to be looked into, or skipped."""
+"""A loss that is not finite: detected without waiting for the device, saved for inspection, or skipped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICIES = ("stop", "skip")
 
 
 class Snapshot:
-    """Copies of all tensors of modules, as they last were; taking it copies within the device's memory."""
+    """Copies of all tensors of modules, kept in the device's memory."""
 
     def __init__(self, modules: Mapping[str, Any]) -> None:
         self.modules = {name: module for name, module in modules.items() if isinstance(module, nn.Module)}
@@ -28,7 +28,7 @@ class Snapshot:
 
     @torch.no_grad()
     def take(self) -> None:
-        """Remember everything as it is."""
+        """Save the current values."""
         for name, module in self.modules.items():
             state, copies = module.state_dict(), self.copies.setdefault(name, {})
             if {k: v.shape for k, v in copies.items()} != {k: v.shape for k, v in state.items()}:
@@ -38,26 +38,26 @@ class Snapshot:
 
     @torch.no_grad()
     def give_back(self) -> None:
-        """Make everything what it was."""
+        """Restore the saved values."""
         for name, module in self.modules.items():
             copy_all(list(module.state_dict().values()), list(self.copies[name].values()))
 
 
 def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Each source into its target, those of one dtype by one kernel."""
+    """Copy each source to its target, with one kernel per dtype."""
     for dtype in {x.dtype for x in sources}:
         pairs = [(a, b) for a, b in zip(targets, sources, strict=True) if b.dtype == dtype]
         torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
 
 class FiniteAlarm:
-    """Looks at the loss of every step: :meth:`begin`, forward pass, :meth:`watch`, and then one of two.
+    """Checks the loss of every step: :meth:`begin`, forward pass, :meth:`watch`, and then one of two.
 
-    To stop a run, :meth:`problem` reads it one step late, when the device has it anyway. To skip steps,
-    :meth:`bad_step` reads it before the update, with the gradients, and :meth:`undo` makes modules what they were.
+    To stop a run, :meth:`problem` reads the loss one step late, when it is already on the host. To skip steps,
+    :meth:`bad_step` reads it before the update, with the gradients, and :meth:`undo` restores the modules.
 
-    Either way ``nonfinite.json`` (of other ranks: ``rankN.nonfinite.json``) names the images of the last such step,
-    and ``nonfinite.pth`` holds what it began with: every module's tensors, the views, the random state.
+    Either way ``nonfinite.json`` (``rankN.nonfinite.json`` on other ranks) names the images of the last such step,
+    and ``nonfinite.pth`` holds the state before it: every module's tensors, the views, the random state.
     """
 
     def __init__(self, folder: Path, rank: int, modules: Mapping[str, Any], limit: int = 10) -> None:
@@ -78,9 +78,9 @@ class FiniteAlarm:
                       "indices": batch.indices}
 
     def watch(self, parts: Mapping[str, Tensor]) -> None:
-        """After the forward pass: have its scalars copied to the host as soon as they are there."""
+        """After the forward pass: start an asynchronous copy of its scalars to the host."""
         scalars = {name: value.detach().float() for name, value in parts.items() if value.ndim == 0}
-        if "student" in parts:  # a loss of directions alone stays finite when lengths no longer are
+        if "student" in parts:  # a loss that uses only directions stays finite when lengths are not
             scalars[LENGTH] = torch.linalg.vector_norm(parts["student"].detach().float(), dim=1).max()
         self.teacher = parts.get("teacher")
         self.names, values = list(scalars), torch.stack(list(scalars.values()))
@@ -90,7 +90,7 @@ class FiniteAlarm:
             self.ready.record()
 
     def problem(self) -> RunStopped | None:
-        """What is to be said if the step last watched was not finite; what it began with is saved."""
+        """The message if the last watched step was not finite; the state before it is saved."""
         parts = self._read()
         if parts is None or not _broken(parts):
             return None
@@ -98,9 +98,9 @@ class FiniteAlarm:
                           every_process=False)
 
     def bad_step(self, gradients: Iterable[Tensor]) -> str:
-        """Before the update: what is wrong with the step last watched, '' for nothing. The host waits for it.
+        """Before the update: what is wrong with the last watched step, '' for nothing. The host waits for it.
 
-        ``gradients`` are looked at beside the loss; with a gradient scaler, which answers them itself, give none.
+        ``gradients`` are checked besides the loss; with a gradient scaler, which handles them itself, give none.
         """
         gradients = list(gradients)
         largest = torch._foreach_norm(gradients, math.inf) if gradients else []
@@ -109,7 +109,7 @@ class FiniteAlarm:
         return "" if finite and not _broken(parts) else self._describe(parts)
 
     def undo(self) -> None:
-        """Make modules what they were when the step began."""
+        """Restore the modules to their state before the step."""
         self.snapshot.give_back()
 
     def refuse_row(self, row: int) -> None:
@@ -121,9 +121,9 @@ class FiniteAlarm:
 
     def _advice(self, skips: bool = False) -> str:
         if self.teacher is not None and not torch.isfinite(self.teacher).all():
-            return ("the teacher's features are not finite, so look at its file with inspect_checkpoint.py, and use "
-                    "--amp bf16 or off if it is sound")
-        return "lower --lr, or use --amp bf16 or off" + ("" if skips else ", or leave such steps out by --on-nonfinite "
+            return ("the teacher's features are not finite, so check its file with inspect_checkpoint.py, and use "
+                    "--amp bf16 or off if it is valid")
+        return "lower --lr, or use --amp bf16 or off" + ("" if skips else ", or skip such steps with --on-nonfinite "
                                                                           "skip")
 
     def _read(self) -> dict[str, float] | None:
@@ -135,7 +135,7 @@ class FiniteAlarm:
         return dict(zip(self.names, values, strict=True))
 
     def _describe(self, parts: Mapping[str, float]) -> str:
-        """A sentence on the step, with what it began with saved."""
+        """A sentence on the step; the state before it is saved."""
         began = {**self.began, "indices": self.began["indices"].tolist()}
         place = {"epoch": began["epoch"] + 1, "step": began["step"] + 1}  # as in the log
         said = ", ".join(f"{name} {value:.6g}" for name, value in parts.items())
@@ -144,11 +144,11 @@ class FiniteAlarm:
         try:
             save_json({**place, "parts": {k: str(v) for k, v in parts.items()}, "indices": began["indices"]}, self.path)
             save_checkpoint({**began, **self.snapshot.copies}, self.path.with_suffix(".pth"))
-        except UserError:  # a disk that is full must not hide what happened
+        except UserError:  # a full disk must not hide what happened
             return text + f"{self.path} could not be written"
-        return text + f"its images are in {self.path} and what it began with in {self.path.with_suffix('.pth').name}"
+        return text + f"its images are in {self.path} and the state before it in {self.path.with_suffix('.pth').name}"
 
 
 def _broken(parts: Mapping[str, float]) -> str:
-    """What of the scalars that decide is not finite; '' for none."""
+    """Which of the checked scalars is not finite; '' for none."""
     return next((name for name in ("loss", LENGTH) if not math.isfinite(parts.get(name, 0.0))), "")

@@ -1,4 +1,4 @@
-"""Arrays in .npy files that may be large or damaged: mapped into memory with care, and compared with checksums."""
+"""Arrays in .npy files that may be large or damaged: memory-mapped safely, and verified by checksums."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Checksums = Sequence[Sequence[int]]  # (first row, row after the last, CRC-32 of
 
 
 def map_array(path: Path) -> np.memmap:
-    """The array in ``path``, memory-mapped to be read only. Raises :class:`Damaged` for anything but one whole array
-    of numbers, whatever its header says, and OSError where the file cannot be read."""
+    """The array in ``path``, memory-mapped read-only. Raises :class:`Damaged` for anything but one complete array of
+    numbers, whatever its header says, and OSError if the file cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of headers that Python 2 wrote
@@ -52,15 +52,15 @@ def holds_an_object(path: str | os.PathLike) -> bool:
 
 
 def checksum(rows: np.ndarray, before: int = 0) -> int:
-    """CRC-32 of rows [n, ...] as they lie in a file, going on from that of the rows before them."""
+    """CRC-32 of rows [n, ...] as stored in a file, continued from that of the rows before them."""
     return zlib.crc32(np.ascontiguousarray(rows).data.cast("B") if rows.size else b"", before)
 
 
 def pieces(rows: np.ndarray, checksums: Checksums | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """(first, rows [n, ...] from that row on), in order, a few MB at a time.
 
-    Raises :class:`Damaged` at the end of a block whose bytes are not those that ``checksums`` were made of, and where
-    the blocks are not exactly the rows, one behind the other.
+    Raises :class:`Damaged` at the end of a block that does not match its checksum, and if the blocks do not cover
+    exactly the rows in order.
     """
     if checksums is not None and not are_of_all(checksums, len(rows)):
         raise Damaged(f"its checksums are not those of {len(rows):,} rows")
@@ -78,13 +78,13 @@ def pieces(rows: np.ndarray, checksums: Checksums | None = None) -> Iterator[tup
 
 
 def are_of_all(checksums: Checksums, count: int) -> bool:
-    """Whether the blocks are ``count`` rows, one behind the other."""
+    """Whether the blocks cover ``count`` rows in order, without gaps."""
     return [first for first, _, _ in checksums] + [count] == [0] + [last for _, last, _ in checksums]
 
 
 def check_rows(rows: np.ndarray, checksums: Checksums, part: int = 0, parts: int = 1) -> None:
-    """Raises :class:`Damaged` where rows are not as they were when ``checksums`` were made, which must be of all rows.
-    Of several processes each reads the blocks of its ``part`` of ``parts``."""
+    """Raises :class:`Damaged` if rows have changed since ``checksums``, which must cover all rows, were computed. Each
+    of several processes reads the blocks of its ``part`` of ``parts``."""
     if not are_of_all(checksums, len(rows)):
         raise Damaged(f"its checksums are not those of {len(rows):,} rows")
     for first, last, expected in checksums[part::parts]:
@@ -102,11 +102,11 @@ def read_checksums(value: object) -> Checksums:
 
 
 def whole_json(path: Path) -> dict:
-    """The object in a JSON file. Raises :class:`Damaged` for anything else, and OSError where it cannot be read."""
+    """The object in a JSON file. Raises :class:`Damaged` for anything else, and OSError if it cannot be read."""
     try:
         value = load_json(path)
     except ValueError as error:
-        raise Damaged(f"{path.name} is not whole JSON ({type(error).__name__})") from None
+        raise Damaged(f"{path.name} is not valid JSON ({type(error).__name__})") from None
     if not isinstance(value, dict):
         raise Damaged(f"{path.name} holds a {type(value).__name__}, not an object")
     return value

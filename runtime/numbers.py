@@ -1,4 +1,4 @@
-"""Numbers from outside, of a command line or the environment: each has its limits where it is declared."""
+"""Numbers from the command line or the environment, with the limits that their declarations give."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def number(kind: type, least: float = -math.inf, most: float = math.inf, *, abov
     """A type for argparse: an ``int`` or a finite ``float`` within [least, most], greater than ``above`` and less than
     ``below``.
 
-    Where no limit is given it is that of a C int or of a float32.
+    The default limits are those of a C int and of a float32.
     """
     widest = WHOLE if kind is int else REAL
     limits = [f"above {above:g}" if above is not None else "", f"at least {least:g}" if least > -math.inf else "",
@@ -29,7 +29,7 @@ def number(kind: type, least: float = -math.inf, most: float = math.inf, *, abov
         shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
         try:
             value = kind(text)
-        except ValueError:  # not in figures, or in thousands of them
+        except ValueError:  # no number, or too many digits
             value = math.nan
         if (not max(least, -widest) <= value <= min(most, widest) or (above is not None and value <= above)
                 or (below is not None and value >= below)):

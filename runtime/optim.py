@@ -36,21 +36,21 @@ def learning_rate(epoch: int, step: int, steps: int, *, base: float, epochs: int
 
 
 def precision(amp: str, device: torch.device) -> str:
-    """--amp with ``auto`` decided: fp16 on a GPU, as in the original, off on a CPU. There bf16 may be several times as
-    fast, but small networks without batch norm learnt less in it (docs/RESULTS.md)."""
+    """--amp with ``auto`` resolved: fp16 on a GPU, as in the original, and off on a CPU, where bf16 may be several
+    times as fast, but small networks without batch norm learnt less in it (docs/RESULTS.md)."""
     if amp == "auto":
         return "fp16" if device.type == "cuda" else "off"
     if amp == "fp16" and device.type == "cpu":
-        raise UserError("--amp fp16 needs a card and this run is on a CPU; use --amp bf16 or off")
+        raise UserError("--amp fp16 needs a GPU and this run is on a CPU; use --amp bf16 or off")
     return amp
 
 
 class Updater:
-    """One optimisation step in the chosen precision; what is off is a no-op, so that one loop serves all.
+    """One optimisation step in the chosen precision; options that are off are no-ops, so that one loop serves all.
 
-    ``amp``: ``off``, ``fp16`` (with a gradient scaler that lives as long as the run), ``bf16``, or ``auto``, what
-    :func:`precision` makes of it. ``clip``: the greatest norm of all gradients together, 0 for none. ``after``: called
-    after each update, as a moving average is.
+    ``amp``: ``off``, ``fp16`` (with a gradient scaler that lives as long as the run), ``bf16``, or ``auto``, resolved
+    by :func:`precision`. ``clip``: the maximum norm of all gradients together, 0 for none. ``after``: called after
+    each update, for example to update a moving average.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, amp: str = "off", clip: float = 0.0,
@@ -63,7 +63,7 @@ class Updater:
 
     @property
     def decided(self) -> dict[str, str]:
-        """What config.json is to say of it."""
+        """What config.json records of it."""
         return {"precision": self.amp}
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -71,14 +71,14 @@ class Updater:
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def in_micro_batches(self, model: nn.Module, size: int) -> Callable[..., Any]:
-        """``model`` as it is to be called: itself, or with a ``size`` over parts of a batch, see MicroBatches."""
+        """``model`` itself, or with a ``size``, ``model`` called on parts of a batch (MicroBatches)."""
         self.passes = MicroBatches(model, size, self.autocast) if size else None
         return self.passes or model
 
     def step(self, loss: torch.Tensor, rate: float) -> None:
         """Backward, update at learning rate ``rate`` (times a group's own ``lr_scale``), and clear the gradients.
 
-        Nothing here waits for a card, but for a gradient scaler beside an optimizer that is not fused.
+        Nothing here waits for the GPU, except a gradient scaler with an optimizer that is not fused.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -100,7 +100,7 @@ class Updater:
                 "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`: what has been accumulated. Options (decay, momentum) stay this run's."""
+        """The inverse of :meth:`state_dict`: loads accumulated state. Options (decay, momentum) stay this run's."""
         mine, theirs, kind = self.optimizer.state_dict(), state["optimizer"], state["kind"]
         if kind != type(self.optimizer).__name__:
             raise ValueError(f"it was trained by {kind} and --optimizer is {type(self.optimizer).__name__}")
@@ -109,15 +109,15 @@ class Updater:
         self._check(theirs["state"])
         self.optimizer.load_state_dict({"state": theirs["state"], "param_groups": mine["param_groups"]})
         for parameter, values in self.optimizer.state.items():
-            for name, value in values.items():  # fused kernels want the layout of the weights, channels last or not
+            for name, value in values.items():  # fused kernels need the memory format of the weights
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
     def _check(self, state: dict[int, dict[str, Any]]) -> None:
-        """Raise ValueError unless what was accumulated fits each parameter: fused kernels believe its shape and
-        kind."""
+        """Raise ValueError unless the accumulated state fits each parameter: fused kernels do not check shape and
+        dtype."""
         parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
         names = ACCUMULATED.get(type(self.optimizer).__name__, {"momentum_buffer"})
         for index, values in state.items():

@@ -1,4 +1,4 @@
-"""Optimizers by name, their parameter groups, and LARS; and what a run is told of optimizer and schedule."""
+"""Optimizers by name, their parameter groups, and LARS; the settings of optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class Optimization:
     weight_decay: Annotated[float, Setting("weight decay; default {default}, {source}", "--wd --weight-decay", least=0,
                                            metavar="W")] = 1e-4
     decayed: Annotated[str, Setting(
-        "what decays: all, or kernels, the tensors of two and more dimensions, so not biases and the scales of norms; "
+        "which parameters decay: all, or kernels, those of two or more dimensions, so not biases and scales of norms; "
         "default auto: all for sgd, {source}, and kernels for lars and adamw", choices=DECAYED)] = "auto"
-    clip_grad: Annotated[float, Setting("scale the gradient down where the norm of all of it is above X; default 0, "
+    clip_grad: Annotated[float, Setting("scale the gradient down if its total norm is above X; default 0, "
                                         "never, {source}", least=0, metavar="X")] = 0.0
     warmup_epochs: Annotated[int | None, Setting(
-        "climb linearly from 0 to the base rate over the steps of N epochs, 0 for none; default: {default}", least=0,
-        metavar="N", unset="as the original, whose warm-up of 5 epochs never climbs: it holds the base rate, then "
-                           "drops on to the cosine", basic=True)] = None
-    cos: Annotated[bool, Setting("cosine schedule over the epochs, one rate an epoch; default true, as in the paper; "
-                                 "--cos false takes --schedule", parse=boolean, nargs="?", const=True,
+        "increase the rate linearly from 0 to the base rate over N epochs, 0 for none; default: {default}", least=0,
+        metavar="N", unset="as the original, whose warm-up of 5 epochs never increases: it holds the base rate, then "
+                           "drops to the cosine", basic=True)] = None
+    cos: Annotated[bool, Setting("cosine schedule over the epochs, one rate per epoch; default true, as in the paper; "
+                                 "--cos false uses --schedule", parse=boolean, nargs="?", const=True,
                                  metavar="BOOL")] = True
     schedule: Annotated[Sequence[int], Setting(
-        "with --cos false: epochs at which the rate falls to a tenth; default {default}, the original's", nargs="*",
+        "with --cos false: epochs at which the rate is divided by 10; default {default}, the original's", nargs="*",
         least=0, metavar="EPOCH", item=int),
         Used("with --cos false", lambda args: not getattr(args, "cos", False))] = (120, 160)
 
@@ -76,18 +76,18 @@ class Optimization:
                              cosine=self.cos, milestones=self.schedule)
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer, over those parameters of ``network`` that train."""
+        """The optimizer over the trainable parameters of ``network``."""
         return build_optimizer(self.optimizer, network.parameters(), self.lr, self.momentum, self.weight_decay,
                                self.decayed)
 
 
 def build_optimizer(name: str, parameters: Iterable[Tensor], lr: float, momentum: float, weight_decay: float,
                     decayed: str = "auto") -> torch.optim.Optimizer:
-    """The optimizer ``name`` of :data:`OPTIMIZERS` over those ``parameters`` that train, in one fused kernel.
+    """The optimizer ``name`` of :data:`OPTIMIZERS` over the trainable ``parameters``, in one fused kernel.
 
-    ``decayed``: what ``weight_decay`` is for: ``all``, or ``kernels``, the parameters of two and more dimensions, so
-    not biases and the scales of norms; ``auto`` is all for sgd, the paper's, and kernels for the others. ``momentum``
-    is AdamW's first beta.
+    ``decayed``: parameters with ``weight_decay``: ``all``, or ``kernels``, those of two or more dimensions, so not
+    biases and scales of norms; ``auto`` is all for sgd, as in the paper, and kernels for the others. ``momentum`` is
+    AdamW's first beta.
     """
     parameters = [p for p in parameters if p.requires_grad]
     kernels_only = decayed == "kernels" or (decayed == "auto" and name != "sgd")
@@ -118,7 +118,7 @@ class LARS(torch.optim.SGD):
         for group in self.param_groups:
             group.setdefault("adapted", True)
             group["trust"], group["decay"] = trust, group["weight_decay"]
-            group["weight_decay"] = 0.0 if group["adapted"] else group["decay"]  # SGD must not decay once more
+            group["weight_decay"] = 0.0 if group["adapted"] else group["decay"]  # SGD must not decay it again
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -132,7 +132,7 @@ class LARS(torch.optim.SGD):
 
 def adapt(weights: Sequence[Tensor], gradients: Sequence[Tensor], trust: float, decay: float,
           scale: Tensor | None = None) -> None:
-    """Replace each gradient in place by LARS's. ``scale``: what a gradient scaler has multiplied them by."""
+    """Replace each gradient in place by LARS's. ``scale``: the factor of the gradient scaler in them."""
     scale = gradients[0].new_ones(()) if scale is None else scale.to(gradients[0].device)
     w = torch.stack(torch._foreach_norm(weights))                                       # [number of tensors]
     g = torch.stack(torch._foreach_norm(gradients)) / scale

@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def start_of(device: torch.device) -> dict[str, Any]:
-    """This start of a script, in plain values: when, by which command, of which commit, with what, on what."""
+    """This start of a script, in plain values: time, command, commit, versions and hardware."""
     return {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "command": shlex.join(sys.argv), "commit": commit(),
             **versions(), "hardware": hardware(device)}
 
@@ -56,7 +56,7 @@ def commit() -> str | None:
 
 
 def starts_before(folder: Path) -> list[Any]:
-    """What ``folder``/config.json has under ``starts``; nothing where it cannot be read."""
+    """The ``starts`` in ``folder``/config.json; empty if it cannot be read."""
     try:
         starts = load_json(folder / CONFIG)["starts"]
     except (OSError, ValueError, LookupError, TypeError):

@@ -1,5 +1,5 @@
-"""Files that someone names are opened only where they are regular files: a pipe would keep the script waiting for ever,
-and a device may have no end."""
+"""Opens files that the user names only if they are regular files: a pipe would block the script for ever, and a device
+may have no end."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a file to be read. Raises OSError, at once, for a FIFO, a socket, a device or a folder."""
+    """Open a file for reading. Raises OSError, at once, for a FIFO, a socket, a device or a folder."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags)  # a FIFO would keep a plain open waiting; what a name stands for may change
+    descriptor = os.open(path, flags)  # a plain open would block on a FIFO; the path may change
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

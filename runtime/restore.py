@@ -1,4 +1,4 @@
-"""A checkpoint's content put back into modules: compared with what they are first, then loaded, strictly."""
+"""Restores modules from a checkpoint: compares names, shapes and types first, then loads strictly."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def restore(modules: Mapping[str, Stateful], state: Mapping[str, Any], path: Pat
 
 @contextlib.contextmanager
 def refused_unless_it_fits(what: str, path: Path | None = None) -> Iterator[None]:
-    """Whatever goes wrong with the parts of a checkpoint inside becomes one :class:`UserError`."""
+    """Turns any error while loading the parts of a checkpoint into one :class:`UserError`."""
     try:
         yield
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
@@ -52,7 +52,7 @@ def refused_unless_it_fits(what: str, path: Path | None = None) -> Iterator[None
 
 
 def check_tensors(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Raise ValueError unless both have the same names, and tensors of the same shapes and kinds under them."""
+    """Raise ValueError unless both have the same names with tensors of the same shapes and dtypes."""
     missing, more = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
     if missing or more:
         raise ValueError(f"{missing[0]} is missing" if missing else f"it holds {more[0]} too")
@@ -74,7 +74,7 @@ def _buffers(modules: Mapping[str, Stateful]) -> dict[str, Tensor]:
 
 
 def differing_buffers(modules: Mapping[str, Stateful], rank: int) -> list[dict[str, Tensor]]:
-    """For each rank its buffers that are not as the first rank's, by name (a collective)."""
+    """For each rank, by name, its buffers that differ from the first rank's (a collective)."""
     mine = _buffers(modules)
     digests = gather_objects({name: digest(buffer) for name, buffer in mine.items()})
     return gather_objects({name: mine[name].cpu() for name, value in digests[rank].items()
@@ -82,7 +82,7 @@ def differing_buffers(modules: Mapping[str, Stateful], rank: int) -> list[dict[s
 
 
 def alike_on_all(modules: Mapping[str, Stateful]) -> None:
-    """The first rank's parameters and buffers on every rank (a collective)."""
+    """Copy the first rank's parameters and buffers to every rank (a collective)."""
     for module in modules.values() if distributed() else ():
         for value in module.state_dict().values() if isinstance(module, nn.Module) else ():
             value.copy_(broadcast(value.contiguous()))
@@ -97,7 +97,7 @@ def load_buffers(modules: Mapping[str, Stateful], saved: Mapping[str, Tensor]) -
 
 
 def mean_state(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """One state of :class:`Averages` whose means are those of all ``states`` together."""
+    """One state of :class:`Averages` with the means over all ``states``."""
     names = states[0]["totals"]
     return {"totals": {name: sum(state["totals"][name] for state in states) / len(states) for name in names},
             "counts": states[0]["counts"]}

@@ -1,4 +1,4 @@
-"""A run's folder and its place in time: opening, what is decided between two steps, checkpoints, closing."""
+"""A run's folder and progress: opening it, decisions between steps, checkpoints, closing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.agreement import highest, on_first_rank, same_on_every_rank, share_error
+from runtime.agreement import all_reduce_max, on_first_rank, same_on_every_rank, share_error
 from runtime.device import Process, gather_objects, seed_everything
 from runtime.errors import NotFinite, RunPaused, RunStopped, UserError
 from runtime.folder import refuse_inputs, refuse_other_run
@@ -39,13 +39,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Description:
-    """Which run this is, and what it is made of.
+    """The identity of a run and what it consists of.
 
-    ``config``: its settings; ``record``: what its networks are; both go into every checkpoint and every export.
-    ``modules``: what a checkpoint holds, by name there. ``exports``: names of the files that :meth:`Run.save` will
-    write beside it. ``resumable``: settings that may differ when it goes on (:func:`runtime.state.check_same_run`).
-    ``alike``: what else must be the same on every rank, by its name for people. ``per_process``: what of its
-    mathematics depends on the number of processes, '' for nothing.
+    ``config``: its settings; ``record``: its networks; both go into every checkpoint and export. ``modules``: what a
+    checkpoint holds, by name. ``exports``: names of the files that :meth:`Run.save` will write beside it.
+    ``resumable``: settings that may differ on resume (:func:`runtime.state.check_same_run`). ``alike``: what else must
+    be equal on every rank, by its readable name. ``per_process``: what in its mathematics depends on the number of
+    processes, '' for nothing.
     """
 
     config: Mapping[str, Any]
@@ -59,7 +59,7 @@ class Description:
 
 @dataclass
 class Run:
-    """A run's folder, log and place in time: ``step`` of ``epoch`` comes next, ``steps`` were done since it began."""
+    """A run's folder, log and progress: ``step`` of ``epoch`` is next, ``steps`` were done since the run began."""
 
     output: Path
     process: Process
@@ -74,7 +74,7 @@ class Run:
     epoch: int = 0
     step: int = 0
     steps: int = 0
-    skipped: int = 0  # steps in a row up to now, because they were not finite
+    skipped: int = 0  # consecutive steps up to now, because they were not finite
     signals: StopSignals = field(default_factory=StopSignals)
     averages: Averages = field(default_factory=Averages)
     saved_steps: int = -1  # as of the last checkpoint, and when it was written
@@ -83,15 +83,15 @@ class Run:
     @classmethod
     def open(cls, settings: RunSettings, what: Description, process: Process, seed: int,
              start_epoch: int | None = None) -> Run:
-        """Start in the folder of ``settings``, or go on from its last step, with everything that ``what`` describes.
+        """Start in the folder of ``settings``, or resume there from the last step, with all that ``what`` describes.
 
-        A new run begins on every rank with the first rank's tensors and with random numbers from ``seed`` + rank. One
-        that goes on has its modules, its log, and what each rank had of its own: random numbers, running averages, and
-        buffers that differ among ranks. :func:`runtime.device.wrap` changes none of it, so it may come before or after;
-        what draws random numbers in building the run comes before.
+        A new run starts on every rank with the first rank's tensors and with random numbers from ``seed`` + rank. A
+        resumed one restores its modules, its log, and the state of each rank: random numbers, running averages, and
+        buffers that differ between ranks. :func:`runtime.device.wrap` changes none of it, so it may come before or
+        after; code that draws random numbers to build the run must come before.
 
-        ``start_epoch``: count epochs from there. From here to :meth:`finish`, or the end of ``process``, the folder is
-        this job's, and stop signals are answered between steps. Raises :class:`UserError`, on every rank and before
+        ``start_epoch``: count epochs from there. Until :meth:`finish` or the end of ``process``, this job holds the
+        folder's lock, and stop signals are handled between steps. Raises :class:`UserError`, on every rank and before
         anything is written, if the folder is in use or holds a different run, or an input of this one.
         """
         config, volatile, exports, modules = what.config, what.resumable, what.exports, what.modules
@@ -107,10 +107,10 @@ class Run:
 
         path, state, notes = _find(folder, resume, check, process, what.per_process, closing)
         state = restore_on_all(modules, state, path, process)
-        for module in modules.values():  # what auto came to here
+        for module in modules.values():  # how auto was resolved
             config.update(getattr(module, "decided", {}))
         epoch, step, steps = (state["epoch"], state["step"], state["steps"]) if state else (0, 0, 0)
-        if start_epoch is not None and not (state and resume == "auto"):  # a restart goes on, whatever it began with
+        if start_epoch is not None and not (state and resume == "auto"):  # a restart just resumes
             epoch, step = start_epoch, 0
         log = RunLog(folder, config, False)
 
@@ -136,10 +136,10 @@ class Run:
         return run
 
     def _begin(self, state: dict[str, Any] | None, seed: int) -> None:
-        """The tensors and random numbers each rank begins with: the first rank's at a new start, else its own.
+        """Set the tensors and random state of each rank: the first rank's at a new start, otherwise its own.
 
-        With another number of processes than before, random numbers start anew from (seed, steps, rank), and each rank
-        takes the mean of the averages.
+        If the number of processes has changed, random numbers start anew from (seed, steps, rank), and each rank takes
+        the mean of the averages.
         """
         rank = self.process.rank
         if state is None:
@@ -160,17 +160,17 @@ class Run:
                      "images, and random numbers start anew on each process")
 
     def between_steps(self, error: UserError | None = None) -> None:
-        """What all ranks decide together before each step (a collective): to save, to stop, to give up.
+        """All ranks decide before each step (a collective) whether to save, to stop or to fail.
 
-        ``error`` is what this rank met, if anything. Raises on every rank the error that any has; or
-        :class:`RunPaused`, with the checkpoint written, if a signal asked any to stop. A loss that is not finite goes
-        before a signal, so that no checkpoint holds what it made; an image that cannot be opened does not.
+        ``error``: this rank's error, if any. If a rank has one, raises it on every rank. If a signal asked any rank to
+        stop, writes the checkpoint and raises :class:`RunPaused`. A loss that is not finite takes precedence over a
+        signal, so that no checkpoint holds its effects; an unreadable image does not.
         """
         error = error or self.log.problem
-        grave = 0 if error is None else 2 if isinstance(error, RunStopped) else 1
+        severity = 0 if error is None else 2 if isinstance(error, RunStopped) else 1
         due = self.interval.due(self.steps, time.monotonic() - self.saved_at)
-        signal, due, grave = highest([self.signals.asked, int(due), grave], self.process)
-        if grave == 2 or (grave and not signal):
+        signal, due, severity = all_reduce_max([self.signals.asked, int(due), severity], self.process)
+        if severity == 2 or (severity and not signal):
             share_error(error, self.process)
         if (signal or due) and self.saved_steps != self.steps:
             self._write({})
@@ -180,9 +180,9 @@ class Run:
             raise RunPaused
 
     def scored(self, score: Callable[[], T]) -> T:
-        """What ``score`` finds after an epoch, with checkpoint.pth written first: if the score fails, or is killed, the
-        epoch is done, and the same command goes on with its score. Raises :class:`RunStopped` for features that are not
-        finite, which the training has made so."""
+        """The result of ``score`` after an epoch. checkpoint.pth is written first: if scoring fails or is killed, the
+        epoch is done, and the same command resumes with its score. Raises :class:`RunStopped` for features that are not
+        finite, which means that the training has diverged."""
         if self.saved_steps != self.steps:
             self._write({})
         try:
@@ -192,12 +192,12 @@ class Run:
                              "another folder with a lower learning rate") from None
 
     def save(self, epoch: int, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """After ``epoch``: checkpoint.pth to go on from, and each of ``exports`` {file name: tensors} to use."""
+        """After ``epoch``: write checkpoint.pth to resume from, and each of ``exports`` {file name: tensors} to use."""
         self.epoch, self.step = epoch + 1, 0
         self._write(exports)
 
     def _write(self, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
-        # Collectives: every rank gives its own.
+        # Collectives: every rank contributes its own.
         ranks = {"random": gather_objects(random_state()), "averages": gather_objects(self.averages.state_dict()),
                  "buffers": differing_buffers(self.modules, self.process.rank)}
 
@@ -207,7 +207,7 @@ class Run:
             place = {**self.record, "epoch": self.epoch, "step": self.step, "steps": self.steps,
                      "skipped": self.skipped}
             states = {name: module.state_dict() for name, module in self.modules.items()}
-            for name, tensors in exports.items():  # first: after the last epoch's checkpoint nothing is done again
+            for name, tensors in exports.items():  # first, since nothing is repeated after the last epoch's checkpoint
                 save_checkpoint({**place, "state_dict": dict(tensors)}, self.output / name)
             self.checkpoints.save({**place, **states, **ranks})
 
@@ -220,19 +220,19 @@ class Run:
         weights |= {f"{name}: {key}": value for name, tensors in exports.items() for key, value in tensors.items()}
         weights = {name: value for name, value in weights.items() if value.is_floating_point()}
         finite = [torch.isfinite(value).all().to(self.process.device) for value in weights.values()]
-        finite = torch.stack(finite).tolist() if finite else []  # the host waits once, not for each
+        finite = torch.stack(finite).tolist() if finite else []  # the host waits only once
         broken = [name for name, good in zip(weights, finite, strict=True) if not good]
         if broken:
-            raise RunStopped(f"the weights are not finite after {self.steps} steps ({broken[0]}); nothing was saved "
-                             "over the last checkpoint: lower --lr, or use --amp bf16 or off")
+            raise RunStopped(f"the weights are not finite after {self.steps} steps ({broken[0]}); the last "
+                             "checkpoint was kept: lower --lr, or use --amp bf16 or off")
 
     def note(self, epoch: int, group: str, values: dict[str, float], description: str) -> None:
-        """Scalars beside those of training, and a line in the log."""
+        """Record scalars besides those of training, with a line in the log."""
         self.log.scalars(self.steps, epoch, values, group)
         self.log.say(f"epoch {epoch + 1}: {description}: " + "  ".join(f"{k} {v:.2f}" for k, v in values.items()))
 
     def finish(self, *lines: str) -> None:
-        """Last words; the log is closed, the folder free, and signals are what they were."""
+        """Log the end of the run, close the log, release the folder and restore the signal handlers."""
         for line in (*filter(None, lines), f"done: {self.output}"):
             self.log.say(line)
         self.closing.close()
@@ -240,9 +240,9 @@ class Run:
 
 def _find(folder: Path, resume: str, check: Callable[[bool], None], process: Process, per_process: str,
           closing: contextlib.ExitStack) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
-    """The folder made this job's; the checkpoint to go on from, its content, and notes. The first rank decides.
+    """Lock the folder; returns the checkpoint to resume from, its content, and notes. The first rank decides.
 
-    ``check(own)`` looks at what the folder holds; ``own``: --resume says that it is this run's, whatever the settings.
+    ``check(own)`` checks what the folder holds; ``own``: --resume says that it is this run's, whatever the settings.
     """
     state = None
 
@@ -253,18 +253,18 @@ def _find(folder: Path, resume: str, check: Callable[[bool], None], process: Pro
         loaded = None if own else load_newest(paths)
         lock = FolderLock(folder)
         closing.callback(lock.release)
-        for file in folder.glob(".*.tmp"):  # of a save that was killed
+        for file in folder.glob(".*.tmp"):  # leftovers of a save that was killed
             with contextlib.suppress(OSError):
                 file.unlink()
         notes = [f"the lock of {lock.left_by} was left behind and is taken over"] if lock.left_by else []
-        paths = find_resume(folder, resume)  # again: until now the folder may have been another job's
+        paths = find_resume(folder, resume)  # again: until now another job may have held the folder
         if not paths:
             return None, notes
         path, state, damaged = loaded or load_newest(paths)
         before = len(state["random"])
         if per_process and resume == "auto" and before != process.world_size:
             raise UserError(f"--output {folder} holds a run of {before} processes and this has {process.world_size}; "
-                            f"{per_process}, so it would be another run: start {before}, or add --resume to go on so")
+                            f"{per_process}, so it would be another run: start {before}, or add --resume to force it")
         return path, notes + [f"{line}; the one before it is taken" for line in damaged]
 
     path, notes = on_first_rank(find, process)

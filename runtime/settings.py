@@ -1,10 +1,10 @@
-"""Settings that are declared once, in the signature of what takes them.
+"""Settings that are declared once, in the signature of the function or class that takes them.
 
     def __init__(self, disco_weight: Annotated[float, Setting("weight of the squared distance", least=0)] = 32.0)
 
 The name, the type and the default are the signature's own; :class:`Setting` adds what a signature cannot say. The
 command-line flag with its help and its limits, the keyword argument, what config.json records and the comparison on
-resume all come from this one declaration. Functions, classes and dataclasses declare alike.
+resume all come from this one declaration. It works for functions, classes and dataclasses.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ REQUIRED = inspect.Parameter.empty  # the default of a setting that has none
 
 @dataclass(frozen=True)
 class Setting:
-    """What a signature does not say of an argument that a person may set.
+    """What a signature does not say about an argument that users can set.
 
     ``help``: what it does, with the source of its default; ``{default}`` stands for the default, and ``{source}`` for
-    whose it is, which the script says. ``flags``: its spellings, separated by spaces, where ``--name-of-the-argument``
-    is not the only one; messages use the first long one. ``least``, ``most``, ``above``, ``below``: limits of a number.
-    ``choices``: the words allowed. ``parse``: text to value, where the type does not say how; it raises
-    argparse.ArgumentTypeError. ``item``: the type of each, where there are several. ``nargs``, ``const``: argparse's.
-    ``resumable``: a run may be resumed with another value and is still the same run, since it only says where things
-    lie or how the work is done; with ``changes_numbers`` the way in which it is done shows in the result.
-    ``shared``: where several owners are used at once (a sum of losses), one value for all makes sense although their
-    defaults differ. ``excludes``: another setting that says the opposite. ``unset``: what the help says of a default of
-    None. ``basic``: it is among those that a person starts with, which ``--help`` alone shows.
+    its source, which the script gives. ``flags``: its spellings, separated by spaces, if ``--name-of-the-argument`` is
+    not the only one; messages use the first long one. ``least``, ``most``, ``above``, ``below``: limits of a number.
+    ``choices``: the allowed words. ``parse``: text to value, if the type does not define it; it raises
+    argparse.ArgumentTypeError. ``item``: the type of each of several values. ``nargs``, ``const``: argparse's.
+    ``resumable``: a run resumed with another value is still the same run, since the setting only says where files are
+    or how the work is done; with ``changes_numbers`` that affects the result slightly. ``shared``: if several owners
+    are used at once (a sum of losses), one value for all makes sense although their defaults differ. ``excludes``:
+    another setting that contradicts it. ``unset``: the help's text for a default of None. ``basic``: ``--help`` alone
+    shows it.
     """
 
     help: str
@@ -62,8 +62,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Used:
-    """Beside a Setting: it has an effect only where ``when`` is true of what the script knows (the command line, or the
-    needs of a loss); ``words`` say when that is, for the sentence about a flag that was given in vain."""
+    """Beside a Setting: it has an effect only if ``when`` is true of what the script knows (the command line, or the
+    needs of a loss); ``words`` describe that condition, for the warning about a flag without effect."""
 
     words: str
     when: Callable[[Any], bool]
@@ -81,7 +81,7 @@ class Declared:
 
     @property
     def spellings(self) -> list[str]:
-        """All flags of it, as they are typed."""
+        """All its flags, as they are typed."""
         return self.setting.flags.split() or [f"--{self.name.replace('_', '-')}"]
 
     @property
@@ -132,7 +132,7 @@ def declared(owner: Callable[..., Any]) -> dict[str, Declared]:
 def declared_among(owners: Mapping[str, Callable[..., Any]]) -> dict[str, dict[str, Declared]]:
     """The settings that several owners declare: {setting: {owner: its declaration, with the owner's default}}.
 
-    Raises TypeError where two declare one setting in different words: it would be one flag with two meanings.
+    Raises TypeError if two owners declare a setting differently: it would be one flag with two meanings.
     """
     found: dict[str, dict[str, Declared]] = {}
     for owner, takes in owners.items():
@@ -147,9 +147,9 @@ def declared_among(owners: Mapping[str, Callable[..., Any]]) -> dict[str, dict[s
 def add_settings(group: argparse._ArgumentGroup, owner: Callable[..., Any], *, source: str = "",
                  flags: Mapping[str, str] | None = None, help: Mapping[str, str] | None = None,
                  without: Sequence[str] = (), **defaults: Any) -> None:
-    """Add the flags of all settings of ``owner`` to ``group``, but those in ``without``.
+    """Add the flags of all settings of ``owner`` to ``group``, except those in ``without``.
 
-    ``defaults``, ``flags`` and ``help``, by setting, replace the declared ones; ``source`` says whose the defaults are.
+    ``defaults``, ``flags`` and ``help``, by setting, replace the declared ones; ``source``: that of the defaults.
     """
     for name, found in declared(owner).items():
         if name not in without:
@@ -168,7 +168,7 @@ def values(owner: Callable[..., Any], namespace: argparse.Namespace) -> dict[str
 
 
 def said(value: Any) -> str:
-    """A default as help texts say it."""
+    """A default as shown in help texts."""
     if isinstance(value, (list, tuple)):
         return " ".join(map(said, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -183,7 +183,7 @@ def boolean(text: str) -> bool:
 
 
 def by_default(defaults: Mapping[str, Any]) -> str:
-    """``coss, dist 0.1; seed 0.2``: the defaults of several owners, those alike together."""
+    """``coss, dist 0.1; seed 0.2``: the defaults of several owners, equal ones grouped."""
     owners: dict[str, list[str]] = {}
     for owner, value in defaults.items():
         owners.setdefault(said(value), []).append(owner)
@@ -191,7 +191,7 @@ def by_default(defaults: Mapping[str, Any]) -> str:
 
 
 def _split(hint: Any) -> tuple[Any, Sequence[Any]]:
-    """The type, without None, of an annotation, and what stands beside it."""
+    """The type of an annotation, without None, and its metadata."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):  # Python 3.10 adds None to what defaults to it
         hint = next((x for x in typing.get_args(hint) if typing.get_origin(x) is Annotated), hint)
     if typing.get_origin(hint) is not Annotated:

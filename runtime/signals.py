@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1 answered between two steps."""
+"""Handles SIGTERM, SIGINT and SIGUSR1 between two steps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ ANSWERED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignals:
-    """While it is entered, a stop signal is noted in ``asked`` instead of ending the process.
+    """Within this context, a stop signal is stored in ``asked`` instead of ending the process.
 
-    SIGTERM is what schedulers and torchrun send, SIGUSR1 what SLURM can be told to send some time before
-    (``--signal``), SIGINT is Ctrl-C. A second SIGINT ends the process at once, whatever it is doing: from the first
-    on the system answers it. Handlers are the main thread's; elsewhere entering does nothing.
+    Schedulers and torchrun send SIGTERM, SLURM can send SIGUSR1 some time before (``--signal``), and Ctrl-C is SIGINT.
+    A second SIGINT ends the process at once, since the first one restores the system's handler. Only the main thread
+    can have handlers; in other threads the context does nothing.
     """
 
     def __init__(self) -> None:

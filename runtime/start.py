@@ -10,8 +10,8 @@ LEAST_FILES = 64  # open at once: libraries, sockets, and pipes of a few workers
 
 
 def begin() -> None:
-    """Let Ctrl-C end the script at once and without a traceback until ``run_script`` takes over; refuse a limit of open
-    files under which imports and workers fail in ways that name no cause, or wait for ever."""
+    """Let Ctrl-C end the script at once and without a traceback until ``run_script`` takes over. Refuse a limit of open
+    files so low that imports and workers would fail without naming the cause, or hang."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

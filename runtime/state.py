@@ -1,4 +1,4 @@
-"""Files that are whole or not there, the random state, and whether a folder holds this very run."""
+"""Atomic file writes, the random state, and whether a folder holds this run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from runtime.outputs import new_file
 from runtime.regular import read_regular
 
 CONFIG = "config.json"
-GO_ON = "choose another folder, or add --resume to go on from its checkpoint with the new settings"
+REMEDY = "choose another folder, or add --resume to continue from its checkpoint with the new settings"
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> Path:
-    """Write through a temporary file in the same folder, fsync, and rename: a reader sees all of it or nothing.
+    """Write a temporary file in the same folder, fsync, and rename: a reader sees all of it or nothing.
 
-    Replaces regular files alone, and a symbolic link by the file. Raises :class:`UserError`.
+    Replaces only regular files; a symbolic link is replaced by the file. Raises :class:`UserError`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -53,8 +53,8 @@ def save_json(value: Any, path: Path) -> Path:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says. Raises ValueError for anything that is not JSON, text that is not UTF-8 and nesting too deep to
-    be read included."""
+    """The value of a JSON text. Raises ValueError for anything that is not JSON, including text that is not UTF-8 and
+    nesting that is too deep."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -62,12 +62,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def load_json(path: Path) -> Any:
-    """What a JSON file says. Raises OSError and, as :func:`parse_json`, ValueError."""
+    """The value in a JSON file. Raises OSError and, like :func:`parse_json`, ValueError."""
     return parse_json(read_regular(path))
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name outlast a power failure, where the system can."""
+    """Make a rename survive a power failure, if the system supports that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -77,7 +77,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """This process's random state (Python, NumPy, torch, its card), as tensors and plain values."""
+    """This process's random state (Python, NumPy, torch, its GPU), as tensors and plain values."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": [list(random.getstate()[1]), random.getstate()[2]], "torch": torch.get_rng_state(),
@@ -98,9 +98,9 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def check_same_run(output: Path, config: Mapping[str, Any], volatile: set[str],
-                   recorded: Mapping[str, Any] | None = None, remedy: str = GO_ON) -> None:
-    """Raises :class:`UserError`, which ends with ``remedy``, if ``output`` holds the settings of another run than
-    ``config``: in its config.json, or, where that is missing, those that a checkpoint or an export has ``recorded``.
+                   recorded: Mapping[str, Any] | None = None, remedy: str = REMEDY) -> None:
+    """Raises :class:`UserError`, which ends with ``remedy``, if ``output`` holds a run with settings other than
+    ``config``, by its config.json or, if that is missing, by what a checkpoint or an export has ``recorded``.
 
     Keys in ``volatile`` may differ.
     """
@@ -116,7 +116,7 @@ def check_same_run(output: Path, config: Mapping[str, Any], volatile: set[str],
 
 
 def _singly(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings within settings by one name each: {"losses.coss.s_temp": 0.1}."""
+    """Nested settings under dotted names: {"losses.coss.s_temp": 0.1}."""
     found = {}
     for key, value in config.items():
         found |= _singly(value, f"{before}{key}.") if isinstance(value, dict) and value else {f"{before}{key}": value}

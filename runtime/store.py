@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written whole, the last few kept, read with care."""
+"""The checkpoints of a run: written atomically, the last few kept, verified when read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runtime.regular import open_regular
 from runtime.state import write_atomic
 
 CHECKPOINT = "checkpoint.pth"
-OLDER = re.compile(r"checkpoint-(\d+)\.pth")  # the number of steps that had been done
+OLDER = re.compile(r"checkpoint-(\d+)\.pth")  # the number of steps done
 CHECKSUM = "checksum"
 PLACE = ("epoch", "step", "steps", "skipped")  # where a run was
 
@@ -28,12 +28,12 @@ PLACE = ("epoch", "step", "steps", "skipped")  # where a run was
 class Checkpoints:
     """``checkpoint.pth``, the newest, and those before it as ``checkpoint-STEPS.pth``: ``keep`` in all.
 
-    At every moment ``checkpoint.pth`` is a whole file: an older one gets its second name before the new one takes
-    its place, and is removed only after.
+    ``checkpoint.pth`` is a complete file at any moment: the older one gets its second name before the new one replaces
+    it, and is removed only after that.
     """
 
     def __init__(self, folder: Path, keep: int, newest: int | None = None) -> None:
-        """``newest``: the steps of a ``checkpoint.pth`` that is known to be whole, which then is kept as an older."""
+        """``newest``: the steps of a ``checkpoint.pth`` known to be valid, which is then kept as an older one."""
         self.folder, self.keep, self.newest = folder, keep, newest
 
     def save(self, state: dict[str, Any]) -> Path:
@@ -45,7 +45,7 @@ class Checkpoints:
         self.newest = steps
         older = [(number, file) for number, file in older_checkpoints(self.folder) if number < steps]
         kept = {file for _, file in older[:self.keep - 1]}
-        for _, file in older_checkpoints(self.folder):  # later ones are of a way that was left by going back
+        for _, file in older_checkpoints(self.folder):  # later ones belong to a course that was abandoned
             if file not in kept:
                 with contextlib.suppress(OSError):
                     file.unlink()
@@ -59,7 +59,7 @@ class Checkpoints:
             os.link(path, older)
         except FileNotFoundError:
             return
-        except OSError:  # a file system without hard links: for a moment there is no checkpoint.pth, but its older name
+        except OSError:  # no hard links here: for a moment only the older name exists, not checkpoint.pth
             with contextlib.suppress(OSError):
                 path.replace(older)
 
@@ -77,26 +77,26 @@ def candidates(folder: Path) -> list[Path]:
 
 
 def find_resume(output: Path, resume: str) -> list[Path]:
-    """The checkpoints to go on from, the best first; none for a fresh start. Raises :class:`UserError`.
+    """The checkpoints to resume from, the best first; none for a fresh start. Raises :class:`UserError`.
 
-    ``resume``: ``auto`` goes on from what ``output`` holds, if anything; ``force`` must find something there;
+    ``resume``: ``auto`` resumes from what ``output`` holds, if anything; ``force`` requires a checkpoint there;
     anything else is the path of a checkpoint.
     """
     if resume not in ("auto", "force"):
         if not Path(resume).is_file():
-            raise UserError(f"--resume {resume} is not a file; give a {CHECKPOINT}, or leave the flag out to go on "
+            raise UserError(f"--resume {resume} is not a file; give a {CHECKPOINT}, or leave the flag out to resume "
                             "from --output")
         return [Path(resume)]
     found = candidates(output)
     if resume == "force" and not found:
-        raise UserError(f"--resume: {output} holds no {CHECKPOINT} to go on from; leave the flag out to start there")
+        raise UserError(f"--resume: {output} holds no {CHECKPOINT} to resume from; leave the flag out to start there")
     return found
 
 
 def load_newest(paths: list[Path]) -> tuple[Path, dict[str, Any], list[str]]:
-    """The first of ``paths`` that is whole, what it holds, and a sentence on each that is not.
+    """The first valid file of ``paths``, its content, and a sentence on each damaged one before it.
 
-    Raises :class:`UserError` if none is.
+    Raises :class:`UserError` if none is valid.
     """
     said = []
     for path in paths:
@@ -104,12 +104,12 @@ def load_newest(paths: list[Path]) -> tuple[Path, dict[str, Any], list[str]]:
             return path, read_checkpoint(path), said
         except Damaged as error:
             said.append(f"{path} is damaged ({error})")
-    raise UserError(f"--resume {'; '.join(said)}; nothing to go on from: remove such files to start anew")
+    raise UserError(f"--resume {'; '.join(said)}; nothing to resume from: remove such files to start anew")
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> Path:
     """``torch.save`` with a checksum, atomically. ``state`` holds tensors and plain values, so that it loads safely."""
-    buffer = io.BytesIO()  # torch.save does not tell a full disk from other trouble
+    buffer = io.BytesIO()  # torch.save does not distinguish a full disk from other errors
     torch.save({**state, CHECKSUM: digest(state)}, buffer)
     return write_atomic(path, lambda file: file.write(buffer.getbuffer()) and None)
 
@@ -127,14 +127,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Damaged:
         raise
-    except Exception as error:  # torch.load fails in many ways on a damaged file; each means the same to a person
+    except Exception as error:  # torch.load fails in many ways on a damaged file; all mean the same to the user
         raise Damaged(f"{type(error).__name__} on reading") from None
-    state = dict(dict.items(state)) if isinstance(state, dict) else state  # a file's own may have other attributes
+    state = dict(dict.items(state)) if isinstance(state, dict) else state  # it may have its own attributes
     if not isinstance(state, dict) or "random" not in state:
         _refuse_networks(path, state)
         raise Damaged("not a training checkpoint of this project")
     if CHECKSUM not in state:
-        raise Damaged("it has no checksum, so it cannot be known to be whole")
+        raise Damaged("it has no checksum, so it cannot be verified")
     check_content(state)
     del state[CHECKSUM]
     if not all(type(state.get(name)) is int and state[name] >= 0 for name in PLACE):
@@ -143,8 +143,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_content(content: Any) -> None:
-    """Raise :class:`Damaged` if ``content``, what a file holds, was written by :func:`save_checkpoint` and is not as it
-    was then. Files of others, which have no checksum of this kind, pass.
+    """Raise :class:`Damaged` if ``content``, read from a file, was written by :func:`save_checkpoint` and has changed
+    since. Other programs' files, which have no such checksum, pass.
 
     ``dict.items(content)``, not ``content.items()``: a file may have given its dictionaries other attributes."""
     content = dict(dict.items(content)) if isinstance(content, dict) else {}
@@ -155,20 +155,20 @@ def check_content(content: Any) -> None:
 
 
 def _refuse_networks(path: Path, state: Any) -> None:
-    """Raise :class:`UserError` for a sound file that holds a network, of which no run can go on."""
+    """Raise :class:`UserError` for a valid file that holds only a network, from which no run can resume."""
     if isinstance(state, dict) and CHECKSUM in state:
         check_content(state)
-        raise UserError(f"--resume {path} holds the network alone, and a run goes on from all that it had; give the "
+        raise UserError(f"--resume {path} holds only the network, and a run needs its full state to resume; give the "
                         f"{CHECKPOINT} beside it, or leave the flag out to start anew")
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         raise UserError(f"--resume {path} is a checkpoint in the format of another program (the original code's are "
-                        "such), which lacks the random numbers and the place in the epoch that a run goes on from; let "
+                        "such), which lacks the random state and the place in the epoch needed to resume; let "
                         "that program finish it, or start anew in another --output; the network in it can be given as "
                         "--weights or --distill")
 
 
 def digest(value: Any) -> str:
-    """SHA-256 over a tree of dicts, lists, tensors and plain values: kinds, names, shapes and bytes."""
+    """SHA-256 over a tree of dicts, lists, tensors and plain values: types, names, shapes and bytes."""
     sha = hashlib.sha256()
     for part in _parts(value):
         sha.update(part)

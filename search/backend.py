@@ -1,4 +1,4 @@
-"""How neighbours are searched: by this package or by faiss, in which numbers, in how much memory."""
+"""Settings of the exact search: this package or faiss, numeric precision, memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from search.products import PRODUCTS
 
 @dataclass(frozen=True)
 class Search:
-    """What a person may set of an exact search; the neighbours are the same."""
+    """Settings of an exact search; none of them changes the neighbours."""
 
     memory: Annotated[float | None, Setting(
-        "GiB that the search of one process may take beside the features, of its GPU or of the main memory; less is a "
+        "GiB of GPU or main memory that the search of one process may use besides the features; less is a "
         "little slower; default: half of what is free", above=0, metavar="GB")] = None
     products: Annotated[str, Setting(
-        "numbers in which candidates are found: float32 (default), or on a GPU, faster, tf32 or bf16, whose candidates "
+        "precision when finding candidates: float32 (default), or on a GPU, faster, tf32 or bf16, whose candidates "
         "are scored again in float32; the neighbours are the same", choices=PRODUCTS)] = "float32"
     backend: Annotated[str, Setting(
         "torch (default) or faiss's exact search on the CPU, if faiss-cpu is installed; --memory and --products are "

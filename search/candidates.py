@@ -1,4 +1,4 @@
-"""What can still be among the best of each row while a search goes over the bank, in bounded memory."""
+"""The candidates for the best of each row while a search passes over the bank, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 EMPTY = torch.iinfo(torch.int64).min      # the key of no candidate, below every other
 LOW = 0xFFFFFFFF                          # the lower half of a key: the id, counted from the top
 MOST_ROWS = 32_767                        # rows of a block, so that an int16 numbers them
-STRIP = 1 << 17                           # scores that a thread of a CPU looks at in one go: they stay in its cache
-PIECE = 1 << 24                           # keys in work at a time on a GPU
+STRIP = 1 << 17                           # scores that a CPU thread examines at a time, so that they stay in its cache
+PIECE = 1 << 24                           # keys processed at a time on a GPU
 
 
 def encode(scores: Tensor, ids: Tensor) -> Tensor:
-    """int64 keys whose descending order is: higher score (float32, not NaN) first, of equal scores the lower id."""
+    """int64 keys that sort, in descending order, by score (float32, not NaN), and equal scores by ascending id."""
     bits = (scores + 0.0).view(torch.int32)                      # + 0.0: -0.0 and 0.0 are one score
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)                 # the order of floats as the order of integers
     return (ordered.long() << 32) | (LOW - ids)
@@ -31,16 +31,16 @@ def decode(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def capacity(keep: int) -> int:
-    """Keys a row that are held for the best ``keep``; 8 bytes each."""
+    """The number of keys to hold per row for the best ``keep``; 8 bytes each."""
     return 3 * keep + 128
 
 
 class Candidates:
-    """The best ``keep`` of each of ``rows`` rows among all scores that were sifted, and some that may fall out yet.
+    """The best ``keep`` scores seen so far of each of ``rows`` rows, and some that may still be dropped.
 
-    ``floor`` float32 [rows]: scores below it are ignored. It may start as a guess: a row for which the guess
-    was too high ends with too few. ``sign`` -1 looks for the lowest scores: they are negated, the floor's too.
-    Ids must come in ascending order, call by call; so of equal scores the first come are the ones to keep.
+    ``floor`` float32 [rows]: scores below it are ignored. It may start as a guess: a row whose guess was too high ends
+    with too few. ``sign`` -1 looks for the lowest scores: scores and floor are negated. Ids must ascend from call to
+    call, so that among equal scores the first ones are kept.
     """
 
     def __init__(self, rows: int, keep: int, device: torch.device, sign: int = 1) -> None:
@@ -50,12 +50,12 @@ class Candidates:
         self.count = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def sift(self, scores: Tensor, first_id: int) -> None:
-        """Take what reaches the floor out of ``scores`` float32 [rows, t], which may be the transpose of a contiguous
-        tensor; column j has id ``first_id + j``. NaN is never taken."""
+        """Keep those of ``scores`` float32 [rows, t] that reach the floor; may be the transpose of a contiguous tensor.
+        Column j has id ``first_id + j``. NaN is never kept."""
         raise NotImplementedError
 
     def finish(self) -> Tensor:
-        """Keys int64 [rows, keep], best first, EMPTY where there were too few. What fell out scores below ``floor``."""
+        """Keys int64 [rows, keep], best first, EMPTY if there were too few. Dropped scores are below ``floor``."""
         raise NotImplementedError
 
     def _merge(self, rows: Tensor, scores: Tensor, first_id: int) -> None:
@@ -75,11 +75,11 @@ class Candidates:
 
 def candidates(rows: int, keep: int, device: torch.device, sign: int = 1) -> Candidates:
     """A new :class:`Candidates` for ``device``."""
-    return (OnCpu if device.type == "cpu" else OnCard)(rows, keep, device, sign)
+    return (OnCpu if device.type == "cpu" else OnGpu)(rows, keep, device, sign)
 
 
-class OnCard(Candidates):
-    """All rows at once, in torch's terms; it runs on a CPU too."""
+class OnGpu(Candidates):
+    """All rows at once with torch operations; runs on a CPU too."""
 
     def sift(self, scores: Tensor, first_id: int) -> None:
         step = max(1, PIECE // scores.shape[1])
@@ -109,7 +109,7 @@ class OnCard(Candidates):
 
 
 class OnCpu(Candidates):
-    """A strip of rows a thread, in numpy, whose calls are of one thread each and let others run."""
+    """A strip of rows per thread, in numpy, whose calls use one thread and release the GIL."""
 
     def sift(self, scores: Tensor, first_id: int) -> None:
         for first in range(0, scores.shape[1], STRIP):
@@ -162,8 +162,7 @@ class OnCpu(Candidates):
 
 
 def _above(keys: Tensor) -> Tensor:
-    """The least score that is still wanted when ``keys`` are a row's last: later ids are higher, so an equal one is
-    not."""
+    """The lowest score still wanted when ``keys`` are a row's last: later ids are higher, so an equal score is not."""
     scores = decode(keys)[0]
     return torch.nextafter(scores, torch.full_like(scores, torch.inf))
 
@@ -177,7 +176,7 @@ def _encode(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _each(work: Callable[[int], None], numbers: range) -> None:
-    """``work`` of each number, in as many threads as torch would use."""
+    """``work`` for each number, in as many threads as torch would use."""
     if torch.get_num_threads() == 1 or len(numbers) == 1:
         for number in numbers:
             work(number)

@@ -1,9 +1,9 @@
 """Exact nearest (and farthest) neighbours by inner product, cosine or Euclidean distance, of any number of rows.
 
-Products are made a tile at a time, and of a tile only scores that can still be among a row's best are examined. A row's
-threshold starts as the score of some rank in a random sample of the bank, so that it is all but surely too low; that k
-candidates passed proves that it was (a row with fewer is searched again without it). Where a bank is searched among
-itself each product serves both its rows, so that half of them are made.
+Products are computed a tile at a time, and only scores that can still be among a row's best are examined. A row's
+threshold starts as the score of some rank in a random sample of the bank, which is almost certainly low enough; k
+candidates above it prove that (a row with fewer is searched again without it). When a bank is searched among itself,
+each product serves both its rows, so only half of them are computed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.device import free_memory
 from search.candidates import EMPTY, MOST_ROWS, Candidates, candidates, capacity, decode, encode
 from search.products import Bank, Operand
 
-SHARE = 0.5                                      # of the free memory, where no limit is given
+SHARE = 0.5                                      # of the free memory, if no limit is given
 TILE = {"cpu": 4 << 20, "cuda": 128 << 20}       # scores of a tile, at most: within a CPU's cache, 512 MB on a GPU
 SCORE = 6                                        # bytes: float32, and a mask or two
 IN_SAMPLE = 16                                   # of a row's neighbours are expected in the sample
@@ -35,7 +35,7 @@ class Found(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The results of queries ``first`` … ``first + b``; of near and far those that were asked for."""
+    """The results of queries ``first`` … ``first + b``; near and far as requested."""
 
     first: int
     near: Found | None
@@ -99,7 +99,7 @@ def search(queries: Tensor | None, bank: Tensor, k: int, *, rows: range | None =
 
 @dataclass
 class _Part:
-    """A block of queries in work: their numbers, and the candidates of each direction (1 near, -1 far)."""
+    """A block of queries being searched: their numbers, and the candidates of each direction (1 near, -1 far)."""
 
     first: int
     size: int
@@ -185,7 +185,7 @@ class _Search:
         return self.queries.take(slice(part.first, part.first + part.size))
 
     def _meet(self, part: _Part, columns: range) -> None:
-        """Scores with rows of the bank that are not the part's own."""
+        """Scores with rows of the bank outside the part."""
         if not len(columns):
             return
         rows, step = self._take(part), self.tile // part.size
@@ -200,7 +200,7 @@ class _Search:
             self.bar.update(scores.numel() / len(self.bank))
 
     def _finish(self, part: _Part) -> dict[int, Tensor]:
-        """Keys [b, k] by direction; rows for which too little passed, or not enough is proven, are searched again."""
+        """Keys [b, k] by direction; rows with too few candidates or an unproven list are searched again."""
         keys = {}
         for sign, taken in part.taken.items():
             best, floor = taken.finish(), torch.full_like(taken.floor, -torch.inf)

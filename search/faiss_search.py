@@ -1,4 +1,4 @@
-"""The same search by faiss, if it is installed: an alternative backend, and an oracle for tests."""
+"""The same search by faiss, if it is installed: an alternative backend, and a reference for tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def search_faiss() -> Callable[..., Iterator[Block]]:
     """A function with the arguments and results of :func:`search.exact.search`; raises :class:`UserError` without
     faiss.
 
-    It works on the CPU, whatever ``device`` says, with a float32 copy of the bank in memory (``memory`` is not heeded),
+    It works on the CPU, whatever ``device`` says, with a float32 copy of the bank in memory (``memory`` is ignored),
     and rows of equal score come in any order.
     """
     try:

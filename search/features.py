@@ -1,4 +1,4 @@
-"""Features of a whole data set in the order of its indices, whatever the number of processes and workers."""
+"""Features of a data set in the order of its indices, for any number of processes and workers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ LEFT_OUT = -float("inf")  # each number of a row that is left out; no network gi
 
 @dataclass(frozen=True)
 class Keep:
-    """Where features are kept and found again: a file for each ``identity`` (what they are made from and by, as JSON
-    can hold it) and ``dtype`` (a key of STORED), in a ``folder`` that all ranks share. ``width``: numbers an image."""
+    """Where features are cached: a file for each ``identity`` (their images, network and settings, as JSON values) and
+    ``dtype`` (a key of STORED), in a ``folder`` that all ranks share. ``width``: numbers per image."""
 
     folder: Path
     identity: Mapping[str, Any]
@@ -53,30 +53,30 @@ def extract(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], co
             label: str, check: Callable[[Any], None], keep: Keep | None = None, leave_out: bool = False) -> Tensor:
     """Features [count, d] on the CPU, row i belonging to image i, on every rank.
 
-    ``loader_of(indices)`` gives batches ``(views, indices, bad)`` of those images in their order; each rank takes a
-    contiguous share. ``check`` is called with each batch before it is used. The encoder is run in evaluation mode and
-    put back as it was. Without ``keep`` they are float32 in the memory of every rank. With it each rank writes its
-    share into one file as it goes, a run after a kill resumes there, and the result is that file, memory-mapped, of
-    ``keep.dtype``; no rank holds more than a few batches, and of several jobs that want the file one makes it.
-    ``leave_out``: the row of an image that is in ``bad``, as (index, reason), is not its replacement's features but
-    LEFT_OUT, which :func:`left_out` finds, in kept features too. Raises :class:`UserError` that names an image whose
-    features are not finite.
+    ``loader_of(indices)`` yields batches ``(views, indices, bad)`` of those images in order; each rank takes a
+    contiguous share. ``check`` is called with each batch before it is used. The encoder runs in evaluation mode, and
+    its mode is restored. Without ``keep``, features are float32 in the memory of every rank. With it, each rank writes
+    its share to one file as it proceeds, an interrupted run resumes there, and the result is that file, memory-mapped,
+    of ``keep.dtype``; no rank holds more than a few batches, and if several jobs want the file, one writes it.
+    ``leave_out``: the row of an image in ``bad``, as (index, reason), holds LEFT_OUT instead of its replacement's
+    features; :func:`left_out` finds these rows, also in cached features. Raises :class:`UserError` that names an image
+    whose features are not finite.
     """
     if keep is None:
         return _make(encoder, loader_of, count, process, label, check, None, leave_out)
     if not _is_kept(keep, count, process):
         with one_writer(keep.path, process):
-            if not _is_kept(keep, count, process):  # by the job that was waited for
+            if not _is_kept(keep, count, process):  # unless the job that we waited for wrote it
                 _make(encoder, loader_of, count, process, label, check, keep, leave_out)
     return open_rows(keep.path, keep.dtype)
 
 
 def _make(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], count: int, process: Process, label: str,
           check: Callable[[Any], None], keep: Keep | None, leave_out: bool) -> Tensor | None:
-    """The features, or None where they are kept."""
+    """The features, or None if they are cached."""
     share = -(-count // process.world_size)
     mine = range(min(process.rank * share, count), min((process.rank + 1) * share, count))
-    # Made by all ranks together, so before anything that may go wrong on one of them.
+    # Opened by all ranks together, so before anything that may fail on one of them.
     file = None if keep is None else RowFile(keep.path, keep.record, count, keep.width, STORED[keep.dtype], process)
     ranges = [mine] if file is None else file.missing(mine)
     was_training, problem, parts = encoder.training, None, []
@@ -93,7 +93,7 @@ def _make(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], coun
                     _write(file, todo, rows, keep.dtype, label, leave_out)
         except UserError as error:
             problem = str(error)
-    agree(problem)  # a broken image on one rank ends them all, before the others wait for it
+    agree(problem)  # a broken image on one rank ends all ranks, so that none waits for it
     encoder.train(was_training)
     if file is not None:
         file.finish(lambda rows, checksums: _publish(rows, keep, checksums))
@@ -125,7 +125,7 @@ def _encode(encoder: nn.Module, loader: Loader, process: Process, check: Callabl
 
 
 def _broken(rows: Tensor, leave_out: bool) -> Tensor:
-    """int64 [m]: the rows of [n, d] that are not finite, but those that were to be left out."""
+    """int64 [m]: the rows of [n, d] that are not finite, except those left out on purpose."""
     broken = ~torch.isfinite(rows).all(dim=1)
     if leave_out and broken.any():
         broken &= (rows != LEFT_OUT).any(dim=1)
@@ -161,7 +161,7 @@ def _write(file: RowFile, todo: range, batches: Iterator[Tensor], dtype: str, la
 
 
 def _is_kept(keep: Keep, count: int, process: Process) -> bool:
-    """Whether the file is there, whole and unchanged; every rank must take the same way, and looks at its part."""
+    """Whether the file exists and is complete and unchanged. Each rank checks its part, and all return the same."""
     problem = _changed(keep, count, process)
     problems = gather_objects(problem)
     if problem and keep.path.exists():
@@ -170,15 +170,15 @@ def _is_kept(keep: Keep, count: int, process: Process) -> bool:
 
 
 def _changed(keep: Keep, count: int, process: Process) -> str | None:
-    """What is wrong with the file; '' where it, or its record, is not there."""
-    twin = keep.path.with_suffix(".json")
-    if not (keep.path.is_file() and twin.is_file()):
+    """What is wrong with the file; '' if it or its record is missing, None if nothing is."""
+    sidecar = keep.path.with_suffix(".json")
+    if not (keep.path.is_file() and sidecar.is_file()):
         return ""
     try:
-        record = whole_json(twin)
+        record = whole_json(sidecar)
         blocks = read_checksums(record.pop(CHECKSUMS, None))
         if record != json.loads(json.dumps(keep.record)):
-            raise Damaged(f"{twin.name} is of other features")
+            raise Damaged(f"{sidecar.name} describes other features")
         rows = map_array(keep.path)
         if (rows.shape, rows.dtype) != ((count, keep.width), STORED[keep.dtype]) or not rows.flags.c_contiguous:
             raise Damaged(f"it holds {rows.dtype} {list(rows.shape)}")
@@ -195,7 +195,7 @@ def _publish(rows: Path, keep: Keep, checksums: Checksums) -> None:
 
 
 def _gather(parts: list[Tensor], share: int, count: int, process: Process) -> Tensor:
-    """Every rank's rows, padded to one length for the collective and cut again."""
+    """Every rank's rows, padded to one length for the collective and trimmed afterwards."""
     if process.world_size == 1:
         return torch.cat(parts)
     width = torch.tensor([parts[0].shape[1] if parts else 0], device=process.device)

@@ -1,7 +1,7 @@
 """k-means over rows that the ranks share, Euclidean or spherical, by Lloyd's passes or by mini-batches.
 
-Every random choice is made from global row numbers by a generator of its own, and what the ranks add up is
-added in float64, so that any number of ranks gives the same clusters up to rounding.
+Every random choice uses global row numbers and its own generator, and sums over ranks are in float64, so that any
+number of ranks gives the same clusters up to rounding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MINIMUM_SAMPLE = 10_000  # rows out of which k-means++ draws, or 3 a cluster whe
 FINISHING_PASSES = 5  # of Lloyd's after mini-batches: they re-seed empty clusters and settle the centres
 
 Metric = Annotated[str, Setting(
-    "of features at length 1: euclidean (default, the original's) or cosine, whose centres have length 1 too "
+    "on L2-normalised features: euclidean (default, the original's) or cosine, whose centres have length 1 too "
     "(spherical k-means)", choices=METRICS, basic=True)]
 Init = Annotated[str | Tensor, Setting(
     "first centres: spread-out images (k-means++, default) or random ones, as in the original", choices=INITS,
@@ -34,10 +34,10 @@ Init = Annotated[str | Tensor, Setting(
 Passes = Annotated[int, Setting(
     "passes over the features at most; default {default}, the original's", least=1, metavar="N", basic=True)]
 Tolerance = Annotated[float, Setting(
-    "stop when a pass improves the objective by no more than this share of it; default {default}", least=0, metavar="X",
+    "stop when a pass improves the objective by at most this share; default {default}", least=0, metavar="X",
     basic=True)]
 BatchRows = Annotated[int, Setting(
-    "move the centres after every so many features, and pass over all only at the end: for millions of images on a "
+    "update the centres after every N features, and pass over all only at the end: for millions of images on a "
     "CPU, with --tolerance 1e-3; default 0, never", "--mini-batch", least=0, metavar="ROWS", basic=True)]
 
 
@@ -45,7 +45,7 @@ BatchRows = Annotated[int, Setting(
 class Clustering:
     """centres: float32 [K, d] on the CPU. labels: int64 [n] on the CPU, the nearest centre of each of this rank's
     rows. objective: the mean squared distance of all rows to their centres, halved (which is 1 - cosine) for
-    'cosine'. passes: over the rows. converged: whether it stopped by itself. sizes: int64 [K], rows a cluster."""
+    'cosine'. passes: over the rows. converged: whether it stopped by itself. sizes: int64 [K], rows per cluster."""
 
     centres: Tensor
     labels: Tensor
@@ -87,7 +87,7 @@ def kmeans(rows: Tensor, num_clusters: int, process: Process, *, metric: Metric 
 
 
 class _SharedRows:
-    """The rows of all ranks: this rank's at hand, any by their global number."""
+    """The rows of all ranks: this rank's directly, any others by their global number."""
 
     def __init__(self, rows: Tensor, process: Process, unit: bool, spherical: bool) -> None:
         counts = gather_objects(len(rows))
@@ -108,7 +108,7 @@ class _SharedRows:
         yield from (self.prepare(chunk) for chunk in self.rows.split(size) if len(chunk))
 
     def mine(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Of global row numbers [m], on the CPU: the places of those that are this rank's, and their rows."""
+        """Among global row numbers [m], on the CPU: the positions of this rank's rows, and these rows."""
         places = torch.nonzero((numbers >= self.first) & (numbers < self.first + len(self.rows))).flatten()
         return places, self.prepare(self.rows[(numbers[places] - self.first).to(self.rows.device)])
 
@@ -134,7 +134,7 @@ def _plus_plus(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     nearest = torch.full_like(norms, torch.inf)  # squared distance of each row to its nearest centre so far
     candidates, chosen, tries = torch.zeros(1, dtype=torch.int64, device=rows.device), [], 2 + int(math.log(count))
     shares = send(torch.rand(count, tries, dtype=torch.float64, generator=generator), rows.device)
-    for share in shares:  # nothing in here waits for the device, which an index without dimensions would
+    for share in shares:  # nothing here waits for the device, as a 0-d index would
         squared = norms + norms[candidates, None] - 2 * (rows[candidates] @ rows.T)            # [tries, s]
         squared = torch.minimum(squared.clamp(min=0), nearest)
         best = squared.sum(dim=1, dtype=torch.float64).argmin(dim=0, keepdim=True)                      # [1]
@@ -142,7 +142,7 @@ def _plus_plus(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
         nearest = squared[best][0]
         nearest[chosen[-1]] = 0  # rounding must not let a row be drawn twice
         mass = nearest.double().cumsum(dim=0)
-        # Where all mass is gone the rows left are copies of centres, and the last will do.
+        # If all mass is gone, the remaining rows are copies of centres, so take the last.
         candidates = torch.searchsorted(mass, share * mass[-1], right=True).clamp(max=len(rows) - 1)
     return rows[torch.cat(chosen)]
 
@@ -209,7 +209,8 @@ def _means(shared: _SharedRows, centres: Tensor, sums: Tensor, counts: Tensor) -
 
 
 def _reseed(shared: _SharedRows, centres: Tensor, counts: Tensor, squared: Tensor) -> bool:
-    """Put the centres of empty clusters, in place, at the rows farthest from their centres; whether any was moved."""
+    """Move the centres of empty clusters, in place, to the rows farthest from their centres; return whether any moved.
+    """
     empty = torch.nonzero(counts == 0).flatten()
     if not len(empty):
         return False

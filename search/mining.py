@@ -1,4 +1,4 @@
-"""Neighbours written as they are found, by all ranks, around images that could not be opened."""
+"""Writes neighbours as they are found, by all ranks, skipping unreadable images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from search.rowfile import RowFile
 
 def write_neighbours(files: list[RowFile], share: range, kept: np.ndarray,
                      search: Callable[[range], Iterable[Block]]) -> None:
-    """Write the rows ``share`` of the nearest, and of the farthest where there is a second file, as far as they are
-    missing. ``kept``, int64 [n]: the images that could be opened, in ascending order; ``search(rows)`` looks for the
-    neighbours of some of these among these, and the rows of the others hold LEFT_OUT."""
+    """Write the missing rows of ``share``, of the nearest and, if there is a second file, of the farthest. ``kept``,
+    int64 [n]: the readable images, in ascending order; ``search(rows)`` searches some of these among all of these. The
+    rows of the other images hold LEFT_OUT."""
     for todo in union_of_ranges([file.missing(share) for file in files]):
         rows = range(*np.searchsorted(kept, (todo.start, todo.stop)).tolist())
         _write_rows(files, todo, kept, rows.start, search(rows))

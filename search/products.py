@@ -18,7 +18,7 @@ CHUNK = 8192
 
 
 class Operand(NamedTuple):
-    """Rows [b, d] as the product takes them, and half their squared lengths [b] where the metric is l2."""
+    """Rows [b, d] prepared for the product, and, for the metric l2, half their squared lengths [b]."""
 
     rows: Tensor
     half: Tensor | None
@@ -27,8 +27,8 @@ class Operand(NamedTuple):
 class Bank:
     """Features [n, d] of any float type, in memory, memory-mapped or on the device, made ready for products.
 
-    The ready rows (float32, or rounded; of length 1 for cosines) are held on the device if they fit into ``room``
-    bytes, and made anew for each tile otherwise; ``held`` says how many bytes that took. Raises :class:`UserError`
+    The prepared rows (float32, or rounded; of length 1 for cosines) are held on the device if they fit into ``room``
+    bytes, and computed for each tile otherwise; ``held``: the bytes that this takes. Raises :class:`UserError`
     that names the first row with an entry that is not finite.
     """
 
@@ -56,7 +56,7 @@ class Bank:
         return len(self.features)
 
     def _scan(self) -> None:
-        """One pass over the rows: finite? how long, how far from what the product takes? Fills ``ready``."""
+        """One pass over the rows: check that they are finite, measure lengths and rounding, fill ``ready``."""
         for first in range(0, len(self), CHUNK):
             part = slice(first, first + CHUNK)
             plain = self._plain(part)

@@ -30,10 +30,10 @@ WAIT_SECONDS = 2.0
 
 @contextmanager
 def one_writer(path: Path, process: Process) -> Iterator[None]:
-    """Keep other jobs from writing ``path`` meanwhile: around the life of its :class:`RowFile`, by all ranks together.
+    """Keep other jobs from writing ``path``. All ranks enter it together, around the life of its :class:`RowFile`.
 
-    The first rank holds the lock, the file ``path.stem + .lock`` beside it. If another job has it, all wait until that
-    ends, and one line says so; the result may exist by then, so check again. Raises :class:`UserError` if the
+    The first rank locks the file ``path.stem + .lock`` beside it. If another job holds the lock, all ranks wait until
+    it ends, and one line says so; the result may exist by then, so check again. Raises :class:`UserError` if the
     lock cannot be written.
     """
     lock, told = None, False
@@ -52,7 +52,7 @@ def one_writer(path: Path, process: Process) -> Iterator[None]:
         if other and not told:
             print(other, flush=True)
         told = True
-        time.sleep(WAIT_SECONDS)  # all ranks, so that none waits in a collective until that times out
+        time.sleep(WAIT_SECONDS)  # on all ranks, so that no collective times out
     try:
         yield
     finally:
@@ -61,12 +61,12 @@ def one_writer(path: Path, process: Process) -> Iterator[None]:
 
 
 class RowFile:
-    """``path`` [rows, width], in the making in the folder ``path.stem + .partial`` beside it.
+    """``path`` [rows, width], under construction in the folder ``path.stem + .partial`` beside it.
 
-    That folder holds ``rows.npy`` at its full size, ``identity.json`` and, of each rank, ``done-RANK.txt``, a line for
-    each range of rows that is on the disk, with their CRC-32. Work of the same ``identity`` resumes there, with any
-    number of ranks; rows that were changed meanwhile are computed again. Only one job at a time may work there, so
-    wrap it in :func:`one_writer`. All ranks open and finish it together, and all must share the folder. Raises
+    That folder holds ``rows.npy`` at its full size, ``identity.json`` and, for each rank, ``done-RANK.txt``, a line for
+    each range of rows that is on disk, with its CRC-32. Work of the same ``identity`` resumes there with any number of
+    ranks; rows that were changed meanwhile are computed again. Only one job at a time may work there, so wrap it in
+    :func:`one_writer`. All ranks open and finish it together, and all must see the folder. Raises
     :class:`UserError` if the disk is full or not writable, leaving nothing half written; and if the folder contains
     other work or someone else's files, which stay as they are.
     """
@@ -84,7 +84,7 @@ class RowFile:
         barrier()  # before anyone adds to what the others are still reading
 
     def missing(self, share: range) -> list[range]:
-        """The parts of ``share`` that were not on the disk when this object was made, in order."""
+        """The parts of ``share`` that were not on disk when this object was created, in order."""
         gaps, at = [], share.start
         for first, last, _ in self._done:
             if first > at and at < share.stop:
@@ -93,7 +93,7 @@ class RowFile:
         return gaps + ([range(at, share.stop)] if at < share.stop else [])
 
     def write(self, first: int, rows: np.ndarray) -> None:
-        """Rows [n, width] from row ``first`` on; they are on the disk, and count as done, when this returns."""
+        """Write rows [n, width] from row ``first`` on; when this returns, they are on disk and count as done."""
         data = np.ascontiguousarray(rows, self.dtype)
         if data.shape[1:] != self.shape[1:] or first + len(data) > self.shape[0]:
             raise ValueError(f"rows {list(data.shape)} from {first} on do not fit into {list(self.shape)}")
@@ -104,7 +104,7 @@ class RowFile:
                 file.flush()
                 os.fsync(file.fileno())
             with open(self.folder / f"done-{self.process.rank}.txt", "ab", opener=no_link) as file:  # noqa: PTH123
-                # What a kill left of the line before stands alone.
+                # The leading newline separates it from a line that a kill truncated.
                 file.write(f"\n{first} {first + len(data)} {checksum(data)}\n".encode())
         except OSError as error:
             raise UserError(self._full(error), every_process=False) from None
@@ -143,7 +143,7 @@ class RowFile:
             self._forget_changed_rows()
             return
         self._refuse_other_work()
-        self._remove()  # it cannot be resumed: its record was not written yet, or is damaged
+        self._remove()  # it cannot be resumed: its record is missing or damaged
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.folder / ROWS, "wb", opener=no_link) as file:  # noqa: PTH123
@@ -158,12 +158,12 @@ class RowFile:
             raise
 
     def _refuse_other_work(self) -> None:
-        """Raise :class:`UserError` if the folder holds work of other settings, or files of someone else."""
+        """Raise :class:`UserError` if the folder holds work with other settings, or unrelated files."""
         if not self.folder.exists():
             return
-        strange = sorted(path.name for path in self.folder.iterdir() if not OURS.fullmatch(path.name))
-        if strange:
-            raise UserError(f"{self.folder} holds {strange[0]}, which does not belong to an unfinished "
+        foreign = sorted(path.name for path in self.folder.iterdir() if not OURS.fullmatch(path.name))
+        if foreign:
+            raise UserError(f"{self.folder} holds {foreign[0]}, which does not belong to an unfinished "
                             f"{self.path.name}; move it away")
         with suppress(OSError, ValueError, AttributeError):  # unreadable, so it cannot be resumed
             before = load_json(self.folder / IDENTITY)
@@ -174,7 +174,7 @@ class RowFile:
                                 "those to resume there, or remove it")
 
     def _remove(self) -> None:
-        """Our files, and the folder unless others lie in it."""
+        """Remove our files, and the folder if it is then empty."""
         with suppress(OSError):
             for path in self.folder.iterdir():
                 if OURS.fullmatch(path.name):
@@ -205,7 +205,7 @@ class RowFile:
         blocks = set()
         for path in self.folder.glob("done-*.txt"):
             text = path.read_text(encoding="utf-8", errors="replace")
-            for line in text.split("\n")[:-1]:  # a line that a kill cut short has no end
+            for line in text.split("\n")[:-1]:  # a line that a kill truncated has no newline
                 words = line.split()
                 if len(words) == 3 and all(re.fullmatch(r"[0-9]{1,18}", word) for word in words):
                     first, last, expected = map(int, words)
@@ -222,7 +222,7 @@ class RowFile:
 def open_rows(path: Path, dtype: str = "") -> Tensor:
     """A .npy file [rows, width] as a memory-mapped tensor; ``bfloat16`` is kept as int16, which numpy can hold.
 
-    What is written into the tensor stays in this process. Whether the file is whole is asked before.
+    Writes to the tensor stay in this process. Check first that the file is complete.
     """
     rows = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
     return rows.view(torch.bfloat16) if dtype == "bfloat16" else rows

@@ -114,6 +114,7 @@ def test_two_processes_on_one_gpu_are_refused_in_a_sentence(line, tmp_path, monk
 COLLECTIVES = """
 import sys, tempfile, torch, torch.distributed as dist
 from runtime import device as ours
+from runtime.agreement import all_reduce_max
 where = torch.device(sys.argv[1])
 if where.type == "cuda":
     torch.cuda.set_device(0)
@@ -123,7 +124,7 @@ process = ours.Process(0, 2, where, dist.new_group(backend="gloo"))
 x = torch.arange(6.0, device=where).view(3, 2)
 for found in (ours.all_gather(x), ours.all_reduce_mean(x), ours.all_reduce_sum(x), ours.broadcast(x.clone())):
     assert torch.equal(found, x), found
-assert ours.gather_objects({"a": 1}) == [{"a": 1}] and ours.highest([3, 4], process) == [3, 4]
+assert ours.gather_objects({"a": 1}) == [{"a": 1}] and all_reduce_max([3, 4], process) == [3, 4]
 ours.barrier()
 net = ours.wrap(torch.nn.Linear(2, 2).to(where), process)
 net(x).sum().backward()

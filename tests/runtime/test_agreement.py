@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from helpers.ranks import on_ranks
 
-from runtime.agreement import agree, highest, on_first_rank, same_on_every_rank, share_error, together
+from runtime.agreement import agree, all_reduce_max, on_first_rank, same_on_every_rank, share_error, together
 from runtime.device import Process
 from runtime.errors import RunStopped, UserError
 
@@ -37,7 +37,7 @@ def opens(error, process):
 
 def test_alone():
     process = Process(0, 1, torch.device("cpu"))
-    assert highest([3, -1], process) == [3, -1]
+    assert all_reduce_max([3, -1], process) == [3, -1]
     assert on_first_rank(lambda: 5, process) == 5
     same_on_every_rank({"images": 3}, process)
     agree(None)
@@ -52,7 +52,7 @@ def test_alone():
 
 def decide(rank):
     process = process_of(rank)
-    found = [highest([rank, -rank, 7], process), on_first_rank(lambda: f"of {rank}", process)]
+    found = [all_reduce_max([rank, -rank, 7], process), on_first_rank(lambda: f"of {rank}", process)]
     for error in (None, UserError(f"rank {rank} met x.jpg", every_process=False) if rank else None,
                   RunStopped("stop") if rank == 1 else None):
         found.append(told(lambda error=error: share_error(error, process)))

@@ -25,7 +25,7 @@ def said(loader, waited):
     return lines
 
 
-@pytest.mark.parametrize(("waited", "lines"), [(0.0, []), (0.2, []), (0.35, ["epoch 5: 35% of the time went into "
+@pytest.mark.parametrize(("waited", "lines"), [(0.0, []), (0.2, []), (0.35, ["epoch 5: 35% of the time was spent "
                                                                             "waiting for data; raise --workers"])])
 def test_advice_comes_when_more_than_a_fifth_of_the_time_is_waiting(waited, lines):
     assert said(Loader("", "raise --workers"), waited) == lines

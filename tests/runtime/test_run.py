@@ -179,7 +179,7 @@ def test_steps_that_are_not_finite_are_left_out(tmp_path):
     model, run = train(tmp_path / "skip", broken=[2, 3, 7], on_nonfinite="skip")
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert run.steps == 10
-    assert (tmp_path / "skip" / "log.txt").read_text().count("the step is left out") == 3
+    assert (tmp_path / "skip" / "log.txt").read_text().count("the step is skipped") == 3
     assert all(line["loss"] == line["loss"] for line in lines(tmp_path / "skip"))
     with pytest.raises(RunStopped, match="2 steps in a row were not finite, more than --nonfinite-limit 1"):
         train(tmp_path / "limit", broken=[2, 3], on_nonfinite="skip", nonfinite_limit=1)

@@ -128,7 +128,7 @@ def test_a_network_alone_is_no_damage_and_the_sentence_says_what_to_do(tmp_path)
         load_newest([path])
     assert "damaged" not in str(said.value)
     save_checkpoint({"epoch": 1, "steps": 9, "state_dict": weights}, path)
-    with pytest.raises(UserError, match="holds the network alone.*give the checkpoint.pth beside it") as said:
+    with pytest.raises(UserError, match="holds only the network.*give the checkpoint.pth beside it") as said:
         load_newest([path])
     torch.save({**torch.load(path, weights_only=True), "steps": 8}, path)
     with pytest.raises(UserError, match="damaged .its content does not have the checksum"):

@@ -6,7 +6,7 @@ import torch
 
 from runtime.errors import UserError
 from search import candidates, exact
-from search.candidates import OnCard, capacity, decode, encode
+from search.candidates import OnGpu, capacity, decode, encode
 from search.exact import search, top_k
 
 MEMORY = {"a row at a time": (1, 1 << 20), "some panels": (400_000, 1 << 20), "panels of blocks": (900_000, 900),
@@ -17,7 +17,7 @@ MEMORY = {"a row at a time": (1, 1 << 20), "some panels": (400_000, 1 << 20), "p
 def _both_ways(request, monkeypatch):
     """The card's way of sifting runs on a CPU too."""
     if request.param == "card":
-        monkeypatch.setattr(exact, "candidates", OnCard)
+        monkeypatch.setattr(exact, "candidates", OnGpu)
         monkeypatch.setattr(candidates, "PIECE", 3000)
     else:
         monkeypatch.setattr(candidates, "STRIP", 3000)
