@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What looking after a run costs each step: what ranks tell one another, and the copy for looking into a bad step.
+"""Overhead of a run per step: communication between ranks, and the copy kept to inspect a bad step.
 
     python benchmarks/between_steps.py --arch resnet18 resnet50
     torchrun --nproc_per_node 4 benchmarks/between_steps.py

@@ -8,7 +8,7 @@
 
 The reference is a folder opened with Pillow and torchvision's transforms in the original's order (crop, jitter, grey,
 blur, flip, tensor, normalise), float32 out. Ours gives uint8; `host` is what workers do where a device applies colour,
-`host + colour` where there is none. Measured in turns, medians; the ratio is the reference's time over ours. One-thread
+`host + colour` without one. Measured alternately, medians; the ratio is the reference's time over ours. One-thread
 figures are processor time, which other programs on the machine disturb less; those with workers are wall time.
 """
 
@@ -216,10 +216,10 @@ def device_work(name: str, device: torch.device, rounds: int, compilers: Sequenc
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", help="image folder; behind it other sources of its images")
+    parser.add_argument("--data", nargs="+", help="image folder, then other sources of the same images")
     parser.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2")
     parser.add_argument("--image-size", type=int, default=SIZE)
-    parser.add_argument("--images", type=int, default=160, help="images used, evenly taken; default 160")
+    parser.add_argument("--images", type=int, default=160, help="images used, spread evenly; default 160")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-j", "--workers", type=int, default=0, help="also through loaders with so many workers")
     parser.add_argument("--cache", action="store_true", help="also with all images on the device (images of one size)")

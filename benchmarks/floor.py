@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What a training step must cost, on paper: operations, bytes and host time an image, and what bounds which machine.
+"""The theoretical cost of a training step: operations, bytes and host time per image, and each machine's bottleneck.
 
     python benchmarks/floor.py                                  # the paper's recipe on H100s: ResNet-50 -> ResNet-18
     python benchmarks/floor.py --peak 0.312 --bandwidth 2.0     # an A100

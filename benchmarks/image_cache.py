@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""What --image-cache saves: batches of neighbours made from a folder, with and without the pool of decoded images.
+"""What --image-cache saves: batches of neighbours read from a folder, with and without the cache of decoded images.
 
     python -m benchmarks.image_cache --data imagenet-sample
     python -m benchmarks.image_cache --data cifar/train --image-size 32
 
-One process, processor time, as workers make batches where a device applies the colours; all images fit into the pool
-and are in it, so that the ratio is the most that it can save. `--cache host` keeps images of one size without it.
+One process, processor time, batches as workers make them if a device applies the colours. All images fit into the cache
+and are already in it, so the ratio is an upper bound. `--cache host` keeps images of one size without it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="image folder")
     parser.add_argument("--image-size", type=int, default=224, help="default 224")
-    parser.add_argument("--images", type=int, default=128, help="images used, evenly taken; default 128")
+    parser.add_argument("--images", type=int, default=128, help="images used, spread evenly; default 128")
     parser.add_argument("--batch", type=int, default=2, help=f"anchors, {NEAREST} neighbours each; default 2")
     parser.add_argument("--gigabytes", type=float, default=0.5, help="of the pool; default 0.5")
     parser.add_argument("--rounds", type=int, default=3, help="alternating; default 3")

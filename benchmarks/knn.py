@@ -5,12 +5,12 @@
     python benchmarks/knn.py --rows 1281167 --dim 2048 --device cuda --repeats 1 --reference-rows 128116 \\
         --products bf16 tf32 float32                                      # ImageNet's size on one GPU, in minutes
 
-The reference, written out below: 256 rows at a time times all, the row itself left out, topk of the whole row; the
-original also takes the farthest, always, which is timed as another line. "product" is the bare matrix product of all
-rows with all, a tile at a time. Features are Gaussian around --clusters centres, in the order of their clusters, of
-length 1. Memory is the most that was taken beside the features and the results. The last lines work out ImageNet
-(1,281,167 x 2,048, k = 384) on paper: products by their number, the rest by the number of scores. With --reference-rows
-all of that is done on so many of the rows, since the reference takes too long for more; then we search among all.
+The reference, written out below, multiplies 256 rows at a time with all, excludes the row itself, and takes topk of the
+complete row; the original always takes the farthest too, which is timed on a line of its own. "product" is the bare
+matrix product of all rows with all, a tile at a time. Features are Gaussian around --clusters centres, in the order of
+their clusters, of length 1. Memory is the peak besides the features and the results. The last lines extrapolate to
+ImageNet (1,281,167 x 2,048, k = 384): products by their number, the rest by the number of scores. --reference-rows
+compares on that many rows, since the reference takes too long for more, and then searches among all of them.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def compared(features: Tensor, args: argparse.Namespace, device: torch.device) -
 
 
 def say_on_paper(medians: dict[str, float], rows: int, args: argparse.Namespace) -> None:
-    """What it comes to for ImageNet."""
+    """Print the estimate for ImageNet."""
     n, d, k = IMAGENET
     print(f"\nEstimate for ImageNet ({n:,} x {d:,}, k = {k}): features {n * d * 4 / 1e9:.1f} GB in float32 or "
           f"{n * d * 2 / 1e9:.1f} in float16, neighbours {n * k * 8 / 1e9:.1f} GB; on the disk while mining "

@@ -2,8 +2,8 @@
 
     python -m benchmarks.packed --data DIR [--images 1281167] [--files 100000] [--scratch DIR]
 
-Four parts. Reading: ms an image from file to RGB pixels in one thread, the ways taken in turn, median of the rounds,
-files in the page cache. What changes: how far the views of smaller images are from those of the originals. Starting:
+Four parts. Reading: ms per image from file to RGB pixels in one thread, alternating, median of the rounds, with files
+in the page cache. What changes: how much the views of smaller images differ from those of the originals. Starting:
 `--files` empty files in 1,000 folders listed by ImageFolder, by our first scan and from the scan that was kept; a
 packed file of `--images` records opened. Memory: by how much one forked worker's private pages grow while it touches
 the entry of each of `--images` images.

@@ -1,13 +1,12 @@
 #!/usr/bin/env python
-"""Time and memory until the first batch of an epoch, our samplers beside an epoch composed in Python.
+"""Time and memory until the first batch of an epoch: our samplers compared with an epoch composed in Python.
 
     python benchmarks/samplers.py                    # ImageNet's 1,281,167 images, 31 neighbours each
     python benchmarks/samplers.py --k 384
 
-Each sampler runs in a fresh process. The neighbour table lies in a file (int64, random neighbours within 600
-places, images of a cluster side by side); ours maps it, the reference loads it, as the original code does, and
-that is left out of both figures: they begin where the sampler is built. Memory is the growth of the peak of the
-process's resident memory.
+Each sampler runs in a fresh process. The neighbour table is a file (int64, random neighbours within 600 places,
+images of a cluster side by side). Ours maps it and the reference loads it, as the original code does; neither figure
+includes that, since both start when the sampler is built. Memory is the growth of the process's peak resident memory.
 """
 
 from __future__ import annotations

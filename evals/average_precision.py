@@ -19,11 +19,11 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # COCO's first six: IoU 0.5
 
 
 def need_pycocotools() -> None:
-    """Refuse to start without the package that scores."""
+    """Refuse to start without pycocotools."""
     try:
         import pycocotools.cocoeval  # noqa: F401
     except ImportError:
-        raise UserError("average precision is computed by the package pycocotools, which is missing; pip install "
+        raise UserError("average precision needs the package pycocotools, which is not installed; pip install "
                         "pycocotools") from None
 
 

@@ -13,7 +13,7 @@ def expected_calibration_error(confidence: Tensor, right: Tensor, bins: int = BI
 
     ``confidence`` [n] in [0, 1] is the largest probability, ``right`` bool [n] whether that class is the label. Bins
     are equally wide, (low, high], as in Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3;
-    empty ones count nothing.
+    empty bins are ignored.
     """
     confidence, right = confidence.double(), right.double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORED = -100  # torch's: such a row has no part in the cross-entropy
+IGNORED = -100  # torch's ignore_index: the cross-entropy skips such rows
 
 
 def linear_head(width: int, num_classes: int) -> nn.Linear:
@@ -44,8 +44,8 @@ def classification_parts(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def labels_of(labels: Tensor) -> Callable[[Tensor, list[tuple[int, str]]], Tensor]:
-    """What gives a batch's labels from its indices int64 [b] and its images that could not be opened: another image
-    replaces it, so its label is IGNORED."""
+    """A function from a batch's indices int64 [b] and its unreadable images to its labels. Another image replaces an
+    unreadable one, so its label is IGNORED."""
     def of(indices: Tensor, bad: list[tuple[int, str]]) -> Tensor:
         found = labels[indices.cpu()]
         for index, _ in bad:

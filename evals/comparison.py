@@ -11,7 +11,7 @@ from evals.results import read_results
 from runtime.errors import UserError
 from runtime.state import load_json
 
-NOT_A_NAME = {"compared"}  # columns of text that say how a number was found, of which differences() speaks
+NOT_A_NAME = {"compared"}  # text columns that describe how a number was computed; differences() reports them
 Evaluations = Mapping[str, Mapping[str, Any]]  # name -> record
 
 
@@ -56,7 +56,7 @@ def load_evaluations(path: Path, flag: str = "--compare") -> dict[str, dict[str,
 
 
 def _is_record(record: Any) -> bool:
-    """Whether what is read of a record here has the kinds that evaluate.py writes."""
+    """Whether the fields of a record that are used here have the types that evaluate.py writes."""
     return (isinstance(record, dict)
             and isinstance(record.get("table", []), list) and all(isinstance(x, dict) for x in record.get("table", []))
             and all(isinstance(record.get(key, {}), dict) for key in ("sources", "settings", "compared"))
@@ -65,7 +65,7 @@ def _is_record(record: Any) -> bool:
 
 
 def compared(first: Evaluations, second: Evaluations) -> list[dict[str, Any]]:
-    """A row for each number that either has: ``A``, ``B`` and ``B - A``, None if one lacks it."""
+    """A row for each number in either: ``A``, ``B`` and ``B - A``, None if one lacks it."""
     tables = [{(row["evaluation"], row["what"], row["metric"]): number(row["value"]) for row in long_table(each)}
               for each in (first, second)]
     rows = []

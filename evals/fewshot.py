@@ -1,6 +1,6 @@
 """Few-shot classification of frozen features in episodes of a few classes with a few labelled images each.
 
-An episode draws ``ways`` classes, ``shots`` labelled images of each and ``queries`` others to name. Heads: the nearest
+An episode draws ``ways`` classes, ``shots`` labelled images of each and ``queries`` others to test. Heads: the nearest
 class mean by Euclidean distance (Snell, Swersky and Zemel, "Prototypical networks for few-shot learning", NeurIPS 2017;
 Ericsson et al., CVPR 2021, use it with 5 ways, 15 queries and 600 episodes), and logistic regression on features of
 length 1 (Tian et al., "Rethinking few-shot image classification", ECCV 2020).
@@ -75,7 +75,7 @@ def few_shot(features: Tensor, labels: np.ndarray, head: str = "centroid", ways:
 
 
 def nearest_centroid(support: Tensor, query: Tensor) -> Tensor:
-    """Share right [e] of queries [e, ways, q, d] named by the nearest mean of the support [e, ways, shots, d]."""
+    """Accuracy [e] of queries [e, ways, q, d] by the nearest class mean of the support [e, ways, shots, d]."""
     ways, count = query.shape[1:3]
     distance = torch.cdist(query.flatten(1, 2), support.mean(2),
                            compute_mode="donot_use_mm_for_euclid_dist")          # [e, ways * q, ways]

@@ -1,4 +1,4 @@
-"""Linear classifiers on features in memory, a whole grid of settings trained side by side in one matrix product."""
+"""Linear classifiers on features in memory: a grid of settings trained side by side in one matrix product."""
 
 from __future__ import annotations
 

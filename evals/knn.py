@@ -28,7 +28,7 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     """
     widest = max(k for k, _ in rows)
     if widest > len(train):
-        raise UserError(f"k-NN: {widest} neighbours cannot be had among {len(train)} training images; give a smaller "
+        raise UserError(f"k-NN: {widest} is more neighbours than the {len(train)} training images; give a smaller "
                         "--k, or more images")
     rank, ranks = (process.rank, process.world_size) if process else (0, 1)
     mine = range(len(test) * rank // ranks, len(test) * (rank + 1) // ranks)
@@ -48,7 +48,7 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
 
 def _hits(similarity: Tensor, labels: Tensor, truth: Tensor, num_classes: int, temperature: float) -> Tensor:
-    """How many of the votes name the true class first, and among the first five: int64 [2]."""
+    """The number of votes with the true class first, and among the first five: int64 [2]."""
     hits = torch.zeros(2, dtype=torch.int64)
     for start in range(0, len(truth), CHUNK):
         block = slice(start, start + CHUNK)

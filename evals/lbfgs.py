@@ -79,7 +79,7 @@ def minimise(objective: Objective, theta: Tensor, iterations: int, tolerance: fl
             if good.all():
                 break
             length = torch.where(good, length, length / 2)
-        active &= good  # a row whose steps no longer help is as low as these numbers go
+        active &= good  # a row whose steps no longer help has reached the precision limit
         kept = good[:, None]
         step = torch.where(kept, length[:, None] * direction, 0)
         steps.append(step)

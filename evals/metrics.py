@@ -11,8 +11,7 @@ from torch import Tensor
 def places(logits: Tensor, labels: Tensor) -> Tensor:
     """How many classes rank before the true one: int64 [...] of logits [..., C] and labels int64 [...].
 
-    Of equal logits the lower class number stands first, as for argmax. A true class whose logit is not a number stands
-    last.
+    Among equal logits the lower class number ranks first, as for argmax. A true class whose logit is NaN ranks last.
     """
     true = logits.gather(-1, labels[..., None])                                                       # [..., 1]
     lower = torch.arange(logits.shape[-1], device=logits.device) < labels[..., None]                  # [..., C]

@@ -1,4 +1,4 @@
-"""The k-NN score that is written during training: a slice of labelled images, scored every few epochs."""
+"""The k-NN score during training: a subset of labelled images, scored every few epochs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class KnnMonitor:
 
     def __init__(self, train: ImageSource, test: ImageSource, image_size: int, workers: int,
                  process: Process, on_bad_image: str = "error") -> None:
-        """``on_bad_image``: ``skip`` leaves out what cannot be opened. Raises :class:`UserError` for too few images."""
+        """``on_bad_image``: ``skip`` leaves out unreadable images. Raises :class:`UserError` for too few images."""
         if len(train) < K:
             raise UserError(f"--knn-every takes the {K} nearest of the training images, and {train.title} holds "
                             f"{len(train)}; give --knn-data with more, or leave --knn-every out")
@@ -69,30 +69,30 @@ class KnnMonitor:
                         "train/ and val/ or test/; give --knn-data ROOT or leave --knn-every out")
 
     def fingerprints(self) -> dict[str, str]:
-        """Of its images, by their names for people."""
+        """The fingerprints of its images, by readable names."""
         return {f"the fingerprint of --knn-data's {role} images": source.fingerprint()
                 for role, source in (("training", self.train), ("test", self.test))}
 
     @staticmethod
     def is_due(done: int, every: int, epochs: int) -> bool:
-        """Whether to score after ``done`` of ``epochs``: ``every`` so many, and after the last."""
+        """Whether to score after ``done`` of ``epochs``: after each ``every``, and after the last."""
         return done % every == 0 or done == epochs
 
     def score(self, encoder: nn.Module) -> float:
         """Top-1 in percent, the same on every rank (a collective)."""
-        for buffer in encoder.buffers():  # running statistics are each rank's own; what is saved is the first's
+        for buffer in encoder.buffers():  # running statistics differ between ranks; rank 0's are saved
             broadcast(buffer)
         (bank, bank_labels), (queries, labels) = (self._features(encoder, x) for x in (self.train, self.test))
         if len(bank) < K or not len(queries):
-            raise UserError(f"--knn-every: of {self.train.title} {len(bank)} images can be opened and of "
-                            f"{self.test.title} {len(queries)}, where at least {K} and 1 are needed; mend them, or "
+            raise UserError(f"--knn-every: of {self.train.title} {len(bank)} images are readable and of "
+                            f"{self.test.title} {len(queries)}, but at least {K} and 1 are needed; repair them, or "
                             "leave --knn-every out")
         row, = knn_accuracy(bank, bank_labels, queries, labels, self.num_classes, [(K, TEMPERATURE)],
                             device=self.process.device)
         return row["top1"]
 
     def _features(self, encoder: nn.Module, source: ImageSource) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [n, d] and labels [n] of the images that can be opened."""
+        """Features [n, d] and labels [n] of the readable images."""
         def loader_of(indices: range) -> object:
             return evaluation_loader(source, self.image_size, BATCH, self.workers, indices, self.process.device.type)
 

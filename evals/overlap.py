@@ -1,7 +1,7 @@
-"""How well a student's space agrees with its teacher's: the aim of distillation, measured without labels.
+"""How well a student's feature space agrees with its teacher's, measured without labels.
 
 Neighbourhoods (shared nearest neighbours, trustworthiness and continuity) and linear CKA compare spaces of any widths.
-What the losses ask for (cosines of rows and of columns) compares features of one width, after the student's projection.
+The losses' own measures (cosines of rows and of columns) compare features of one width, after the student's head.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def neighbourhoods(teacher: Tensor, student: Tensor, ks: Sequence[int], process:
     """``shared`` neighbours in percent (:func:`shared_neighbours`), ``trustworthiness`` and ``continuity``, for each k.
 
     The last two are of Venna and Kaski, "Neighborhood preservation in nonlinear projection methods", ICANN 2001, by
-    cosine: 1 less what the images among the student's k nearest that are not among the teacher's lack in rank there
-    (trustworthiness), or the other way round (continuity), in parts of the most that it can be. 1 is perfect, one half
-    about chance. Features [n, d_t] and [n, d_s] in memory or memory-mapped; each rank does its share of the images and
+    cosine. Trustworthiness penalises images among the student's k nearest, but not the teacher's, by how far they rank
+    beyond k in the teacher's space; continuity the reverse. Scaled so that 1 is perfect and one half about chance.
+    Features [n, d_t] and [n, d_s] in memory or memory-mapped; each rank does its share of the images and
     all return the scores (a collective). Raises ValueError if some k is not below n / 2.
     """
     n, widest = len(teacher), max(ks)

@@ -43,7 +43,7 @@ def save_picture(path: Path, students: Mapping[str, Mapping[str, Any]], chance: 
     kept.tick_params(axis="x", labelsize=6)
 
     _bars(whole, list(WHOLE.values()), {name: [x[key] for key in WHOLE] for name, x in students.items()}, "{:.2f}")
-    whole.set(title="the spaces as wholes")
+    whole.set(title="global similarity")
     whole.axhline(0, color="black", linewidth=0.8)
     for axis in (shared, kept, whole):
         axis.spines[["top", "right"]].set_visible(False)

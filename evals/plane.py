@@ -1,4 +1,4 @@
-"""Features on a plane: where `evaluate.py map` puts each image."""
+"""Features in two dimensions: where `evaluate.py map` places each image."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def plane(features: Tensor, method: str = "pca", seed: int = 0) -> tuple[np.ndar
     """float64 [n, 2], centred and with a root mean square length of 1; and, for ``pca``, the share of the variance that
     both axes hold.
 
-    Features [n, d] are brought to length 1 first, so that what is near is near by cosine, as for k-NN. ``pca``: the two
+    Features [n, d] are L2-normalised first, so that distances follow the cosine, as for k-NN. ``pca``: the two
     principal axes, each pointing where its largest entry is positive. ``umap`` and ``tsne`` are umap-learn's and
     scikit-learn's (McInnes et al., arXiv 1802.03426; van der Maaten and Hinton, JMLR 9, 2008), with their own settings
     and this ``seed``. Raises :class:`UserError` if the library is missing, or for fewer than 3 images.
     """
     if len(features) < 3:
-        raise UserError(f"a map of {len(features)} images says nothing; give 3 at least")
+        raise UserError(f"a map of {len(features)} images shows nothing; give at least 3")
     rows = torch.nn.functional.normalize(features.double(), dim=1).numpy()
     explained = None
     if method == "pca":
@@ -48,7 +48,7 @@ def library(method: str) -> ModuleType | None:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"--method {method} needs {package}, which is missing; pip install {package}, or take pca"
+        raise UserError(f"--method {method} needs {package}, which is not installed; pip install {package}, or use pca"
                         ) from None
 
 
@@ -63,16 +63,16 @@ def _pca(rows: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def turned(points: np.ndarray, onto: np.ndarray) -> tuple[np.ndarray, float]:
-    """``points`` [n, 2] turned and reflected to lie as near as they can to ``onto``, both as :func:`plane` gives them
-    (orthogonal Procrustes, Schönemann 1966); and their agreement, the share of ``onto``'s variance that the turned ones
-    reach if they may be scaled too, in [0, 1]."""
+    """``points`` [n, 2] rotated and reflected to lie nearest to ``onto``, both of :func:`plane` (orthogonal Procrustes,
+    Schönemann 1966); and their agreement, the share of ``onto``'s variance that the rotated points explain
+    if they may also be scaled, in [0, 1]."""
     left, sizes, right = np.linalg.svd(points.T @ onto / len(points))
     return points @ (left @ right), float(sizes.sum() ** 2)
 
 
 def spread_out(points: np.ndarray, count: int) -> list[int]:
-    """``count`` of the points [n, 2], or fewer, far from one another: the one nearest the middle, then always the one
-    that is farthest from those taken."""
+    """At most ``count`` of the points [n, 2], far from one another: the one nearest the centre, then repeatedly the one
+    farthest from those chosen."""
     chosen = [int((points**2).sum(1).argmin())]
     nearest = ((points - points[chosen[0]]) ** 2).sum(1)
     while len(chosen) < min(count, len(points)) and nearest.max() > 0:

@@ -1,4 +1,4 @@
-"""The pictures of `evaluate.py map`: one to print, and one to move over with the mouse."""
+"""The pictures of `evaluate.py map`: a PNG, and an interactive HTML page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def colours_of(source: ImageSource) -> list[str]:
 
 
 def thumbnail(source: ImageSource, i: int, side: int) -> Image.Image:
-    """Image i, at most ``side`` pixels wide and high; grey where it cannot be opened."""
+    """Image i, at most ``side`` pixels wide and high; grey if it is unreadable."""
     try:
         image = source.open(i)
     except BadImage:
@@ -92,7 +92,7 @@ def _jpeg(source: ImageSource, i: int) -> str:
 
 
 def _script_text(values: Mapping[str, object]) -> str:
-    """JSON that cannot end the script that it stands in, whatever names it holds."""
+    """JSON that is safe inside a script element, whatever names it holds."""
     return json.dumps(values).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

@@ -22,9 +22,9 @@ RESULTS = "results.jsonl"
 
 
 def add_result(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Add ``record`` and the time to FOLDER/results.jsonl as one line of its own, whatever the file ends in. Several
-    evaluations may share a folder. Returns the file. Raises :class:`UserError` if the line cannot be written; then the
-    file is as it was.
+    """Append ``record`` and the time to FOLDER/results.jsonl as one line, even if the last line is incomplete. Several
+    evaluations may share a folder. Returns the file. Raises :class:`UserError` if the line cannot be written, and
+    leaves the file unchanged.
     """
     path = Path(folder) / RESULTS
     line = json.dumps(plain({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **record}), allow_nan=False) + "\n"
@@ -43,7 +43,7 @@ def add_result(folder: Path, record: Mapping[str, Any]) -> Path:
 
 def _append(file: BinaryIO, line: bytes) -> None:
     end = file.seek(0, os.SEEK_END)
-    if end and os.pread(file.fileno(), 1, end - 1) != b"\n":  # cut short by a kill or by a person's editor
+    if end and os.pread(file.fileno(), 1, end - 1) != b"\n":  # truncated by a kill or saved without a final newline
         line = b"\n" + line
     try:
         while line:
@@ -55,8 +55,8 @@ def _append(file: BinaryIO, line: bytes) -> None:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a results.jsonl, oldest first; [] without such a file. A sentence on stderr counts the
-    others, which a kill has cut short. Raises OSError."""
+    """The complete lines of a results.jsonl, oldest first; [] without such a file. A sentence on stderr counts the
+    others, which a kill has truncated. Raises OSError."""
     if not path.exists():
         return []
     records, lines = [], [line for line in read_regular(path).split(b"\n") if line.strip()]
@@ -66,13 +66,13 @@ def read_results(path: Path) -> list[dict[str, Any]]:
             if isinstance(record, dict):
                 records.append(record)
     if len(records) < len(lines):
-        print(f"{path}: {len(lines) - len(records):,} of {len(lines):,} lines are not whole records and are left out",
+        print(f"{path}: {len(lines) - len(records):,} of {len(lines):,} lines are not valid records and are skipped",
               file=sys.stderr)
     return records
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON has it: mappings and lists copied, and numbers that are not finite, which JSON lacks, None."""
+    """``value`` as JSON stores it: copied mappings and lists; None for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

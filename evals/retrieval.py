@@ -14,7 +14,7 @@ from runtime.device import Process, gather_objects
 from search.products import Bank
 
 PROTOCOLS = {"easy": (("easy",), ("junk", "hard")), "medium": (("easy", "hard"), ("junk",)),
-             "hard": (("hard",), ("junk", "easy"))}  # what must be found, and what is as if it were not there
+             "hard": (("hard",), ("junk", "easy"))}  # what must be found, and what is ignored
 PRECISION_AT = (1, 5, 10)
 RECALL_AT = (1, 2, 4, 8)
 SCORES = {"cpu": 2 << 20, "cuda": 32 << 20}  # at a time

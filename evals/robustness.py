@@ -29,8 +29,8 @@ def head_scores(logits: Callable[[Tensor], Tensor], features: Tensor, labels: np
 
     ``logits`` maps [b, d] on ``device`` to [b, C]. ``top1`` and ``top5`` in percent, ``ece`` in percent (15 bins) and
     ``nll`` in nats are those of a softmax over ``columns`` alone, as ImageNet-R and -A are scored (Hendrycks et al.,
-    ICCV and CVPR 2021); ``top1_all`` is the top-1 among all C classes. An image of a row whose largest logits are equal
-    is given to the class that comes first.
+    ICCV and CVPR 2021); ``top1_all`` is the top-1 among all C classes. Among equal largest
+    logits the first class is predicted.
     """
     place = np.full(int(columns.max()) + 1, -1, dtype=np.int64)
     place[columns] = np.arange(len(columns))

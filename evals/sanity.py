@@ -1,4 +1,4 @@
-"""Whether a network has learnt anything: its features of a few images compared with those of an untrained copy."""
+"""Whether a network has learnt anything: compares its features of a few images with those of an untrained copy."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def average_precision_11(scores: np.ndarray, labels: np.ndarray) -> float:
     """VOC 2007's average precision in percent: the mean over recalls 0, 0.1 … 1 of the best precision there or beyond.
 
     ``scores`` [n] rank the images, ``labels`` [n] are 1 (there), -1 (not there) or 0 (only 'difficult' objects, which
-    count neither way). Equal scores are one threshold, so the order of the images decides nothing. NaN where no
+    count neither way). Equal scores are one threshold, so the order of the images does not matter. NaN where no
     label is 1. Everingham et al., "The PASCAL VOC Challenge", IJCV 2010, section 4.2.
     """
     counted = labels != 0
@@ -34,7 +34,7 @@ def average_precision_11(scores: np.ndarray, labels: np.ndarray) -> float:
     hits = np.cumsum(positive)[last]
     precision = hits / (np.flatnonzero(last) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]  # at this threshold or a lower one
-    # In whole numbers: recall 0.3 is reached by 3 of 10, which 0.1 * 3 as a float is not.
+    # In integers: 3 of 10 reach recall 0.3, which 0.1 * 3 as a float exceeds.
     first = [int(np.argmax(10 * hits >= tenth * hits[-1])) for tenth in range(11)]
     return 100.0 * float(np.mean(best[first]))
 

@@ -1,4 +1,4 @@
-"""Tracks objects through a video by features alone: propagates the masks of the first frame and measures them.
+"""Tracks objects through a video by features alone: propagates the masks of the first frame and scores them.
 
 The protocol of Jabri et al. ("Space-Time Correspondence as a Contrastive Random Walk", NeurIPS 2020) with the numbers
 of Caron et al. (DINO, ICCV 2021), and the measures of DAVIS (Perazzi et al., CVPR 2016; the 2017 challenge).
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 BOUND = 0.008  # of the image's diagonal: how far apart boundaries may lie that still match
-MULTIPLE = 64  # pixels, of the sides that a network sees
+MULTIPLE = 64  # the sides that a network sees are multiples of it, in pixels
 SCORES = {"cpu": 4 << 20, "cuda": 64 << 20}  # at a time
 
 

@@ -1,6 +1,6 @@
-# Sourced by the other scripts: the project's folder, its environment (made if it is not there), and $PYTHON.
+# Sourced by the other scripts: the project's folder, its environment (created if missing), and $PYTHON.
 # CPU-only machines may take PyTorch's smaller wheels: export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-unset CDPATH  # by which cd would go elsewhere
+unset CDPATH  # it would make cd go elsewhere
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 set -f           # a list in a variable (SEEDS="0 1") is words, never names of files
 
@@ -16,7 +16,7 @@ whole() { # name, least
     exit 2
 }
 
-# Where nothing can be installed, NO_VENV=1 takes $PYTHON (python3) with what it has.
+# If nothing can be installed, NO_VENV=1 uses $PYTHON (python3) with the packages that it has.
 environment() {
     local wanted
     if [ -n "${NO_VENV:-}" ]; then PYTHON=${PYTHON:-python3}; return; fi

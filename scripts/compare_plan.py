@@ -16,7 +16,7 @@ from runtime.errors import UserError  # noqa: E402
 
 @dataclass(frozen=True)
 class Budget:
-    """What all students have in common."""
+    """The settings that all students share."""
 
     passes: int
     epochs: int
@@ -25,7 +25,7 @@ class Budget:
     total_k: int
 
     def rounded(self) -> Budget:
-        """The passes that give every method (1, 1.5 or 2 a batch's image) whole steps in every epoch."""
+        """The passes, rounded so that each method (1, 1.5 or 2 per image) has a whole number of steps per epoch."""
         unit = 6 * self.epochs * self.batch
         return replace(self, passes=max(1, self.passes // unit) * unit)
 
@@ -45,7 +45,7 @@ class Plan:
 
 
 def plan_of(entry: str, budget: Budget) -> Plan:
-    """``entry``: a loss or a sum of losses, and behind an @ the sampler (random or cf) if not the method's own."""
+    """``entry``: a loss or a sum of losses, with @ and a sampler (random or cf) to override its own."""
     loss, _, sampler = entry.partition("@")
     needs = needs_of(loss)
     if sampler not in ("", "random", "cf"):
@@ -54,7 +54,7 @@ def plan_of(entry: str, budget: Budget) -> Plan:
     sampler = "cf" if needs.pairs else sampler or ("cf" if neighbours else "random")
     near, of = (0, 0) if sampler == "random" else (1, 5) if needs.pairs else (budget.nearest_k, budget.total_k)
     if budget.batch % (1 + near):
-        raise UserError(f"BATCH={budget.batch} is not whole anchors with {near} neighbours each; give a multiple of "
+        raise UserError(f"BATCH={budget.batch} does not fit anchors with {near} neighbours; give a multiple of "
                         f"{1 + near}")
     steps = budget.passes / (budget.batch * needs.passes * budget.epochs)
     if not steps.is_integer():
@@ -65,7 +65,7 @@ def plan_of(entry: str, budget: Budget) -> Plan:
 
 
 class Tuned(NamedTuple):
-    """What was searched for a method."""
+    """The tuned settings of a method."""
 
     rate: float
     warmup: int  # periods

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The table and the plot of scripts/compare_methods.sh, from the students' results in a folder.
+"""The table and the plot of scripts/compare_methods.sh, made from the students' results in a folder.
 
     python scripts/compare_report.py runs/compare
 
@@ -34,7 +34,7 @@ LOGGED = ("student_norm", "row_cosine")
 
 @dataclass
 class Row:
-    """A method, or one of the yardsticks: what ``records`` hold of its seeds."""
+    """A method, or one of the baselines: the ``records`` of its seeds."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -85,7 +85,7 @@ def record_of(folder: Path, overlap: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rows_of(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Row], dict[str, Row]]:
-    """Yardsticks (teacher, untrained) and methods by name, the best 10-NN first."""
+    """Baselines (teacher, untrained) and methods by name, the best 10-NN first."""
     rows: dict[str, Row] = defaultdict(Row)
     for record in records:
         rows[record["name"]].records.append(record)
@@ -158,7 +158,7 @@ def picture(folder: Path, yardsticks: dict[str, Row], methods: dict[str, Row]) -
 
 
 def main() -> None:
-    """Print the table; write table, picture and the records behind them."""
+    """Print the table; write table, plot and the records behind them."""
     if len(sys.argv) != 2:
         raise UserError("give one folder, as in: python scripts/compare_report.py runs/compare")
     folder = Path(sys.argv[1])

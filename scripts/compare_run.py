@@ -32,7 +32,7 @@ LEAST = {"passes": 1, "epochs": 1, "batch": 1, "nearest-k": 0, "total-k": 0, "qu
 
 
 class Variables(argparse.ArgumentParser):
-    """Flags that scripts/compare_methods.sh makes of its variables, by which errors name them."""
+    """Flags that scripts/compare_methods.sh builds from its variables; errors name the variables."""
 
     def error(self, message: str) -> NoReturn:
         named = re.sub(r"argument --([a-z-]+):", lambda flag: flag[1].upper().replace("-", "_") + ":", message)
@@ -40,7 +40,7 @@ class Variables(argparse.ArgumentParser):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Everything has its value from scripts/compare_methods.sh."""
+    """scripts/compare_methods.sh sets all of them."""
     parser = Variables(description=__doc__, allow_abbrev=False)
     for name in ("data", "teacher", "output", "student", "stem", "rates"):
         parser.add_argument(f"--{name}", required=True)
@@ -93,7 +93,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def overlap(c: Comparison) -> None:
-    """What each student has in common with the teacher on test images: overlap.json, of those not in it yet."""
+    """Compute the students' overlap with the teacher on test images: adds those missing in overlap.json."""
     args, path = c.args, c.folder / "overlap.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     students = {entry: c.folder / entry / "run/student.pth" for entry in finished(c.folder)}

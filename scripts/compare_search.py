@@ -46,7 +46,7 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """How the trials of a round are trained, and how many of them go on."""
+    """How the trials of a round are trained, and how many of them continue."""
 
     share: float  # of PASSES
     seeds: int
@@ -71,7 +71,7 @@ class Search:
         self.warmups = sorted({round(share * args.epochs) for share in WARMUPS})
 
     def tuned(self, entry: str, trial: Trial) -> Tuned:
-        """What a trial stands for."""
+        """The rate and warm-up of a trial."""
         rate = self.middle[entry].rate * self.args.factor**trial.step
         return Tuned(float(f"{rate:.3g}"), self.warmups[trial.warmup])
 
@@ -81,7 +81,7 @@ class Search:
         return self.folder / f"round{number + 1}" / f"{entry}-{rate:g}-{warmup}-{seed}"
 
     def score(self, number: int, entry: str, trial: Trial, seed: int) -> float | None:
-        """10-NN top-1 at the end; 0 where the numbers ended before; None where it was not reached yet."""
+        """10-NN top-1 at the end; 0 if the training diverged; None if it has not finished."""
         run = self.run_of(number, entry, trial, seed)
         return 0.0 if ended(run) else next((line["top1"] for line in read_metrics(run, "knn")), None)
 
@@ -102,7 +102,7 @@ class Search:
             raise UserError(f"MINUTES={self.args.minutes:g} have passed; start it again to resume")
 
     def best(self, number: int, trials: Mapping[str, Sequence[Trial]]) -> dict[str, list[Trial]]:
-        """Those that go on from a round, the best first."""
+        """The trials that continue after a round, the best first."""
         return {entry: sorted(group, key=lambda trial, e=entry: -statistics.mean(self.scores(number, e, trial)))
                 [:ROUNDS[number].kept] for entry, group in trials.items()}
 
@@ -118,12 +118,12 @@ class Search:
         return tried
 
     def grid(self) -> list[Trial]:
-        """What round 1 begins with."""
+        """The first trials of round 1."""
         inner = range(len(self.warmups))[1:-1] or range(len(self.warmups))
         return [Trial(step, place) for step in (0, -1, 1) for place in inner]
 
     def cost(self) -> str:
-        """What it takes, to be said before it starts."""
+        """An estimate of its time, printed before it starts."""
         speed = self.c.measure(self.args.methods[0], self.data)
         later = sum(before.kept * this.seeds * this.share for before, this in itertools.pairwise(ROUNDS))
         hours = [len(self.middle) * (count * ROUNDS[0].share + later) * self.budget.passes / speed / self.c.jobs / 3600

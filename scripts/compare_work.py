@@ -1,4 +1,4 @@
-"""The folder of scripts/compare_methods.sh and the commands that fill it; none is run whose result is there."""
+"""The folder of scripts/compare_methods.sh and the commands that fill it; finished results are not repeated."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Comparison:
                                   stdout=subprocess.PIPE if result else said, stderr=said)
         if done.returncode:
             last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            raise UserError(f"{script} failed: {last[0][:300]} (all of it in {log})")
+            raise UserError(f"{script} failed: {last[0][:300]} (full output in {log})")
         if result:
             part = result.with_suffix(".part")
             part.write_text(done.stdout, encoding="utf-8")
@@ -125,13 +125,13 @@ class Comparison:
         if not (folder / "knn.json").exists():
             self.python(folder / "scores.log", "compute_knn.py", "eval", *common, result=folder / "knn.json", slot=slot)
         if not (folder / "linear.json").exists():
-            features = folder / "evaluation"  # of all students they would fill a disk
+            features = folder / "evaluation"  # those of all students would fill a disk
             self.python(folder / "scores.log", "evaluate.py", "linear", "--cached", *common, "--output", features,
                         result=folder / "linear.json", slot=slot)
             shutil.rmtree(features, ignore_errors=True)
 
     def untrained(self, seed: int) -> None:
-        """What a student has before it learns."""
+        """The scores of an untrained student."""
         args = self.args
         self.score(self.folder / f"untrained-{seed}", "--weights", "untrained", "--arch", args.student, "--stem",
                    args.stem, "--image-size", self.image_size(), "--seed", seed)
@@ -168,7 +168,7 @@ class Comparison:
         return not skipped
 
     def measure(self, entry: str, data: str) -> float:
-        """Image passes a second of each of JOBS students side by side, from a few steps."""
+        """Image passes per second of each of JOBS students trained side by side, measured over a few steps."""
         path = self.folder / "speed.json"
         if not path.exists():
             steps = max(4, -(-256 // self.budget.batch))
@@ -183,7 +183,7 @@ class Comparison:
 
 
 def ended(run: Path) -> bool:
-    """Whether a student's training stopped at numbers that are not finite."""
+    """Whether a student's training stopped because its loss was not finite."""
     return (run / ENDED).exists()
 
 

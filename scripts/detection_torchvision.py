@@ -6,8 +6,8 @@
         --output detection/ --epochs 23 --sizes 480 512 544 576 608 640 672 704 736 768 800
 
 COCO holds annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/ and val2017/. The score
-is COCO's average precision, by the package pycocotools. Numbers to be set beside papers' come from detectron2, for
-which scripts/detection/ has the configurations. A run that is started again resumes from its last step.
+is COCO's average precision, by the package pycocotools. For numbers comparable with papers use detectron2, with the
+configurations in scripts/detection/. Started again, a run resumes from its last step.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="passes over the training images; default 12, about the 1x schedule on COCO (90,000 steps "
                             "of 16 images)")
     group.add_argument("-b", "--batch-size", type=cli.number(int, 1), default=REFERENCE_BATCH, metavar="N",
-                       help="images of a step over all processes; default 16, detectron2's")
+                       help="images per step over all processes; default 16, detectron2's")
     group.add_argument("--lr", "--learning-rate", type=cli.number(float, above=0), default=None, metavar="LR",
                        help="learning rate; default 0.02 for 16 images, detectron2's, and in proportion for others. It "
                             "climbs to there over the first 1,000 steps, or the first epoch if that has fewer")
     group.add_argument("--schedule", type=cli.number(int, 0), nargs="*", default=None, metavar="EPOCH",
-                       help="epochs at which the rate falls to a tenth; default: at 2/3 and 8/9 of --epochs, as in "
+                       help="epochs at which the rate is divided by 10; default: 2/3 and 8/9 of --epochs, as in "
                             "the 1x schedule")
     group.add_argument("--momentum", type=cli.number(float, 0, 1), default=0.9,
                        help="SGD momentum; default 0.9, detectron2's")
@@ -94,7 +94,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help="mixed precision: off (default, as detectron2), fp16 with a gradient scaler, bf16, or "
                             "auto: fp16 on a GPU and off on a CPU")
     group.add_argument("--eval-every", type=cli.number(int, 0), default=0, metavar="N",
-                       help="score every N epochs too; default 0, after the last only")
+                       help="also score every N epochs; default 0, only after the last")
     cli.add_run_flags(parser, "folder of this run: detector.pth, detection.md, a line of results.jsonl, the log")
     cli.add_device_flags(parser)
     return parser.parse_args(argv)
@@ -102,7 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass
 class Scores:
-    """What each epoch that was scored has given: ``epoch`` (from 1), NAMES in percent, and ``classes``."""
+    """The scores of each scored epoch: ``epoch`` (from 1), NAMES in percent, and ``classes``."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -160,7 +160,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
     model, identity, report = open_detector(args, len(train_set.classes))
     model = model.to(process.device)
     if process.world_size > 1 and process.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # the CPU has none, so each rank has its own statistics
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # on CPUs each rank keeps its own statistics
     lr = args.lr or 0.02 * args.batch_size / REFERENCE_BATCH
     milestones = (args.schedule if args.schedule is not None else
                   [round(2 / 3 * args.epochs), round(8 / 9 * args.epochs)])
@@ -207,7 +207,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
 
 def score(args: argparse.Namespace, process: Process, model: nn.Module, test_set: BoxSource) -> dict[str, Any]:
     """Average precision on the test images, each rank looking at its share (a collective)."""
-    for buffer in model.buffers():  # running statistics may be each rank's own; what is saved is the first's
+    for buffer in model.buffers():  # running statistics may differ between ranks; rank 0's are saved
         broadcast(buffer)
     batches = evaluation_batches(test_set, networks.share_of(len(test_set), process),
                                  max(1, args.batch_size // process.world_size), args.workers, process.device.type)

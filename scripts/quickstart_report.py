@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The table and the picture of scripts/quickstart.sh, from what the runs left in a folder.
+"""The table and the picture of scripts/quickstart.sh, made from the results of its runs in a folder.
 
     python scripts/quickstart_report.py runs/quickstart
 

@@ -1,1 +1,1 @@
-"""Data sets that only an evaluation knows."""
+"""Data sets that only evaluations use."""

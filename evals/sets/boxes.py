@@ -113,8 +113,8 @@ def open_pair(root: str, flag: str = "--data") -> tuple[BoxSource, BoxSource]:
     if (folder / "annotations").is_dir():
         train, test = (read_coco(*_coco_part(folder, word, flag), flag) for word in ("train", "val"))
         return same_classes(train, test, flag)
-    raise UserError(f"{flag} {root} is in no layout that is known, expected annotations/instances_train….json and "
-                    "…val….json with folders of images called as they are (COCO), or VOC2007/; or give --train and "
+    raise UserError(f"{flag} {root} has no known layout, expected annotations/instances_train….json and "
+                    "…val….json with image folders of the same names (COCO), or VOC2007/; or give --train and "
                     "--test, a file in COCO's format and a folder each")
 
 
@@ -122,7 +122,7 @@ def same_classes(train: BoxSource, test: BoxSource, flag: str = "--data") -> tup
     """The pair with the test labels numbered as the training ones. Raises :class:`UserError` on an unknown class."""
     unknown = sorted(set(test.classes) - set(train.classes))
     if unknown:
-        raise UserError(f"{flag}: the test images have {len(unknown)} classes that the training images have not "
+        raise UserError(f"{flag}: the test images have {len(unknown)} classes that the training images lack "
                         f"({', '.join(unknown[:3])}), expected the same names in both")
     number = np.array([train.classes.index(name) for name in test.classes], np.int64)
     test.labels, test.classes = number[test.labels], train.classes
@@ -150,7 +150,7 @@ def read_coco(file: str | Path, images: str | Path, flag: str = "--data") -> Box
         raise UserError(f"{flag} {file} is not in COCO's format ({reason}), expected images, annotations with bbox, "
                         "and categories, whose ids fit together") from None
     if len(set(names.values())) < len(names):
-        raise UserError(f"{flag} {file} has two categories of one name; rename one")
+        raise UserError(f"{flag} {file} has two categories with the same name; rename one")
     return _checked(BoxSource(Path(file).stem, list(photos.values()), list(names.values())), file, flag)
 
 
@@ -171,7 +171,7 @@ def read_voc(parts: Sequence[tuple[str | Path, str]], flag: str = "--data") -> B
                 photos.append(Photo(str(Path(folder) / "JPEGImages" / f"{name}.jpg"), size,
                                     [_voc_box(entry) for entry in root.findall("object")]))
         except OSError as error:
-            raise UserError(f"{flag} {file} cannot be read ({error.strerror or error}); give a whole VOC folder, with "
+            raise UserError(f"{flag} {file} cannot be read ({error.strerror or error}); give a full VOC folder, with "
                             "ImageSets/Main, Annotations and JPEGImages") from None
         except (ValueError, TypeError, AttributeError, ElementTree.ParseError) as error:
             raise UserError(f"{flag} {file} is not an annotation in VOC's format ({' '.join(str(error).split())[:80]})"
@@ -206,5 +206,5 @@ def _checked(source: BoxSource, file: str | Path, flag: str) -> BoxSource:
         raise UserError(f"{flag} {file} lists {len(source)} images with {len(source.boxes)} objects, expected some of "
                         "both; give another file")
     if not Path(source.location(0)).is_file():
-        raise UserError(f"{flag} {file} lists {source.location(0)}, which is not there; give the folder of its images")
+        raise UserError(f"{flag} {file} lists {source.location(0)}, which is missing; give the folder of its images")
     return source

@@ -67,7 +67,7 @@ def open_davis(root: str | Path, split: str = "val", flag: str = "--data") -> li
                         "under its own terms")
     names = listed.read_text(encoding="utf-8", errors="surrogateescape").split()
     if not names:
-        raise UserError(f"{listed} names no sequence; unpack DAVIS again")
+        raise UserError(f"{listed} lists no sequence; unpack DAVIS again")
     odd = next((name for name in names if "/" in name or name == ".."), None)  # results are written under these names
     if odd:
         raise UserError(f"{listed} names {odd}, expected names of folders in JPEGImages/480p/; unpack DAVIS again")

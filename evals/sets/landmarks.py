@@ -37,11 +37,11 @@ class Landmarks(NamedTuple):
 
 
 class WholeImages(FileSource):
-    """Images in their own proportions, none larger than ``size`` pixels at its longer side; smaller ones stay.
+    """Images with their aspect ratio, shrunk so that the longer side has at most ``size`` pixels.
 
-    ``boxes`` float [N, 4], left, top, right, bottom: each image is cut to its box first, and shrunk by as much as the
-    whole of it would have been, as in the authors' own evaluations. Files are read as there: no rotation by EXIF, which
-    the boxes do not know of, and what is left of a truncated file. ``open`` raises data.images.BadImage.
+    ``boxes`` float [N, 4], left, top, right, bottom: each image is first cropped to its box, and then shrunk by the
+    factor of the uncropped image, as in the authors' evaluations. Files are read as there: without EXIF rotation, which
+    the boxes do not consider, and truncated files as far as they go. ``open`` raises data.images.BadImage.
     """
 
     def __init__(self, root: Path, names: Sequence[str], title: str, size: int, boxes: np.ndarray | None = None):
@@ -62,7 +62,7 @@ class WholeImages(FileSource):
         return image
 
     def encoded(self, i: int) -> None:
-        """None: the pixels are not those of the file."""
+        """None, since the pixels differ from the file's."""
 
     def fingerprint(self) -> str:
         """Of the names, the size and the boxes."""
@@ -124,7 +124,7 @@ def _read_truth(path: Path) -> tuple[list[str], list[str], list[dict[str, np.nda
 
 
 def _places(images: Path, wanted: set[str]) -> dict[str, str]:
-    """Where below the folder each image lies, by its name without .jpg; Paris comes in one folder a building."""
+    """The path of each image below the folder, by its name without .jpg; Paris has one folder per building."""
     found = {}
     for folder, _, files in sorted(os.walk(images, followlinks=True)):
         for file in files:

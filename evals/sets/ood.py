@@ -50,7 +50,7 @@ def open_elsewhere(name: str, folder: str, classes: list[str]) -> list[Elsewhere
     path = Path(os.path.expanduser(folder))  # noqa: PTH111  (~nobody is an unknown path, not an error)
     if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises OSError for an over-long name)
         page = f"; get it under its terms from {WHERE[name.lower()]}" if name.lower() in WHERE else ""
-        raise UserError(f"--ood {name}={folder} is not a folder; it should hold one sub-folder a class{page}")
+        raise UserError(f"--ood {name}={folder} is not a folder; it should hold one folder per class{page}")
     folders, has_images = list_folder(path, f"--ood {name}")
     variants = [] if has_images else [f for f in folders if f.startswith(V2)]
     if variants:
@@ -64,8 +64,8 @@ def open_elsewhere(name: str, folder: str, classes: list[str]) -> list[Elsewhere
 
 
 def _corruptions(path: Path, folders: list[str], depth: int = 1) -> list[tuple[str, int, Path]]:
-    """Corruption, severity and folder, also where corruptions lie in groups (noise/, blur/ …); [] unless that is all
-    that lies there."""
+    """Corruption, severity and folder, also if corruptions are in groups (noise/, blur/ …); [] if there is anything
+    else."""
     found = []
     for name in folders:
         inner, has_images = list_folder(path / name, f"--ood {path}")

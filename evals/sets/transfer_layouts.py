@@ -1,4 +1,4 @@
-"""What a transfer set is, and readers of those that torchvision lays out, with their official splits."""
+"""The type of a transfer set, and readers of torchvision's layouts, with the official splits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TransferSet:
     marks: dict[str, np.ndarray] = field(default_factory=dict)
 
     def parts(self) -> dict[str, ImageSource]:
-        """The sources that are there, in order."""
+        """The sources that exist, in order."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {part: source for part, source in parts.items() if source is not None}
 
@@ -54,7 +54,7 @@ class TransferSet:
 
     @property
     def description(self) -> str:
-        """Its images in one line."""
+        """One line that describes its images."""
         sizes = ", ".join(f"{len(source):,} {part}" for part, source in self.parts().items())
         return f"{self.name}: {len(self.classes)} classes; {sizes} images"
 

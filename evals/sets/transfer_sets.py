@@ -1,4 +1,4 @@
-"""The data sets of the transfer benchmarks, by name, in torchvision's folders or in one's own."""
+"""The data sets of the transfer benchmarks, by name, in torchvision's layout or in your own folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_transfer_set(name: str, root: Path, download: bool = False, seed: int =
 
     Looked for as root/name/train (class folders, see :func:`open_transfer_folder`), then as torchvision lays it out in
     ``root`` or in root/name. ``download`` lets torchvision fetch it into ``root``. ``seed`` draws the split of
-    Caltech-101, which has no official one. Raises :class:`UserError` if it is not there or not whole.
+    Caltech-101, which has no official one. Raises :class:`UserError` if it is missing or incomplete.
     """
     root = Path(os.path.expanduser(root))  # noqa: PTH111  (~nobody is an unknown path, not an error)
     if os.path.isdir(root / name / "train"):  # noqa: PTH112  (Path.is_dir raises OSError for an over-long name)
@@ -63,11 +63,11 @@ def _missing(name: str, layout: Layout, root: Path, download: bool, error: Excep
     else:
         how = f"--download fetches it from where {layout.page} offers it, under its terms"
     what = "could not be fetched" if download and layout.downloads else (
-        "is not whole" if (root / layout.folder).is_dir() else "was not found")
+        "is incomplete" if (root / layout.folder).is_dir() else "was not found")
     return f"--datasets {name} {what} ({reason}): {expected} is expected; {how}"
 
 
-# ---- folders of one's own
+# ---- your own folders
 
 
 def open_transfer_folder(spec: str, flag: str = "--data", name: str | None = None) -> TransferSet:

@@ -148,7 +148,7 @@ def test_bad_input(davis, tmp_path):
     with pytest.raises(UserError, match="of the sequence fly it has 0 frames"):
         open_davis(davis, "gone")
     (davis / "ImageSets" / "2017" / "none.txt").write_text("\n")
-    with pytest.raises(UserError, match="names no sequence"):
+    with pytest.raises(UserError, match="lists no sequence"):
         open_davis(davis, "none")
     for name in ("../run", "/etc", ".."):                    # scores and masks would be written there
         (davis / "ImageSets" / "2017" / "odd.txt").write_text(f"run\n{name}\n")

@@ -113,5 +113,5 @@ def test_every_rank_has_what_all_found_or_the_error_of_one(tmp_path, broken, exp
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     monkeypatch.delitem(sys.modules, "pycocotools.cocoeval", raising=False)
-    with pytest.raises(UserError, match="pycocotools, which is missing; pip install pycocotools"):
+    with pytest.raises(UserError, match="pycocotools, which is not installed; pip install pycocotools"):
         need_pycocotools()

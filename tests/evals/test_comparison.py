@@ -56,7 +56,7 @@ def test_the_files_that_are_read(tmp_path, capsys):
     assert load_evaluations(path) == {"linear": A["linear"], "knn": B["knn"]}
     path.write_bytes(path.read_bytes() + b'{"command": "kn\xff')  # a kill; the whole lines count
     assert load_evaluations(path) == {"linear": A["linear"], "knn": B["knn"]}
-    assert "1 of 4 lines are not whole records" in capsys.readouterr().err
+    assert "1 of 4 lines are not valid records" in capsys.readouterr().err
     for text in ("", "{}", "[1]", "no json", '{"a": 1}\n{"command": "x"}', "[" * 100_000, '{"command": 3}',
                  '{"command": "all", "evaluations": [1]}', '{"command": "x", "table": [3]}',
                  '{"command": "x", "sources": {"test": 3}}', '{"command": "x", "settings": [1]}'):

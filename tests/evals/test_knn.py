@@ -85,7 +85,7 @@ def test_a_class_that_only_the_training_images_have():
 
 
 def test_more_neighbours_than_images():
-    with pytest.raises(UserError, match="81 neighbours cannot be had among 80"):
+    with pytest.raises(UserError, match="81 is more neighbours than the 80"):
         knn_accuracy(*problem(), 8, [(10, 0.07), (81, 0.07)])
 
 

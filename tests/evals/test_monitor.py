@@ -86,7 +86,7 @@ def test_images_that_cannot_be_opened(root, tmp_path, monkeypatch):
     encoder = MeanColour()
     assert KnnMonitor.open(str(copy), None, 16, 0, ALONE, "skip").score(encoder) == 100.0
     monkeypatch.setattr(evals.monitor, "K", 36)
-    with pytest.raises(UserError, match="--knn-every: of .* 35 images can be opened .* at least 36"):
+    with pytest.raises(UserError, match="--knn-every: of .* 35 images are readable .* at least 36"):
         KnnMonitor.open(str(copy), None, 16, 0, ALONE, "skip").score(MeanColour())
 
 

@@ -66,7 +66,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
 def test_lines_that_are_no_records_are_passed_over(tmp_path, capsys):
     (tmp_path / RESULTS).write_bytes(b'[1]\n3\n\xff\xfe\n' + b"[" * 100_000 + b'\n{"a": 1}\n')
     assert read_results(tmp_path / RESULTS) == [{"a": 1}]
-    said = f"{tmp_path / RESULTS}: 4 of 5 lines are not whole records and are left out\n"
+    said = f"{tmp_path / RESULTS}: 4 of 5 lines are not valid records and are skipped\n"
     assert capsys.readouterr() == ("", said)
 
 

@@ -106,7 +106,7 @@ def test_voc(tmp_path, above):
 @pytest.mark.parametrize(("changes", "says"), [
     ({"images": []}, "not in COCO's format"), ({"annotations": []}, "with 0 objects"),
     ({"categories": [{"id": 4, "name": "dog"}]}, "not in COCO's format .KeyError: 9"),
-    ({"categories": [{"id": 4, "name": "dog"}, {"id": 9, "name": "dog"}]}, "two categories of one name"),
+    ({"categories": [{"id": 4, "name": "dog"}, {"id": 9, "name": "dog"}]}, "two categories with the same name"),
     ({"annotations": [annotation(1, 10, 4, [1, 2, 3, 4]) | {"bbox": [1, 2]}]}, "not in COCO's format"),
 ])
 def test_files_that_are_not_in_cocos_format(tmp_path, changes, says):
@@ -117,18 +117,18 @@ def test_files_that_are_not_in_cocos_format(tmp_path, changes, says):
 
 
 def test_other_bad_input(tmp_path):
-    with pytest.raises(UserError, match="in no layout that is known"):
+    with pytest.raises(UserError, match="has no known layout"):
         open_pair(str(tmp_path))
     file = coco(tmp_path)
     with pytest.raises(UserError, match="instances_val….json .*found none"):
         open_pair(str(tmp_path))
     coco(tmp_path, "val2017", categories=[{"id": 4, "name": "dog"}, {"id": 9, "name": "lion"}])
-    with pytest.raises(UserError, match="1 classes that the training images have not .lion"):
+    with pytest.raises(UserError, match="1 classes that the training images lack .lion"):
         open_pair(str(tmp_path))
     coco(tmp_path, "train2014")
     with pytest.raises(UserError, match="found instances_train2014.json, instances_train2017.json"):
         open_pair(str(tmp_path))
-    with pytest.raises(UserError, match="which is not there; give the folder of its images"):
+    with pytest.raises(UserError, match="which is missing; give the folder of its images"):
         read_coco(file, tmp_path / "elsewhere")
     with pytest.raises(UserError, match="No such file"):
         read_coco(tmp_path / "none.json", tmp_path)

@@ -76,7 +76,7 @@ def test_cifar(cifar, below):
 
 def test_a_damaged_cifar(cifar):
     (cifar / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"")
-    with pytest.raises(UserError, match=r"--datasets cifar10 is not whole \(Dataset not found or corrupted.*cifar-10"):
+    with pytest.raises(UserError, match=r"--datasets cifar10 is incomplete \(Dataset not found or corrupted.*cifar-10"):
         open_transfer_set("cifar10", cifar)
 
 
@@ -121,7 +121,7 @@ def test_caltech101(tmp_path):
 
 def test_a_caltech_class_that_leaves_nothing_to_test(tmp_path):
     caltech(tmp_path, {"ant": 31, "bee": 30})
-    with pytest.raises(UserError, match=r"caltech101 is not whole \(class bee has no more than 30 images\)"):
+    with pytest.raises(UserError, match=r"caltech101 is incomplete \(class bee has no more than 30 images\)"):
         open_transfer_set("caltech101", tmp_path)
 
 
@@ -273,7 +273,7 @@ def test_voc2007(voc):
 
 def test_voc2007_without_its_test_images(voc):
     (voc / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "dog_test.txt").unlink()
-    with pytest.raises(UserError, match=r"voc2007 is not whole .*dog_test.txt.*host.robots.ox.ac.uk"):
+    with pytest.raises(UserError, match=r"voc2007 is incomplete .*dog_test.txt.*host.robots.ox.ac.uk"):
         open_transfer_set("voc2007", voc)
 
 
