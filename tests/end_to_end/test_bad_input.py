@@ -116,7 +116,7 @@ def test_mine_refuses(case, tree, bad, teacher, tmp_path):
 
 @pytest.mark.parametrize(("changed", "words"), [
     (["--data", "{tree}/train"], ["--data", "val/"]),
-    (["--k", "41"], ["--k: 41", "40 training images"]),
+    (["--k", "41"], ["--k 41", "40 training images"]),
     (["--data", "{bad}/flat"], ["--data", "labels"]),
 ])
 def test_eval_refuses(changed, words, tree, bad, teacher):
