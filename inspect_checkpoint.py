@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from checkpoints.by_name import NAME_HELP
 from checkpoints.layouts import LAYOUTS, read_checkpoint
 from checkpoints.match import Checkpoint
 from checkpoints.report import Report, colours, few
@@ -46,8 +47,8 @@ from search.features import extract
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("files", metavar="FILE", nargs="*", help="checkpoints, or folders with config.json and "
-                        "model.safetensors")
+    parser.add_argument("files", metavar="FILE", nargs="*", help="checkpoints, folders with config.json and "
+                        f"model.safetensors, {NAME_HELP}")
     parser.add_argument("--layouts", action="store_true", help="print the table of supported layouts and exit")
     parser.add_argument("--json", action="store_true", help="print only one JSON object per file")
     group = parser.add_argument_group("network")
@@ -178,7 +179,8 @@ def main() -> None:
         source = open_source(args.data).subset(args.subset) if args.data else None
         for path in args.files:
             report, encoder = examine(path, args)
-            published = published_as(path, report.sha256) if report.sha256 and Path(path).is_file() else None
+            published = published_as(report.file, report.sha256) if report.sha256 and Path(
+                report.file).is_file() else None
             sanity = check_features(encoder, source, args, process) if encoder and source else None
             complete = complete and report.ok
             print(json.dumps({**report.record(), "published": published, "sanity": sanity}) if args.json else

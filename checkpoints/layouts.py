@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from checkpoints.by_name import locate
 from checkpoints.hugging_face import read_folder, weight_files
 from checkpoints.match import Checkpoint, Layout, has_convolution
 from checkpoints.report import few
@@ -123,12 +124,13 @@ LAYOUTS = (
 
 def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--weights", *, branch: str | None = None,
                     branch_flag: str = "--branch", trust: bool = False) -> Checkpoint:
-    """Read ``path``, a file or a folder of Hugging Face's, without running code from it, and find its layout.
+    """Read ``path``, a file, a folder of Hugging Face's or a name (:mod:`checkpoints.by_name`), without running code
+    from it, and find its layout.
 
     ``key`` names the container inside (dots lead deeper), ``branch`` the trunk where there are several, ``trust``
     unpickles whatever is there.
     """
-    path = Path(path)
+    path, arch = locate(path, flag)
     files = weight_files(path, flag) if path.is_dir() else [path]
     raw = read_folder(path, files, flag, trust) if path.is_dir() else read_file(path, flag, trust)
     if not isinstance(raw, dict):
@@ -154,8 +156,8 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     if layout is None:
         raise UserError(f"{flag} {path} holds no image backbone: its tensors are {few(list(tensors))}; "
                         "give the file of the pre-trained network itself")
-    checkpoint = Checkpoint(path, flag, layout, container.rstrip("."), layout.prefix, tensors, outside, _meta(raw),
-                            tuple(files))
+    checkpoint = Checkpoint(path, flag, layout, container.rstrip("."), layout.prefix, tensors, outside,
+                            {**_meta(raw), **({"arch": arch} if arch else {})}, tuple(files))
     if branch is None:
         return checkpoint
     prefix = branch.rstrip(".") + "."

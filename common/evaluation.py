@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import torch
 
+from checkpoints.by_name import NAME_HELP, folder_beside, sha256_of, short_name
 from checkpoints.frozen import load_frozen
 from checkpoints.layouts import read_checkpoint
-from checkpoints.safe_load import file_sha256
 from common import cli, networks
 from data.augment import Transform
 from data.checks import check_apart
@@ -41,8 +41,8 @@ class Results:
 
     output: Annotated[str | None, Setting(
         "folder for results.jsonl (one line per evaluation), the table and the feature cache; default: "
-        "evaluation/ beside the weights, or ./evaluation for an untrained network", metavar="FOLDER", resumable=True,
-        basic=True)] = None
+        "evaluation/ beside the weights, or ./evaluation for a name and an untrained network", metavar="FOLDER",
+        resumable=True, basic=True)] = None
     json: Annotated[bool, Setting("print only one JSON object on stdout; messages go to stderr",
                                   resumable=True, basic=True)] = False
 
@@ -120,8 +120,8 @@ def open_network(args: argparse.Namespace, process: Process, weights: str | None
 def add_teacher_flags(group: cli.Group, required: bool = True) -> None:
     """The teacher to compare the students of --weights with, and the students' names."""
     group.add_argument("--teacher", required=required, metavar="FILE",
-                       help="checkpoint of the teacher, read as in the students' training; each network sees "
-                            "its own image size")
+                       help=f"checkpoint of the teacher, {NAME_HELP}, read as in the students' training; each "
+                            "network sees its own image size")
     group.add_argument("--teacher-arch", default=None, metavar="ARCH",
                        help="--arch of the teacher; default, here and below: what --weights record, else found")
     group.add_argument("--teacher-image-size", type=cli.number(int, 8, 8192), default=None, metavar="S",
@@ -148,7 +148,7 @@ def recorded_teacher(args: argparse.Namespace) -> dict[str, Any]:
     differ, or if no student was trained with it."""
     found = [read_checkpoint(file, args.checkpoint_key, trust=args.trust_checkpoint).meta.get("teacher")
              for file in args.weights if file != networks.UNTRAINED]
-    digest = file_sha256(args.teacher) if any(found) and Path(args.teacher).is_file() else None
+    digest = sha256_of(args.teacher, "--teacher") if any(found) else None
     read = [{name: one.get(name) for name in ("arch", "stem", "branch", "image_size", "feature", "mean", "std")}
             for one in found if one and one["sha256"] == digest]
     return read[0] if read and all(one == read[0] for one in read) else {}
@@ -166,15 +166,15 @@ def student_names(files: Sequence[str], given: Sequence[str] | None) -> list[str
                         "two the same")
     if given is not None:
         return list(given)
-    names = [Path(x).parent.name if Path(x).name in ("student.pth", "checkpoint.pth") else Path(x).stem for x in files]
-    names = [name or str(Path(file).stem) for name, file in zip(names, files, strict=True)]
+    names = [Path(x).parent.name if Path(x).name in ("student.pth", "checkpoint.pth") else short_name(x) for x in files]
+    names = [name or short_name(file) for name, file in zip(names, files, strict=True)]
     return names if len(set(names)) == len(names) else [f"{i}: {name}" for i, name in enumerate(names, 1)]
 
 
 def open_output(args: argparse.Namespace) -> Path:
     """The folder of --output; refused before any work if it cannot be written. Created with the first file."""
     first = args.weights if isinstance(args.weights, str) else args.weights[0]
-    beside = Path() if first == networks.UNTRAINED else Path(first).parent
+    beside = Path() if first == networks.UNTRAINED else folder_beside(first)
     folder = Path(args.output or beside / "evaluation")
     check_output_folder(folder, "--output")
     check_apart(folder, args.data)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
+from checkpoints.by_name import NAME_HELP, folder_beside
 from checkpoints.frozen import load_frozen, untrained
 from common import cli
 from data.augment import Transform, eval_transform
@@ -34,8 +35,9 @@ class Network:
     """Which network."""
 
     weights: Annotated[str, Setting(
-        f"checkpoint of the network{{source}}; '{UNTRAINED}' takes fresh weights of --arch and --seed, the baseline of "
-        "a network that has learnt nothing", "--weights --pretrained_weights", metavar="PATH", basic=True)]
+        f"checkpoint of the network{{source}}, {NAME_HELP}; '{UNTRAINED}' takes fresh weights of --arch and --seed, "
+        "the baseline of a network that has learnt nothing", "--weights --pretrained_weights", metavar="PATH",
+        basic=True)]
     arch: Annotated[str | None, Setting(
         "a torchvision classifier by name, or timm:NAME; default: found from the checkpoint", "-a --arch",
         metavar="ARCH", basic=True)] = None
@@ -68,7 +70,8 @@ def add_weights_flags(parser: argparse.ArgumentParser, several: bool = False, re
     return group
 
 
-def add_features_flags(group: cli.Group, default: str = "features/ beside the weights") -> None:
+def add_features_flags(group: cli.Group,
+                       default: str = "features/ beside the weights, or ./features for a name") -> None:
     """Where features are kept (without the flag in ``default``), and in which numbers."""
     add_settings(group, Features, source=default)
 
@@ -159,7 +162,7 @@ def features_folder(args: argparse.Namespace, default: Path | None = None) -> Pa
     if not args.features and default is None:
         if args.weights == UNTRAINED:
             return None
-        default = Path(args.weights).parent / "features"
+        default = folder_beside(args.weights) / "features"
     folder = Path(args.features or default)
     try:
         check_output_folder(folder, "--features")

@@ -131,22 +131,31 @@ def require_timm(why: str) -> None:
         raise UserError(f"{why} and timm is missing; pip install timm") from None
 
 
-def _build_timm(arch: str, image_size: int, pooled: bool, flag: str) -> tuple[nn.Module, str, int]:
-    """The network, its head's name, its width; ``pooled``: with CLIP's projection into the space of its texts."""
-    require_timm(f"{flag} {arch} is a network of timm's")
+def timm_config(name: str, what: str) -> Any:
+    """timm's record of its network ``name``, with a tag or without; None if it has none. Raises :class:`UserError`,
+    whose sentence begins with ``what``, for a name that timm does not know."""
+    require_timm(f"{what} is a network of timm's")
     import timm
 
-    name = arch.removeprefix(TIMM)
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:4]
-        raise UserError(f"{flag} {arch}: timm has no model {name}; "
+        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=4)
+        raise UserError(f"{what}: timm has no model {name}; "
                         + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"))
     try:
-        config = timm.get_pretrained_cfg(name)
+        return timm.get_pretrained_cfg(name)
     except RuntimeError:  # a network of timm's behind which there is a tag that is none of its weights'
-        tags = ", ".join(timm.get_arch_pretrained_cfgs(name))
-        raise UserError(f"{flag} {arch}: timm has no weights of that tag, only {tags}; give one of these, or the name "
-                        "without a tag") from None
+        arch = name.partition(".")[0]
+        raise UserError(f"{what}: timm has no weights of that tag, only "
+                        f"{', '.join(timm.list_models(f'{arch}.*', pretrained=True))}; give one of these, or {arch} "
+                        "alone") from None
+
+
+def _build_timm(arch: str, image_size: int, pooled: bool, flag: str) -> tuple[nn.Module, str, int]:
+    """The network, its head's name, its width; ``pooled``: with CLIP's projection into the space of its texts."""
+    name = arch.removeprefix(TIMM)
+    config = timm_config(name, f"{flag} {arch}")
+    import timm
+
     projected = config.num_classes if pooled and "_clip_" in name and config and "_ft_" not in f"_{config.tag}" else 0
     try:
         model = timm.create_model(name, num_classes=projected, img_size=image_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import queue
@@ -24,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENDED = "not-finite"  # a file in the folder of such a training
 sys.path.insert(0, str(ROOT))
 
+from checkpoints.by_name import sha256_of  # noqa: E402
 from losses import needs_of  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
@@ -48,7 +48,7 @@ class Comparison:
     def same_settings(self) -> None:
         """Refuse a folder that was made with other settings; seeds and methods may be added."""
         args, path = self.args, self.folder / "settings.json"
-        settings = {"data": args.data, "subset": args.subset, "teacher": _sha256(Path(args.teacher)),
+        settings = {"data": args.data, "subset": args.subset, "teacher": _sha256(args.teacher),
                     "student": args.student, "stem": args.stem, "queue": args.queue, **vars(self.budget)}
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -199,7 +199,7 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"TEACHER={path} is not a file; give the checkpoint of a network trained on DATA")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(teacher: str) -> str:
+    if digest := sha256_of(teacher, "TEACHER"):
+        return digest
+    raise UserError(f"TEACHER={teacher} is not a file; give the checkpoint of a network trained on DATA")
