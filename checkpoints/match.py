@@ -11,31 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
-from checkpoints.authors import to_authors
-from checkpoints.identify import (
-    Fit,
-    Identity,
-    difference,
-    fit,
-    has_family,
-    hollow_trunk,
-    identify,
-    near_miss,
-    transformer_image_size,
-)
+from checkpoints.identify import Identity, has_family
 from checkpoints.report import Report, few
 from checkpoints.safe_load import file_sha256
-from checkpoints.timm_names import OPENAI, POSITIONS, timm_candidates, told_apart
-from checkpoints.translation import Translation, translate, without_numbers
-from checkpoints.translation import image_size as native_size
+from checkpoints.timm_names import OPENAI
+from checkpoints.trunk import Trunk
 from checkpoints.values import refuse_unsound, sentence, trouble
-from models.backbones import TIMM, known_arch, require_timm
+from models.backbones import TIMM, known_arch
 from models.heads import head_from
 from models.original import name_there
 from models.teachers import IMAGENET_MEAN, IMAGENET_STD
-from models.tokens import FEATURES, evaluated_size, fitted_positions, position_table
+from models.tokens import FEATURES, evaluated_size
 from models.vit import VITS, attention_heads
 from runtime.errors import UserError
 
@@ -93,22 +81,22 @@ class Checkpoint:
         if arch is None and self._recorded() and self._recorded()[0].startswith(TIMM):
             arch = self._recorded()[0]  # its names alone may fit a network of torchvision's as well
         if arch is None:
-            found = self._fitting(image_size)
+            found = self.trunk.fitting(image_size)
             if not found:
                 elsewhere, see = self._elsewhere(), f"; give {arch_flag} to see the difference from that one"
-                raise UserError(f"{self.flag} {self.path} ({self.layout.name} layout) fits no architecture known here: "
-                                + (elsewhere.replace("--branch", arch_flag.replace("arch", "branch")) if elsewhere
-                                   else self._near_miss() + see))
+                raise UserError(f"{self.trunk.whose} fits no architecture known here: " + (
+                    elsewhere.replace("--branch", arch_flag.replace("arch", "branch")) if elsewhere
+                    else self.trunk.near_miss() + see))
             hinted = [x for x in found if x.arch in self._hints()]
             best = (hinted or found)[0]
             if len(found) > 1 and best.arch.startswith(TIMM):
-                raise UserError(f"{self.flag} {self.path} ({self.layout.name} layout) fits "
-                                f"{', '.join(x.arch for x in found)}, which no name or shape tells apart (they differ "
-                                f"in activation or normalisation); give {arch_flag} with the one that it is")
+                raise UserError(f"{self.trunk.whose} fits {', '.join(x.arch for x in found)}, which no name or shape "
+                                f"tells apart (they differ in activation or normalisation); give {arch_flag} with the "
+                                "one that it is")
         else:
-            best = Identity(arch, self._stem_of(self._shapes), self._native_size(arch) or 0)
+            best = Identity(arch, self.trunk.stem(), self.trunk.native_size(arch) or 0)
         stem = stem or recorded or (self.layout.cifar_stem if best.stem != "imagenet" else "imagenet")
-        size = image_size or self.meta.get("image_size") or evaluated_size(best.arch) or self._native_size(
+        size = image_size or self.meta.get("image_size") or evaluated_size(best.arch) or self.trunk.native_size(
             best.arch) or (224 if stem == "imagenet" else 32)
         return Identity(best.arch, stem, size)
 
@@ -137,7 +125,7 @@ class Checkpoint:
         that do, under the trunk's names. Nothing is loaded."""
         spec = backbone.spec
         inside, dropped, strays = self._sorted()
-        laid, how, resampled = self._lay(backbone, inside)
+        laid, how, resampled = self.trunk.lay(backbone)
         raw = {name: [self.prefix + x for x in made] or [name] for name, made in laid.sources.items()}
         for name in how.head:
             place = next((p for p in self._dropped_prefixes() if raw[name][0].startswith(p)), None)
@@ -152,7 +140,8 @@ class Checkpoint:
             file=str(self.path), sha256=self.sha256, layout=self.layout.name, arch=spec.arch, stem=spec.stem,
             image_size=spec.image_size, feature=spec.feature, container=self.container, branch=self.prefix.rstrip("."),
             branches=[p.rstrip(".") for p in self.branches() if p != self.prefix], matched=len(how.found),
-            missing=how.missing, unexpected=[raw[n][0] if n in raw else n for n in how.unexpected] + strays,
+            missing=how.missing,
+            unexpected=[raw[n][0] if n in raw else self.prefix + n for n in how.unexpected] + strays,
             reshaped=[f"{n} {list(laid.shapes[n])} for {list(wanted[n].shape)}" for n in how.reshaped],
             dropped={k: n for k, (n, _) in dropped.items()}, reasons={k: why for k, (_, why) in dropped.items()},
             epoch=self.meta.get("epoch"), recorded_arch=self.meta.get("arch"),
@@ -168,38 +157,6 @@ class Checkpoint:
         else:
             report.error = self._unsound({x: (name, wanted[name].dtype) for name in how.found for x in raw[name]})
         return report, {name: laid.tensors[name] for name in how.found}
-
-    def _lay(self, backbone: nn.Module, inside: Mapping[str, Tensor]) -> tuple[Translation, Fit, list[str]]:
-        """The branch's tensors ``inside`` under the names of ``backbone``, how they fit, and what of positions was
-        resampled, in words."""
-        arch, stem = backbone.spec.arch, backbone.spec.stem
-        try:
-            laid = translate(inside, self.layout.authors, backbone if arch.startswith(TIMM) else None)
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001 - timm's converters fail in any way on files that are not theirs
-            raise UserError(f"{self.flag} {self.path} ({self.layout.name} layout) does not fit {arch}: "
-                            f"timm's converter for its files fails ({type(error).__name__}: "
-                            f"{' '.join(str(error).split())[:100]}); {self._advice(arch, stem)}") from None
-        wanted = {name: value.shape for name, value in backbone.state_dict().items()}
-        resampled = self._fit_positions(laid.tensors, backbone)
-        how = fit(laid.shapes, wanted, backbone.spec, self._local_heads())
-        resized = [n for n in laid.resized(inside) if n in how.found and not n.endswith(POSITIONS)]
-        how.found = [name for name in how.found if name not in resized]
-        how.reshaped += resized
-        biases = re.compile(r"(.*\.)?(blocks|layers?)\.\d+\..*bias$")
-        lost = [self.prefix + name for name in laid.left_out if biases.match(name)]
-        how.unexpected += [name for name in lost if bool(self.tensors[name].count_nonzero())]  # zeros have no effect
-        return laid, how, resampled
-
-    def _fit_positions(self, tensors: dict[str, Tensor], backbone: nn.Module) -> list[str]:
-        """Resample a transformer's positions to ``backbone``'s image size; what was done, in words."""
-        name, prefix = position_table(backbone) or ("", 0)
-        fitted = fitted_positions(tensors[name], backbone.state_dict()[name], prefix) if name in tensors else None
-        if fitted is None:
-            return []
-        tensors[name] = fitted[0]
-        return [fitted[1]]
 
     def _unsound(self, found: Mapping[str, tuple[str, torch.dtype]]) -> str | None:
         """A sentence on the first tensor of the file whose numbers cannot be the trunk's; None if there is none.
@@ -285,43 +242,11 @@ class Checkpoint:
         return starred if self.prefix else (*starred, *self.layout.head, *self.layout.dropped)
 
     @functools.cached_property
-    def _hollow(self) -> dict[str, Tensor]:
-        """The branch's tensors, but for its heads, without their numbers."""
-        heads = self._local_heads()
-        return without_numbers({k: v for k, v in self._sorted()[0].items() if not k.startswith(heads)})
-
-    @functools.cached_property
-    def _shapes(self) -> dict[str, Size]:
-        """The branch's under the names of torchvision's networks and ours, where it can be one."""
-        return translate(self._hollow, "", None).shapes
-
-    def _native_size(self, arch: str) -> int | None:
-        """The image size, in pixels, that the file's position table is for."""
-        if not arch.startswith(TIMM):
-            return transformer_image_size(self._shapes)
-        return native_size({k: v.shape for k, v in to_authors(self._hollow).items()})
-
-    def _fitting(self, image_size: int | None) -> list[Identity]:
-        """The architectures that the trunk fills exactly: torchvision's and our own before timm's."""
-        found = identify(self._shapes, self._hints(), image_size or self.meta.get("image_size")) or [
-            identity for identity, how in self._in_timm() if how.exact]
-        act = self.meta.get("hidden_act", "quick_gelu" if self.tensors.keys() >= OPENAI else None)
-        kept = told_apart([x.arch for x in found], act, "mean" in self.meta)
-        heads = self.meta.get("heads")
-        return [x for x in found if x.arch in kept and heads in (None, attention_heads(hollow_trunk(x)))]
-
-    def _in_timm(self) -> list[tuple[Identity, Fit]]:
-        """Those of timm's networks whose authors' files look so, and how the trunk fits them."""
-        authors = {self.layout.authors + k: v.shape for k, v in to_authors(self._hollow).items()}
-        found = []
-        for arch in timm_candidates(authors):
-            require_timm(f"{self.flag} {self.path} holds a network that is timm's here")
-            identity = Identity(arch, "imagenet", evaluated_size(arch) or native_size(authors) or 224)
-            try:
-                found.append((identity, self._lay(hollow_trunk(identity), self._hollow)[1]))
-            except Exception:  # noqa: BLE001 - a network that cannot be built so, or whose converter fails, cannot be it
-                continue
-        return found
+    def trunk(self) -> Trunk:
+        """The branch that is taken."""
+        quick = {"hidden_act": "quick_gelu"} if self.tensors.keys() >= OPENAI else {}
+        return Trunk(f"{self.flag} {self.path} ({self.layout.name} layout)", self._sorted()[0], self.layout.authors,
+                     self._local_heads(), tuple(self._hints()), {**quick, **self.meta})
 
     def _prefixes(self) -> list[tuple[str, str]]:
         """Other prefixes behind which a whole trunk lies, with its architecture; what is elsewhere is left aside."""
@@ -331,7 +256,7 @@ class Checkpoint:
         for prefix in sorted(several):
             inside = {k[len(prefix):]: v.shape for k, v in self.tensors.items() if k.startswith(prefix)}
             if has_family(inside):
-                fits = dataclasses.replace(self, prefix=prefix, layout=Layout("", prefix, ""))._fitting(None)
+                fits = dataclasses.replace(self, prefix=prefix, layout=Layout("", prefix, "")).trunk.fitting()
                 found += [(prefix.rstrip("."), fits[0].arch)] if fits else []
         return found
 
@@ -342,14 +267,6 @@ class Checkpoint:
         return inside and f"a whole network lies under {several}; give --branch {inside[0][0]}" + (
             " or another of these" if len(inside) > 1 else "") or ""
 
-    def _near_miss(self, asked: str = "") -> str:
-        """What the trunk resembles, as the end of a sentence; ``asked`` is the architecture that was given."""
-        others = [(x.arch, how) for x, how in self._in_timm() if x.arch != asked and how.found]
-        if not others:
-            return near_miss(self._shapes, asked)
-        arch, how = max(others, key=lambda x: len(x[1].found) - len(x[1].missing) - len(x[1].unexpected))
-        return f"nearest is {arch}, of which {difference(how)}"
-
     def _recorded(self) -> list[str]:
         """The architecture that the file names, translated into ours."""
         arch = self.meta.get("arch")
@@ -359,12 +276,6 @@ class Checkpoint:
         """Architectures to try first: the one recorded, or the layout's own."""
         return self._recorded() or (list(self.layout.archs.values()) if self.layout.prefix else [])
 
-    def _stem_of(self, shapes: Mapping[str, Size]) -> str:
-        """``cifar`` for a ResNet whose first convolution is 3x3; for others the shapes do not tell."""
-        first = shapes.get("conv1.weight", Size())
-        return "cifar" if "layer1.0.conv1.weight" in shapes and first[-1:] == (3,) and "conv3.weight" not in shapes \
-            else "imagenet"
-
     def _mismatch(self, report: Report) -> str:
         arch = report.recorded_arch
         says = f"; the file says it holds {arch}" if arch and arch != report.arch else ""
@@ -372,16 +283,7 @@ class Checkpoint:
             ("missing", report.missing), ("left over", report.unexpected),
             ("of another shape", report.reshaped)) if keys]
         return (f"{self.path} ({report.layout} layout) does not fit {report.arch} with stem '{report.stem}'"
-                f"{says}: trunk tensors {', '.join(findings)}; {self._advice(report.arch, report.stem)}")
-
-    def _advice(self, arch: str, stem: str) -> str:
-        """What to do where the file does not fit the architecture that was given, as the end of a sentence."""
-        fits = self._fitting(None)
-        if not fits:
-            return self._near_miss(arch)
-        if any(x.arch.partition(".")[0] == arch.partition(".")[0] and x.stem == stem for x in fits):
-            return "its trunk fits, so save that alone, without what is left over, and give that"
-        return f"it fits {fits[0].arch} with stem '{fits[0].stem}', so give that"
+                f"{says}: trunk tensors {', '.join(findings)}; {self.trunk.advice(report.arch, report.stem)}")
 
 
 def has_convolution(tensors: dict[str, Tensor], prefix: str) -> bool:
