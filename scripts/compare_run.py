@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from compare_plan import Budget, read_tuned
 from compare_search import search
-from compare_work import Comparison, ended
+from compare_work import PYTHON, Comparison, ended
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -89,7 +89,7 @@ def compare(args: argparse.Namespace) -> None:
         c.untrained(seed)
     print("3/3 shared neighbours, table and plot")
     overlap(c)
-    subprocess.run([sys.executable, ROOT / "scripts/compare_report.py", folder], check=True)
+    subprocess.run([PYTHON, ROOT / "scripts/compare_report.py", folder], check=True)
 
 
 def overlap(c: Comparison) -> None:

@@ -20,6 +20,7 @@ from compare_plan import Budget, Tuned, plan_of
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
+PYTHON = os.environ["PYTHON"] if os.environ.get("NO_VENV") else sys.executable  # as scripts/_env.sh takes it
 ENDED = "not-finite"  # a file in the folder of such a training
 sys.path.insert(0, str(ROOT))
 
@@ -72,7 +73,7 @@ class Comparison:
         if slot is not None and self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(slot % self.gpus)
         with log.open("a", encoding="utf-8") as said:
-            done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, text=True, check=False,
+            done = subprocess.run([PYTHON, *map(str, words)], cwd=ROOT, env=environment, text=True, check=False,
                                   stdout=subprocess.PIPE if result else said, stderr=said)
         if done.returncode:
             last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or [f"exit code {done.returncode}"]

@@ -220,7 +220,8 @@ def test_too_many_open_files_is_one_sentence(error, capsys):
 
 
 START = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python starts, but for a job in a shell's background
 sys.path.insert(0, {root!r})
 if True:
     from runtime.start import begin
