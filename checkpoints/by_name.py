@@ -176,12 +176,10 @@ def _from_hub(repository: str, revision: str, files: Sequence[str], what: str, b
             raise UserError(f"{what}: {_refusal(error, page, revision, by_hand)}") from None
         if (folder / name).is_file() or (folder / f"{name}.index.json").is_file():
             return folder, name
-    if offline is None and not constants.HF_HUB_OFFLINE:
-        raise UserError(f"{what}: {page} has none of the files {', '.join(files)}; give another model, or download its "
-                        "checkpoint and give that file")
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else (
+        "the hub cannot be reached" if offline else "the hub has none, or cannot be reached")
     command = f"hf download {repository}" + f" --revision {revision}" * bool(revision)
-    raise UserError(f"{what}: {' or '.join(files[:2])} of {page} is not in the cache {constants.HF_HUB_CACHE} and "
+    raise UserError(f"{what}: {' or '.join(files)} of {page} is not in the cache {constants.HF_HUB_CACHE} and "
                     f"{why}; on a machine that has network run {command} and copy models--"
                     f"{repository.replace('/', '--')} from its cache into this one, or {by_hand}")
 

@@ -165,9 +165,31 @@ def test_offline_a_sentence_names_the_files_and_the_cache(hub, tmp_path):
     with pytest.raises(UserError) as refused:
         load_frozen("hf:facebook/dinov2-small", flag="--distill")
     said = str(refused.value)
-    assert said.startswith("--distill hf:facebook/dinov2-small: model.safetensors or pytorch_model.bin of https://hugg")
+    assert said.startswith("--distill hf:facebook/dinov2-small: model.safetensors or pytorch_model.bin or open_")
     assert f"not in the cache {tmp_path / 'hub'} and HF_HUB_OFFLINE is set" in said
     assert said.endswith("into a folder and give that folder")
+
+
+@pytest.mark.parametrize(("kind", "says"), {
+    "GatedRepoError": "x is given to those who accept its licence; do so there, and log in",
+    "RepositoryNotFoundError": "x does not exist or is private; look at the name", "RevisionNotFoundError":
+    "x has no revision v9; give a branch", "HFValidationError": "x could not be fetched .*; try again, or download",
+    "": "x is not in the cache .* and the hub has none, or cannot be reached; on a machine"}.items())
+def test_what_the_hub_answers(kind, says, hub, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    empty = hub("me/x")
+
+    def answer(*_, **__):
+        if kind:
+            raise getattr(errors, kind).__new__(getattr(errors, kind))
+        return empty
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    with pytest.raises(UserError, match=f"^--distill hf:me/x@v9: .*https://huggingface.co/me/{says}"):
+        load_frozen("hf:me/x@v9", flag="--distill")
 
 
 @pytest.mark.parametrize("name", ["hf:facebook/dinov2-small", TIMM])
