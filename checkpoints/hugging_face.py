@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.safe_load import read_file
+from models.backbones import TIMM, timm_config
 from runtime.errors import UserError
 from runtime.state import load_json
 
@@ -39,13 +40,25 @@ def read_folder(folder: Path, files: list[Path], flag: str, trust: bool = False)
 
 
 def about(folder: Path, flag: str) -> dict[str, Any]:
-    """``hidden_act``, ``heads``, ``mean`` and ``std``, of those that are there."""
+    """``arch``, ``hidden_act``, ``heads``, ``mean`` and ``std``, of those that are there."""
     config = _json(folder / "config.json", flag)
+    if isinstance(config.get("architecture"), str) and isinstance(config.get("pretrained_cfg"), dict):
+        return _about_timms(config["architecture"], config["pretrained_cfg"])
     inner = config.get("vision_config") or config  # of CLIP and SigLIP with their text halves
     images = _json(folder / "preprocessor_config.json", flag)
     found = {"hidden_act": inner.get("hidden_act"), "heads": inner.get("num_attention_heads"),
              "mean": images.get("image_mean"), "std": images.get("image_std")}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _about_timms(arch: str, record: dict[str, Any]) -> dict[str, Any]:
+    """What timm's config.json says, its tag where timm knows that."""
+    name = f"{arch}.{record.get('tag')}"
+    try:
+        timm_config(name, TIMM)
+    except UserError:  # of someone's own training, or timm is missing, which is said where the network is built
+        name = arch
+    return {"arch": TIMM + name, **{key: record[key] for key in ("mean", "std") if record.get(key)}}
 
 
 def _json(path: Path, flag: str) -> dict[str, Any]:

@@ -161,6 +161,17 @@ def test_a_model_of_the_hub_in_parts_and_of_a_revision(hub):
         read_checkpoint("hf:me/mine")  # main is another revision
 
 
+@pytest.mark.parametrize(("tag", "arch"), [("r160_in1k", TIMM), ("mine", "timm:test_vit")])
+def test_a_model_of_timms_on_the_hub_is_what_its_config_says(hub, tag, arch):
+    timm = pytest.importorskip("timm", reason="pip install timm")
+    folder = hub("timm/test_vit.r160_in1k")
+    torch.save(randomise(timm.create_model("test_vit")).state_dict(), folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": {
+        "tag": tag, "mean": [0.25] * 3, "std": [0.75] * 3}}))
+    _, report = load_frozen("hf:timm/test_vit.r160_in1k")
+    assert (report.arch, report.mean, report.std) == (arch, [0.25] * 3, [0.75] * 3)
+
+
 def test_offline_a_sentence_names_the_files_and_the_cache(hub, tmp_path):
     with pytest.raises(UserError) as refused:
         load_frozen("hf:facebook/dinov2-small", flag="--distill")
