@@ -32,7 +32,7 @@ from data.checks import check_apart
 from data.datasets import open_source
 from data.images import limit_pixels
 from data.sources import ImageSource
-from runtime.agreement import agree, together
+from runtime.agreement import on_first_rank, together
 from runtime.device import Process, start_process
 from runtime.errors import UserError, run_script
 from runtime.outputs import check_output_file
@@ -76,18 +76,16 @@ def embed(args: argparse.Namespace, process: Process) -> None:
         check_apart(output.parent, args.data)
         encoder, identity = networks.open_network(args, process)
     features, source = networks.features_of(encoder, source, args, process, "embeddings", identity)
-    problem = None
-    if process.is_main:
-        try:
-            write(output, features, source, getattr(torch, args.dtype), args.normalise)
-            names = {"names": list(source.names)} if output.suffix.lower() == ".npy" else {}
-            save_json({**identity, "data": source.title, "fingerprint": source.fingerprint(), "images": len(source),
-                       "transform": eval_transform_name(encoder.backbone.spec.image_size), "dtype": args.dtype,
-                       "normalised": args.normalise, **names}, output.with_suffix(".json"))
-            print(f"{output}: {len(source):,} images of {source.title}, {features.shape[1]:,} numbers each")
-        except UserError as error:
-            problem = str(error)
-    agree(problem)
+
+    def leave() -> None:
+        write(output, features, source, getattr(torch, args.dtype), args.normalise)
+        names = {"names": list(source.names)} if output.suffix.lower() == ".npy" else {}
+        save_json({**identity, "data": source.title, "fingerprint": source.fingerprint(), "images": len(source),
+                   "transform": eval_transform_name(encoder.backbone.spec.image_size), "dtype": args.dtype,
+                   "normalised": args.normalise, **names}, output.with_suffix(".json"))
+        print(f"{output}: {len(source):,} images of {source.title}, {features.shape[1]:,} numbers each")
+
+    on_first_rank(leave, process)
 
 
 def write(output: Path, features: Tensor, source: ImageSource, dtype: torch.dtype, normalise: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import time
 from collections import defaultdict
@@ -48,7 +49,7 @@ class Stopwatch:
 
     def seconds(self) -> dict[str, float]:
         total: dict[str, float] = defaultdict(float)
-        for (_, start), (stage, end) in zip(self.marks, self.marks[1:], strict=False):
+        for (_, start), (stage, end) in itertools.pairwise(self.marks):
             total[stage] += start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
         self.marks = []
         total.pop("start", None)

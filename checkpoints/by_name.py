@@ -44,7 +44,7 @@ def locate(weights: str | Path, flag: str) -> Found:
 
 
 def sha256_of(weights: str | Path, flag: str) -> str | None:
-    """SHA-256 of the weights, of a folder that of its files; None where there is no file."""
+    """SHA-256 of the weights, of a folder that of its files; None if the file is missing."""
     path, _ = locate(weights, flag)
     files = weight_files(path, flag) if path.is_dir() else [path]
     return file_sha256(*files) if all(file.is_file() for file in files) else None

@@ -75,7 +75,7 @@ def without_numbers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def image_size(shapes: Mapping[str, Size]) -> int | None:
     """The side of the images, in pixels, that the position table under a transformer's authors' names is for; None
-    where there is no square table."""
+    without a square table."""
     table = next((shape for name, shape in shapes.items() if re.search(r"(^|\.)(pos_embed|positional_embedding)$", name)
                   and len(shape) in (2, 3)), None)
     patch = next((shapes[name][-1] for name in PATCHES if len(shapes.get(name, ())) == 4), None)

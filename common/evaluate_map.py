@@ -18,8 +18,6 @@ from runtime.errors import UserError
 from runtime.outputs import check_output_file
 
 HELP = "feature spaces of teacher and students in 2-D: a picture, and a page that shows the image under the mouse"
-
-
 ENDINGS = {"picture": ".png", "page": ".html"}
 
 

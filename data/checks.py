@@ -164,7 +164,12 @@ def _tile(source: ImageSource, i: int) -> Image.Image:
     except BadImage as error:
         ImageDraw.Draw(tile).text((4, TILE // 2), str(error)[:15], fill="black")
         return tile
-    scale = TILE / max(image.size)
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    image = fitted(image, TILE)
     tile.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
     return tile
+
+
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """The image enlarged or reduced so that its longer side is ``side`` pixels."""
+    scale = side / max(image.size)
+    return image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.BICUBIC)

@@ -12,6 +12,7 @@ from string import Template
 import numpy as np
 from PIL import Image
 
+from data.checks import fitted
 from data.images import BadImage
 from data.sources import ImageSource
 from evals.plane import spread_out
@@ -34,11 +35,9 @@ def colours_of(source: ImageSource) -> list[str]:
 def thumbnail(source: ImageSource, i: int, side: int) -> Image.Image:
     """Image i, at most ``side`` pixels wide and high; grey if it is unreadable."""
     try:
-        image = source.open(i)
+        return fitted(source.open(i), side)
     except BadImage:
         return Image.new("RGB", (side, side), (225, 225, 225))
-    scale = side / max(image.size)
-    return image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.BICUBIC)
 
 
 def save_png(path: Path, maps: Mapping[str, np.ndarray], source: ImageSource, title: str) -> Path:

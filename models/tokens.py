@@ -40,7 +40,7 @@ def patch_of(backbone: nn.Module) -> int | None:
 
 
 def refuse_split_patches(arch: str, patch: int | None, image_size: int, flag: str) -> None:
-    """Raise :class:`UserError`, which advises ``flag``, where ``image_size`` is no multiple of ``patch``."""
+    """Raise :class:`UserError`, which advises ``flag``, if ``patch`` does not divide ``image_size``."""
     if patch and image_size % patch:
         below = image_size // patch * patch
         fitting = " or ".join(str(size) for size in (below, below + patch) if size)

@@ -156,7 +156,7 @@ class Averages:
         """Means since the last call, over steps and ranks (a collective: every rank calls it)."""
         if not self.totals:
             return {}
-        means = all_reduce_mean(torch.stack([total / self.counts[name] for name, total in self.totals.items()]))
+        means = all_reduce_mean(self._means())
         names = list(self.totals)
         self.totals, self.counts = {}, {}
         return dict(zip(names, means.tolist(), strict=True))
@@ -165,8 +165,11 @@ class Averages:
         """This rank's means since the last :meth:`take`; the next one still includes them."""
         if not self.totals:
             return {}
-        means = torch.stack([total / self.counts[name] for name, total in self.totals.items()]).tolist()
-        return dict(zip(self.totals, means, strict=True))
+        return dict(zip(self.totals, self._means().tolist(), strict=True))
+
+    def _means(self) -> Tensor:
+        """This rank's, on the device, in the order of ``totals``."""
+        return torch.stack([total / self.counts[name] for name, total in self.totals.items()])
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's sums and counts since the last :meth:`take`."""

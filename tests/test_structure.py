@@ -403,7 +403,7 @@ def test_text_that_does_not_say_utf8_would_be_found(tmp_path):
 
 def test_json_of_files_is_read_in_one_place():
     """runtime.state.parse_json says ValueError for all that is not JSON; json alone ends in RecursionError when it is
-    nested deeply. A copy through json is no file."""
+    nested deeply. A copy through json writes no file."""
     found = []
     for path in product_files():
         if path.relative_to(ROOT).parts[0] == "scripts" or path.relative_to(ROOT).as_posix() == "runtime/state.py":

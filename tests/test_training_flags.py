@@ -2,10 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from helpers.images import render
+from helpers.images import render_classes
 from helpers.scripts import in_this_process, well
 from torch import nn
 
@@ -77,10 +76,8 @@ def test_a_compiled_network_keeps_its_names():
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Images of four kinds, and a teacher that has learnt nothing: here it is about the arithmetic."""
-    root, rng = tmp_path_factory.mktemp("step"), np.random.default_rng(0)
-    for kind in range(4):
-        for i in range(8):
-            render(root / "images" / f"class{kind}" / f"{i}.jpg", kind, rng)
+    root = tmp_path_factory.mktemp("step")
+    render_classes(root / "images", 8)
     torch.manual_seed(0)
     teacher = build_backbone("shufflenet_small", "cifar", 32)
     torch.save({**teacher.spec.record(), "state_dict": teacher.state_dict()}, root / "teacher.pth")

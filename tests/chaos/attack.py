@@ -329,7 +329,7 @@ def judge(case: Case, code: int, text: str, before: dict[str, tuple[int, ...]], 
         return Outcome("silent", f"exit code {code}, changed {' '.join(changed)}", text)
     if code:
         sentences = [line for line in text.splitlines() if line.startswith("error: ")]
-        several = case.script.startswith("inspect") or ": failed, " in text  # evaluate.py all goes on with the others
+        several = case.script.startswith("inspect") or ": failed, " in text  # evaluate.py all runs the others
         if len(sentences) != 1 and not several:
             return Outcome("silent", f"exit code {code} with {len(sentences)} sentences", text)
         began = "could not be opened" in text  # an image, when a run has come to it

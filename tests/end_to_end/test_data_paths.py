@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.images import render
+from helpers.images import render_classes
 from helpers.runs import metrics
 from helpers.scripts import in_this_process, well
 from PIL import Image
@@ -15,10 +15,8 @@ WAYS = {"fast": [], "pil": ["--data-path", "pil"], "host": ["--cache", "host"], 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
-    for kind in range(4):
-        for i in range(6):
-            render(root / f"class{kind}" / f"{i}.jpg", kind, rng)
+    root = tmp_path_factory.mktemp("tree")
+    render_classes(root, 6)
     return root
 
 

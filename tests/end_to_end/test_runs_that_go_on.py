@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from helpers.compare import differences, metrics
-from helpers.images import render
+from helpers.images import render_classes
 from helpers.runs import load
 from helpers.scripts import AT_STEP, at, in_this_process, script, well
 
@@ -22,10 +22,8 @@ ARCH = "squeezenet_small"
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
-    for kind in range(4):
-        for i in range(10):
-            render(root / f"class{kind}" / f"{i}.jpg", kind, rng)
+    root = tmp_path_factory.mktemp("tree")
+    render_classes(root, 10)
     return root
 
 

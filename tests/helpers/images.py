@@ -24,6 +24,14 @@ def render_tree(root, **splits):
                 render(root / split / name / f"{split}{i:02d}.jpg", kind, rng)
 
 
+def render_classes(folder, count):
+    """``count`` images of each of four classes in class0 to class3, the same ones each time."""
+    rng = np.random.default_rng(0)
+    for kind in range(4):
+        for i in range(count):
+            render(folder / f"class{kind}" / f"{i}.jpg", kind, rng)
+
+
 def render_flat(folder):
     """Twelve images without classes."""
     for i in range(12):
