@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
 
 from data.augment import Augmentation, Transform, Views, draw_views, eval_transform
 from data.batches import BadImageLog, Batch, as_key, named_deaths, open_or_replace
@@ -171,11 +172,13 @@ class WorkerLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         # torch raises from a signal handler, in the middle of whatever runs, when a worker dies. The loader also
-        # looks for itself, every few seconds while it waits; that is early enough, and can be answered here.
+        # looks for itself, every few seconds while it waits; that is early enough, and can be answered here. torch
+        # sets its handler once in a process: here, before there is a worker whose death could meet it.
         before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-        iterator = super().__iter__()
+        _set_SIGCHLD_handler()
         if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
             signal.signal(signal.SIGCHLD, before)
+        iterator = super().__iter__()
         while True:
             with named_deaths(getattr(iterator, "_workers", ())):
                 batch = next(iterator, None)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils import signal_handling
 
 import data.parcels
 from data.augment import SIGMA, augmentation, eval_transform, view_keys
@@ -351,6 +352,16 @@ def test_a_dead_worker_ends_the_epoch_in_one_sentence(end):
     with pytest.raises(UserError, match="data worker [01] .*(ended by SIGKILL|ended with exit code 7)"):
         list(loader)
     assert signal.getsignal(signal.SIGCHLD) is handler
+
+
+def test_torchs_handler_is_gone_before_a_worker_can_die(monkeypatch):
+    seen, handler = [], signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # as in a fresh process
+    monkeypatch.setattr(torch.utils.data.DataLoader, "_get_iterator",
+                        lambda self: seen.append(signal.getsignal(signal.SIGCHLD)) or iter(()))
+    assert list(build_loader(Source(), [augment()], RandomSampler(N, 4), 2, 0, "cpu")) == []
+    assert seen == [handler]
+    assert signal_handling._SIGCHLD_handler_set
 
 
 Worker = namedtuple("Worker", "pid exitcode join", defaults=(lambda seconds: None,))
