@@ -27,7 +27,6 @@ from torch import Tensor
 import losses
 from checkpoints.report import Report
 from common import cli, cli_original, distillation, methods, sampling
-from data.augment import augmentation
 from data.cache import pooled
 from data.checks import check_apart
 from data.datasets import open_source
@@ -94,8 +93,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         sampler, source, notes = sampling.open_sampler(args, process, source, report and {
             "teacher_sha256": report.sha256, "feature": report.feature, "image_size": report.image_size})
         source = pooled(source, args.image_cache, args.cache)
-        also = teacher_size if teacher_size != image_size else None
-        views = [augmentation(args.aug, image_size, also)] * needs.views
+        views = distillation.views_of(args.aug, image_size, teacher_size or image_size, needs)
         loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path,
                               args.cache)
         bad_images = BadImageLog(source, args.on_bad_image)

@@ -11,6 +11,7 @@ import fcntl
 import functools
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from runtime.outputs import no_link
 
 TORCHVISION, HUB = "torchvision:", "hf:"
 NAME_HELP = f"or by name, {TIMM}NAME, {TORCHVISION}WEIGHTS, {HUB}OWNER/NAME"
+SILENCE = 60.0  # seconds without a byte, after which a download is given up
 Found = tuple[Path, str | None]  # a file or a folder, and the architecture that the name says
 
 
@@ -119,7 +121,7 @@ def _from_address(url: str, what: str) -> Path:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():
-            with _alone(place.with_name(f".{place.name}.lock")):
+            with _alone(place.with_name(f".{place.name}.lock")), _patience():
                 if not place.exists():  # no other process has fetched it meanwhile
                     torch.hub.download_url_to_file(url, str(place), named and named[1])
         fits = not named or file_sha256(place).startswith(named[1])
@@ -130,6 +132,17 @@ def _from_address(url: str, what: str) -> Path:
         raise UserError(f"{what}: {place} is damaged or another file, since its SHA-256 does not begin with "
                         f"{named[1]}; remove it, so that it is fetched again")
     return place
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Connections made within give up after :data:`SILENCE`: torch.hub waits for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from checkpoints.report import Report, few
 from checkpoints.safe_load import file_sha256
 from checkpoints.timm_names import OPENAI
 from checkpoints.trunk import Trunk
-from checkpoints.values import refuse_unsound, sentence, trouble
+from checkpoints.values import other_rotation, refuse_unsound, sentence, trouble
 from models.backbones import TIMM, known_arch
 from models.heads import head_from
 from models.original import name_there
@@ -155,7 +155,10 @@ class Checkpoint:
             report.error = (f"{self.path} is of a transformer with {recorded} heads, as its config.json says, and "
                             f"{spec.arch} has {heads}; give another --arch, or leave it out")
         else:
-            report.error = self._unsound({x: (name, wanted[name].dtype) for name in how.found for x in raw[name]})
+            turned = ((x, other_rotation(x, inside[x], backbone)) for x in laid.left_out)
+            report.error = next((f"{self.path}: {self.prefix}{x} {said}; give the network that it belongs to"
+                                 for x, said in turned if said), None) or self._unsound(
+                {x: (name, wanted[name].dtype) for name in how.found for x in raw[name]})
         return report, {name: laid.tensors[name] for name in how.found}
 
     def _unsound(self, found: Mapping[str, tuple[str, torch.dtype]]) -> str | None:

@@ -49,12 +49,13 @@ class Report:
     def __str__(self) -> str:
         branch = f" (branch {self.branch}" + (f", beside {', '.join(self.branches)}" if self.branches else "") + ")"
         dropped = ", ".join(f"{n} under {prefix} ({self.reasons[prefix]})" for prefix, n in self.dropped.items())
-        feature = "" if self.feature == "pool" else f", {self.image_size} px, feature {self.feature}"
+        feature = "" if self.feature == "pool" else f", feature {self.feature}"
         notes = "".join(f"; {note}" for note in self.notes)
         return printable(
-            f"{self.file}: {self.layout} layout{branch if self.branch else ''}, {self.arch} (stem {self.stem}{feature})"
-            f", {self.matched} trunk tensors matched, 0 missing, 0 left over, dropped {dropped or 'nothing'}; "
-            f"mean {colours(self.mean)}, std {colours(self.std)}; sha256 {self.sha256[:16]}…{notes}")
+            f"{self.file}: {self.layout} layout{branch if self.branch else ''}, {self.arch} (stem {self.stem}, "
+            f"{self.image_size} px{feature}), {self.matched} trunk tensors matched, 0 missing, 0 left over, dropped "
+            f"{dropped or 'nothing'}; mean {colours(self.mean)}, std {colours(self.std)}; "
+            f"sha256 {self.sha256[:16]}…{notes}")
 
 
 def colours(values: Sequence[float] | None) -> str:

@@ -11,15 +11,16 @@ import functools
 import io
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 from unittest import mock
 
 import torch
 from torch import Size, Tensor, nn
 
 from checkpoints.naming import EFFICIENTNET, efficientnet_names
-from models.backbones import TIMM, WithoutStorage
+from models.backbones import TIMM
+from runtime.errors import UserError
 
 POSITIONS = ("pos_embed", "pos_embedding", "relative_position_bias_table")  # what may be resampled
 OPENAI = {"input_resolution", "context_length", "vocab_size"}  # in its CLIP's state dicts, whose activation is its own
@@ -140,15 +141,20 @@ def to_timm(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
 def converter(name: str) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None:
     """timm's converter for the files of its model ``name``; None if it has none.
 
-    It is an argument of the loading that timm would do for ``pretrained=True``, which is looked at and left undone.
+    Each of timm's networks is made by timm's public ``build_model_with_cfg``, whose argument ``pretrained_filter_fn``
+    it is. A stand-in takes the call, so nothing is built and nothing is fetched.
     """
     import timm
 
-    found: list[Any] = []
-    with (mock.patch("timm.models._builder.load_pretrained", lambda *_, **options: found.append(
-            options.get("filter_fn"))), WithoutStorage()):
-        timm.create_model(name, pretrained=True, num_classes=0)
-    return found[0] if found else None
+    entry = timm.model_entrypoint(name)
+    asked = mock.Mock(return_value=mock.MagicMock())
+    try:
+        with mock.patch.object(sys.modules[entry.__module__], "build_model_with_cfg", asked):
+            entry()
+        return asked.call_args.kwargs.get("pretrained_filter_fn")
+    except (AttributeError, TypeError):
+        raise UserError(f"timm {timm.__version__} keeps its converter for the files of {name} where this project does "
+                        "not find it; pip install timm==1.0.31") from None
 
 
 @contextlib.contextmanager

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from runtime.errors import UserError
+
+CLOSE = 2 ** -7  # of rotary positions: files hold them in bfloat16 too
 
 
 class Unsound(UserError):
@@ -50,6 +54,26 @@ def trouble(name: str, value: Tensor, wanted: torch.dtype) -> str | None:
     if name.endswith("weight") and value.ndim > 1 and value.numel() and not bool(cast.any()):
         return f"is all zero ({list(value.shape)})"
     return None
+
+
+def other_rotation(name: str, value: Tensor, backbone: nn.Module) -> str | None:
+    """How ``value`` differs from the rotary positions that timm's network ``backbone`` computes instead of reading, as
+    the end of a sentence; None where it does not, or where tensor ``name`` holds none.
+
+    DINOv3's files hold the periods [d / 4] of a head of width d, EVA-02's cosines and sines [s s, d] of s x s patches.
+    """
+    rope, kind = getattr(backbone, "rope", None), name.rpartition(".")[2]
+    if kind == "periods" and hasattr(rope, "periods"):
+        ours = rope.periods
+    elif kind in ("freqs_cos", "freqs_sin") and hasattr(rope, "update_feat_shape") and value.ndim == 2:
+        rope = copy.deepcopy(rope)
+        rope.update_feat_shape([math.isqrt(len(value))] * 2)
+        ours = rope.get_embed().chunk(2, dim=-1)[kind == "freqs_cos"]
+    else:
+        return None
+    if value.shape == ours.shape and torch.allclose(value.float(), ours.float().to(value.device), CLOSE, CLOSE):
+        return None
+    return f"holds other rotary positions than {backbone.spec.arch} computes, so its features would be others"
 
 
 def _kind(value: Tensor) -> str:

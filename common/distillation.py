@@ -11,6 +11,7 @@ from checkpoints.by_name import NAME_HELP
 from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
 from common import cli
+from data.augment import Augmentation, augmentation
 from losses import needs_of
 from losses.base import CombinedNeeds
 from models.backbones import build_backbone
@@ -76,6 +77,15 @@ def student_trunk(args: cli.Arguments, image_size: int) -> tuple[nn.Module, Repo
     start, report = load_frozen(args.student_weights, arch, args.stem, image_size, flag="--student-weights",
                                 prefix="--student-", trust_checkpoint=args.trust_checkpoint)
     return start.backbone.requires_grad_(True).train(), report, (start.mean, start.std)
+
+
+def views_of(aug: str, image_size: int, teacher_size: int, needs: CombinedNeeds) -> list[Augmentation]:
+    """The augmentation of each view of an image: of those that both networks see at both sizes."""
+    if teacher_size == image_size:
+        return [augmentation(aug, image_size)] * needs.views
+    if needs.apart:
+        return [augmentation(aug, image_size), *[augmentation(aug, teacher_size)] * (needs.views - 1)]
+    return [augmentation(aug, image_size, teacher_size)] * needs.views
 
 
 def ready(teacher: FrozenEncoder, process: Process) -> list[str]:

@@ -125,7 +125,8 @@ def add_teacher_flags(group: cli.Group, required: bool = True) -> None:
     group.add_argument("--teacher-arch", default=None, metavar="ARCH",
                        help="--arch of the teacher; default, here and below: what --weights record, else found")
     group.add_argument("--teacher-image-size", type=cli.number(int, 8, 8192), default=None, metavar="S",
-                       help="--image-size of the teacher")
+                       help="--image-size of the teacher; default: what --weights record, whatever --image-size "
+                            "says, else --image-size")
     group.add_argument("--teacher-feature", choices=FEATURES, default="auto", help="--feature of the teacher")
     cli.stem_flag(group, "--teacher-stem", whose="the teacher")
     group.add_argument("--teacher-branch", default=None, metavar="NAME", help="--branch of the teacher")
@@ -138,9 +139,11 @@ def teacher_args(args: argparse.Namespace) -> argparse.Namespace:
     """The flags for reading the teacher's file; those not given are as in the students' training."""
     found = recorded_teacher(args)
     given = {"arch": args.teacher_arch, "stem": args.teacher_stem, "branch": args.teacher_branch,
-             "image_size": args.teacher_image_size or args.image_size, "mean": None, "std": None}
+             "image_size": args.teacher_image_size, "mean": None, "std": None}
+    read = {name: value or found.get(name) or None for name, value in given.items()}
+    read["image_size"] = read["image_size"] or args.image_size  # that of the students, where none is recorded
     feature = args.teacher_feature if args.teacher_feature != "auto" else found.get("feature", "auto")
-    return changed(args, feature=feature, **{name: value or found.get(name) or None for name, value in given.items()})
+    return changed(args, feature=feature, **read)
 
 
 def recorded_teacher(args: argparse.Namespace) -> dict[str, Any]:

@@ -25,8 +25,8 @@ class Needs:
     nearest images. ``teacher``: what the student is compared with: the teacher's pooled ``features``, the output of its
     own ``head``, or None for no teacher. ``head``: the student's head, a name of models.heads.HEADS. ``momentum``:
     a momentum copy of the student. ``passes``: student forward passes for each image of a batch. ``gathers``: it
-    collects the rows of all processes, so that each must have as many. ``also``: what else the table of docs/METHODS.md
-    names, such as a queue.
+    collects the rows of all processes, so that each must have as many. ``apart``: the student sees the first view alone
+    and the teacher the others. ``also``: what else the table of docs/METHODS.md names, such as a queue.
     """
 
     views: int = 1
@@ -36,6 +36,7 @@ class Needs:
     momentum: bool = False
     passes: float = 1.0
     gathers: bool = False
+    apart: bool = False
     also: str = ""
 
 
@@ -81,6 +82,7 @@ class CombinedNeeds:
     momentum: bool
     passes: float
     gathers: bool
+    apart: bool
 
 
 @dataclass(frozen=True)

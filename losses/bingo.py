@@ -27,7 +27,8 @@ from runtime.settings import Setting
 class BINGO(Loss):
     """Two views of pairs; the teacher with its own head, the student with Linear(d, 2048), ReLU, Linear(2048, dim)."""
 
-    needs = Needs(views=2, pairs=True, teacher="head", head="wide", passes=1.5, gathers=True, also="CutMix, queue")
+    needs = Needs(views=2, pairs=True, teacher="head", head="wide", passes=1.5, gathers=True, apart=True,
+                  also="CutMix, queue")
     recipe = Recipe(epochs=200, lr=0.03, sampler="cf", nearest_k=1, total_k=5, flags=("--teacher-bn", "train"),
                     small=("--s-temp", "0.12", "--wd", "4e-5"), short=("--bingo-alone", "1"),
                     note="200 epochs x 3 passes", published={

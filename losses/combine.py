@@ -41,7 +41,8 @@ class Objective(Loss):
     def inputs(self, views: Sequence[Tensor]) -> Inputs:
         """The images for each network; a loss that needs fewer views than the others gets the first of them.
 
-        ``views``: as many as ``needs.views``, or those and then the same at the teacher's image size.
+        ``views``: as many as ``needs.views``, each at the image size of the network that sees it; where both see them,
+        at the student's, and then the same at the teacher's.
         """
         teachers = views[self.needs.views:] or views
         asked = {name: loss.inputs(views[:loss.needs.views], teachers[:loss.needs.views])
@@ -94,7 +95,7 @@ def combined_needs(needs: Mapping[str, Needs]) -> CombinedNeeds:
                     tuple(dict.fromkeys(n.teacher for n in every if n.teacher)),
                     tuple(dict.fromkeys((n.head, n.teacher) for n in every)),
                     any(n.momentum for n in every), max(n.passes for n in every),
-                    any(n.gathers or n.momentum for n in every))
+                    any(n.gathers or n.momentum for n in every), all(n.apart for n in every))
 
 
 def _place(tensors: list[Tensor], tensor: Tensor) -> int:

@@ -20,6 +20,7 @@ from checkpoints.frozen import load_frozen
 from checkpoints.identify import Identity, hollow_trunk
 from checkpoints.layouts import LAYOUTS, TRANSFORMERS, find_layout
 from checkpoints.match import Checkpoint
+from checkpoints.timm_names import converter
 from runtime.errors import UserError
 
 timm = pytest.importorskip("timm", reason="these networks are timm's; pip install timm")
@@ -48,7 +49,7 @@ def dinov3(name, bias=torch.zeros):
     for block in range(12):
         tensors[f"blocks.{block}.attn.qkv.bias"] = bias(1152)
         tensors[f"blocks.{block}.attn.qkv.bias_mask"] = torch.full((1152,), torch.nan)
-    return {**tensors, "mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16)}
+    return {**tensors, "mask_token": torch.zeros(1, 384), "rope_embed.periods": 100 ** (torch.arange(16) / 16)}
 
 
 def eva02():
@@ -194,3 +195,28 @@ def test_what_is_wrong_is_said_and_not_the_flag_that_was_given(small, tmp_path):
     odd = {**tensors, "patch_embed.proj.weight": torch.ones(384, 3, 16, 16)}  # which timm would resample
     assert "1 of another shape (patch_embed.proj.weight" in refusal(odd, named)
     assert "left over (blocks.12.ls1.gamma)" in refusal({**tensors, "blocks.12.ls1.gamma": torch.ones(384)}, named)
+
+
+@pytest.mark.parametrize(("name", "wanted"), [
+    ("vit_small_patch14_dinov2", {}), ("eva02_tiny_patch14_224", {}), ("beit_base_patch16_224", {}), (
+        "convnext_tiny", {}), ("regnety_160", {}), ("tf_efficientnet_lite0", None), (
+        "vit_base_patch16_radio_v3", {"interpolation": "bilinear", "antialias": False, "align_corners": True})])
+def test_timms_converter_is_where_it_is_looked_for(name, wanted):
+    """It is no part of timm's documented interface; the oracle is what timm would load with, if it were let to."""
+    used = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("timm.models._builder.load_pretrained", lambda *_, **options: used.append(options["filter_fn"]))
+        timm.create_model(name, pretrained=True)
+    found = converter(name)
+    if wanted is None:
+        assert found is None is used[0]
+        return
+    ours, theirs = ((getattr(x, "func", x), getattr(x, "keywords", {})) for x in (found, used[0]))
+    assert ours == theirs and ours[1] == wanted
+
+
+def test_a_timm_that_keeps_its_converters_elsewhere_is_refused(monkeypatch):
+    monkeypatch.delattr("timm.models.vision_transformer.build_model_with_cfg")
+    converter.cache_clear()
+    with pytest.raises(UserError, match=r"^timm [\d.]+ keeps its converter for the files of vit_tiny_patch16_224"):
+        converter("vit_tiny_patch16_224")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -93,6 +94,15 @@ def test_without_a_network_the_address_and_the_place_are_named(released, torch_c
     with pytest.raises(UserError) as refused:
         load_frozen(NAME)
     assert path.as_uri() in str(refused.value) and f"put it at {torch_cache / path.name}" in str(refused.value)
+
+
+def test_an_address_that_does_not_answer_is_given_up(released, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and says nothing
+        monkeypatch.setattr(SHUFFLENET.value, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/file.pth")
+        monkeypatch.setattr(by_name, "SILENCE", 0.2)
+        with pytest.raises(UserError, match=r"file.pth could not be fetched .timed out.*put it at"):
+            load_frozen(NAME)
+    assert socket.getdefaulttimeout() is None
 
 
 def test_a_process_that_waited_for_another_does_not_fetch_again(released, torch_cache, monkeypatch):

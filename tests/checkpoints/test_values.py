@@ -10,7 +10,8 @@ from torch import nn
 
 from checkpoints.frozen import load_frozen
 from checkpoints.layouts import read_checkpoint
-from checkpoints.values import Unsound, trouble
+from checkpoints.values import Unsound, other_rotation, trouble
+from models.backbones import Spec
 from runtime.errors import UserError
 
 NAME = "layer2.0.bn1.running_var"
@@ -35,6 +36,27 @@ def moco(harmed=None):
         name, change, _ = HARM[harmed]
         trunk[name] = change(trunk[name])
     return training(under("module.encoder_q.", {**trunk, "fc.weight": torch.ones(6, 512), "fc.bias": torch.ones(6)}))
+
+
+def cosines(base):
+    """EVA-02's own of 2 x 2 patches for heads of 16, each number twice."""
+    angles = torch.arange(2) / 2 * 16 / base ** (torch.arange(4)[:, None] / 4)  # [4, 2]
+    rows, columns = (angles.repeat_interleave(2, 0).T[x.flatten()] for x in torch.meshgrid(
+        torch.arange(2), torch.arange(2), indexing="ij"))
+    return torch.cat([rows, columns], 1).cos()
+
+
+@pytest.mark.parametrize(("arch", "name", "right", "wrong"), [
+    ("vit_small_patch16_dinov3", "rope_embed.periods", lambda: 100 ** (torch.arange(4).bfloat16() / 4),
+     lambda: 120 ** (torch.arange(4) / 4)),
+    ("eva02_tiny_patch14_224", "blocks.0.attn.rope.freqs_cos", lambda: cosines(10000), lambda: cosines(100))])
+def test_rotary_positions_that_the_network_would_compute_otherwise(arch, name, right, wrong):
+    timm = pytest.importorskip("timm", reason="these networks are timm's; pip install timm")
+    network = timm.create_model(arch, embed_dim=32, depth=1, num_heads=2, num_classes=0)
+    network.spec = Spec(arch, "imagenet", 224, 32, "head")
+    assert other_rotation(name, right(), network) is None
+    assert "holds other rotary positions than" in other_rotation(name, wrong(), network)
+    assert other_rotation("head.weight", wrong(), network) is None
 
 
 @pytest.mark.filterwarnings("ignore:.*[qQ]uant")

@@ -42,10 +42,10 @@ def distil(files, tree, output, *more, processes=0):
 
 @pytest.fixture(scope="module")
 def run(files, tree, tmp_path_factory):
-    """Two processes; the student begins with weights."""
+    """Two processes; the student begins with weights; batches go through both networks in parts."""
     return made_once(tmp_path_factory, "sizes-run", lambda folder: well(distil(
         files, tree, folder, "--teacher-image-size", 32, "--teacher-feature", "cls+mean", "--student-weights",
-        files / "begin.pth", processes=2)))
+        files / "begin.pth", "--micro-batch", 3, processes=2)))
 
 
 def test_each_network_sees_its_own_size(run, files):
@@ -65,9 +65,10 @@ def test_evaluations_and_exports_know_them_from_the_files(run, files, tree):
                                             "--json", "--k", 5, *flags)).out)
     assert (found["arch"], found["image_size"]) == ("timm:resnet10t", 16)
     well(in_this_process("evaluate.py", "overlap", "--data", tree, "--weights", run / "student.pth", "--teacher",
-                         files / "vit.pth", "--picture", "none", *flags))
+                         files / "vit.pth", "--picture", "none", "--image-size", 24, *flags))
     record = json.loads((run / "evaluation" / "results.jsonl").read_text().splitlines()[-1])
-    assert [(x["image_size"], x["feature"]) for x in record["networks"]] == [(32, "cls+mean"), (16, "pool")]
+    assert [(x["image_size"], x["feature"]) for x in record["networks"]] == [
+        (32, "cls+mean"), (24, "pool")]  # --image-size is the student's
     done = well(in_this_process("export.py", "--weights", run / "student.pth", "--to", "timm", "--output",
                                 run / "out.pth"))
     assert "largest difference" in done.out

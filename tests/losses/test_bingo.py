@@ -1,10 +1,14 @@
 """BINGO beside its formula in loops; CutMix by counting pixels."""
 
+import numpy as np
 import pytest
 import torch
 from helpers.naive import Ring, info_nce, units
 
+from common.distillation import views_of
+from data.augment import draw_views
 from losses.bingo import BINGO, cutmix
+from losses.combine import Objective
 
 
 def batch(step, count=5, b=3, d=4):
@@ -47,6 +51,14 @@ def test_gradcheck():
         return loss(student=outputs, teacher=(k.detach(), b.detach()), share=0.7)["loss"]
 
     assert torch.autograd.gradcheck(value, tuple(student))
+
+
+def test_each_view_is_made_at_the_size_of_the_network_that_sees_it():
+    objective = Objective({"bingo": BINGO(4, 5)})
+    sizes = [size for size, _ in draw_views(views_of("moco_v2", 32, 112, objective.needs), 0, np.arange(6))]
+    assert sizes == [32, 112]
+    inputs = objective.inputs([torch.zeros(6, 3, size, size, dtype=torch.uint8) for size in sizes])
+    assert [x.shape for x in (*inputs.student, *inputs.teacher)] == [(3, 3, 32, 32)] * 3 + [(3, 3, 112, 112)] * 2
 
 
 def test_pairs_are_taken_apart():

@@ -49,7 +49,8 @@ def test_one_loss_keeps_its_parts_names_and_beta_scales_the_loss_alone():
 def test_a_sum_is_weighted_named_and_gives_each_what_it_asked_for():
     x, y = torch.rand(2, 4, 3, dtype=torch.float64)
     objective = Objective({"distance": Distance(), "two": TwoViews()}, [0.5, 2.0], beta=0.1)
-    assert objective.needs == CombinedNeeds(2, False, ("features",), (("projection", "features"),), True, 2, True)
+    heads = (("projection", "features"),)
+    assert objective.needs == CombinedNeeds(2, False, ("features",), heads, True, 2, True, False)
     inputs, parts = run(objective, [x, y])
     assert [len(inputs.student), len(inputs.teacher), len(inputs.momentum)] == [2, 2, 1]  # x passes once
     one, two = (x ** 2).mean().item(), 3 * (2 * x + 2 * y - 6 * x + 5 * y).sum().item()
