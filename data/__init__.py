@@ -1,2 +1,1 @@
-"""Images in, uint8 batches out: sources of images, named augmentations, samplers, neighbour files and
-loaders."""
+"""From images to uint8 batches: sources of images, named augmentations, samplers, neighbour files and loaders."""

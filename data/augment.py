@@ -1,9 +1,9 @@
-"""Named augmentations: which random numbers a view takes, and what they decide. No pixel is touched here.
+"""Named augmentations: the random parameters of a view. The pixels are made elsewhere.
 
-A view's numbers come from (seed, stamp, view) alone, so they do not depend on workers, ranks, resumes, or on
-how the pixels are made: data.views and data.colour apply the same parameters with Pillow or with torch.
+A view's parameters depend only on (seed, stamp, view), so they do not change with workers, ranks, resumes, or the
+implementation: data.views and data.colour apply the same parameters with Pillow or with torch.
 
-    python -m data.preview --output sheet.png --data DIR --aug moco_v2       # shows them
+    python -m data.preview --output sheet.png --data DIR --aug moco_v2       # draws them
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 @dataclass(frozen=True)
 class Preset:
-    """One training augmentation: crop, then colour and grey in the order given, then blur, solarise, a flip."""
+    """One training augmentation: crop, then colour jitter and greyscale in the order given, blur, solarise, flip."""
 
-    crop_scale: tuple[float, float]  # share of the picture's area
+    crop_scale: tuple[float, float]  # fraction of the image's area
     jitter: tuple[float, float, float, float]  # brightness, contrast, saturation, hue
     jitter_probability: float
     blur_probability: float
@@ -41,8 +41,8 @@ class Preset:
     flip_probability: float = 0.5
 
 
-# As in the original's code. There moco_v1 and simclr are one and the same list of transforms (MoCo v1's, so
-# simclr has no blur); both names are kept because published commands use them.
+# As in the original code, where moco_v1 and simclr are the same list of transforms (MoCo v1's, so simclr has no
+# blur); both names are kept because published commands use them.
 _MOCO_V1 = Preset((0.2, 1.0), (0.4, 0.4, 0.4, 0.4), 1.0, blur_probability=0.0, grayscale_first=True)
 
 PRESETS: dict[str, Preset] = {
@@ -52,15 +52,15 @@ PRESETS: dict[str, Preset] = {
     "simclr": _MOCO_V1,
 }
 
-# The linear protocol's and fine-tuning's: torchvision's RandomResizedCrop with its own scale, and a flip. Not for
-# distillation, so not in PRESETS.
+# For the linear protocol and fine-tuning: torchvision's RandomResizedCrop with its default scale, and a flip. Not in
+# PRESETS, because it is not for distillation.
 LINEAR = Preset((0.08, 1.0), (0.0, 0.0, 0.0, 0.0), 0.0, blur_probability=0.0, grayscale_probability=0.0)
 
 # ---- parameters
 
-# Columns of a view's colour parameters, float32. Factors as in torchvision, 1 for none; hue in turns, 0 for
-# none; order: row of JITTER_ORDERS, -1 for no jitter; grey: 0 no, 1 before the jitter, 2 after it; sigma of the
-# blur in pixels, 0 for none; values from solarize on are inverted, 256 for none.
+# Columns of a view's colour parameters, float32. Factors as in torchvision, 1 for no change; hue in turns of the colour
+# circle, 0 for no change; order: row of JITTER_ORDERS, -1 for no jitter; grey: 0 no, 1 before the jitter, 2 after it;
+# sigma of the blur in pixels, 0 for no blur; solarize inverts values of at least this, 256 for none.
 COLOUR = ("brightness", "contrast", "saturation", "hue", "order", "grey", "sigma", "solarize")
 BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREY, SIGMA, SOLARIZE = range(len(COLOUR))
 JITTER_ORDERS = tuple(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
@@ -70,10 +70,10 @@ CROP_ATTEMPTS, CROP_RATIO = 10, (3 / 4, 4 / 3)  # torchvision's RandomResizedCro
 
 
 class Views(NamedTuple):
-    """The random parameters of n views, whatever the images' sizes.
+    """The random parameters of n views, independent of the images' sizes.
 
-    sides: float64 [n, 10, 2], attempts at a crop's (height, width), in units of the square root of the image's
-    area. place: float64 [n, 2] in [0, 1), where the crop lies. flip: bool [n]. colour: float32 [n, 8], COLOUR.
+    sides: float64 [n, 10, 2], ten candidates for a crop's (height, width), in units of the square root of the image's
+    area. place: float64 [n, 2] in [0, 1), the position of the crop. flip: bool [n]. colour: float32 [n, 8], see COLOUR.
     """
 
     sides: np.ndarray
@@ -82,10 +82,10 @@ class Views(NamedTuple):
     colour: np.ndarray
 
     def boxes(self, height: int, width: int, rows: slice | list[int] = slice(None)) -> np.ndarray:
-        """Crops of images of height x width: int64 [n, 4], (top, left, height, width), for some rows or all.
+        """Crops of an image of height x width: int64 [n, 4], (top, left, height, width), for some rows or all.
 
-        As in torchvision's RandomResizedCrop: the first attempt that fits, else the largest centred crop of an
-        admissible shape.
+        As in torchvision's RandomResizedCrop: the first candidate that fits, else the largest centred crop whose
+        aspect ratio is allowed.
         """
         sides = np.rint(self.sides[rows] * math.sqrt(height * width)).astype(np.int64)  # [n, 10, 2]
         size = np.array((height, width))
@@ -101,16 +101,16 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A preset at an image size. The blur radius is stated at 224 pixels and scales with image_size, so that it
-    hides the same share of the picture: 2 pixels would leave nothing of a 32-pixel image. ``also``: another size at
-    which the same crop is made too, in the same colours, for a teacher that sees it at its own size."""
+    """A preset at an image size. The blur radius is given for 224 pixels and scales with image_size, so that it
+    hides the same fraction of the image: a radius of 2 pixels would erase a 32-pixel image. ``also``: a second size at
+    which the same crop, with the same colours, is made for a teacher whose image size differs."""
 
     preset: Preset
     image_size: int
     also: int | None = None
 
     def draw(self, keys: np.ndarray) -> Views:
-        """Keys uint64 [n] of view_keys -> the parameters of n views; equal keys give equal parameters."""
+        """Keys of view_keys, uint64 [n] -> the parameters of n views. Equal keys give equal parameters."""
         preset = self.preset
         u = _uniform(keys, 13 + 2 * CROP_ATTEMPTS)
         area, ratio = u[:, 13 : 13 + CROP_ATTEMPTS], u[:, 13 + CROP_ATTEMPTS :]
@@ -133,30 +133,30 @@ class Augmentation:
 
 
 def augmentation(name: str, image_size: int, also: int | None = None) -> Augmentation:
-    """PRESETS[name] at an image size, or at two. Raises UserError for an unknown name."""
+    """PRESETS[name] at one image size, or at two. Raises UserError for an unknown name."""
     if name not in PRESETS:
         raise UserError(f"augmentation {name!r} is unknown; choose one of {', '.join(PRESETS)}")
     return Augmentation(PRESETS[name], image_size, also)
 
 
 def draw_views(augmentations: Sequence[Augmentation], seed: int, stamps: np.ndarray) -> list[tuple[int, Views]]:
-    """(side in pixels, parameters) of each view of the images with these stamps, int64 [n]: one view for each
-    augmentation, then those that are made at a second size, from the same numbers."""
+    """(side in pixels, parameters) of each view of the images with these stamps, int64 [n]: first one view for each
+    augmentation, then a view with the same parameters for each augmentation that has a second size."""
     keys = [view_keys(seed, stamps, number) for number in range(len(augmentations))]
     sizes = [dataclasses.replace(x, image_size=x.also) if x.also else None for x in augmentations]
     return [(x.image_size, x.draw(key)) for x, key in zip([*augmentations, *sizes], keys * 2, strict=True) if x]
 
 
 def view_keys(seed: int, stamps: np.ndarray, view: int) -> np.ndarray:
-    """uint64 [n]: one key for each of the stamps, int64 [n], of the view with this number."""
+    """uint64 [n]: the key of view number ``view`` for each of the stamps, int64 [n]."""
     key = np.full(len(stamps), seed, np.uint64)
     for part in (np.asarray(stamps).astype(np.uint64), np.uint64(view)):
         key = _mix(key * _GOLDEN + _GOLDEN) ^ part
     return _mix(key)
 
 
-# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a counter and a mixing function, so that a batch's numbers are a
-# few operations on whole arrays. Seeding a generator for each view takes longer than drawing all of its numbers.
+# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a counter and a mixing function, so a batch's random numbers take a
+# few operations on whole arrays. Seeding a generator for each view would take longer than drawing its numbers.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -182,11 +182,11 @@ LONG = 16
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """PIL RGB -> uint8 [3, crop, crop]: the shorter side is resized to `resize` pixels and the centre is cut out.
+    """PIL RGB -> uint8 [3, crop, crop]: resizes the shorter side to `resize` pixels and crops the centre.
 
-    By torchvision's Resize and CenterCrop. Of an image more than LONG times as long as wide only the crop's pixels are
-    made, so that it takes no more memory than another; they differ by the rounding between Pillow's two passes. str()
-    says so in a few words, to be recorded beside features made with it.
+    Uses torchvision's Resize and CenterCrop. If one side is more than LONG times the other, only the crop's pixels are
+    made, to save memory; they differ by the rounding between Pillow's two passes. str() describes the transform in a
+    few words, which are recorded beside features made with it.
     """
 
     resize: int
@@ -212,15 +212,16 @@ class CentreCrop:
 
 
 def eval_transform(image_size: int) -> CentreCrop:
-    """The paper's transform for mining and k-NN: the shorter side to floor(1.05 * image_size), bicubic."""
+    """The paper's transform for mining and k-NN: resize the shorter side to floor(1.05 * image_size), bicubic, then
+    crop the centre."""
     return CentreCrop(int(1.05 * image_size), image_size)
 
 
 def linear_transform(image_size: int) -> CentreCrop:
-    """The linear protocol's on test images: Resize(256), CenterCrop(224), bilinear, scaled to other sizes."""
+    """The linear protocol's transform of test images: Resize(256), CenterCrop(224), bilinear, scaled to other sizes."""
     return CentreCrop(round(image_size * 256 / 224), image_size, "bilinear")
 
 
 def eval_transform_name(image_size: int) -> str:
-    """What eval_transform does, in a few words."""
+    """eval_transform in a few words."""
     return str(eval_transform(image_size))

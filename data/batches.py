@@ -1,4 +1,4 @@
-"""What a batch is, and what becomes of images and workers that fail."""
+"""The Batch type, and the handling of unreadable images and dead workers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ REPLACEMENT_ATTEMPTS = 8
 class Batch(NamedTuple):
     """One step's images.
 
-    views: for each view uint8 [B, 3, S, S], in the order of data.augment.draw_views. indices: int64 [B], the images
-    asked for. bad: (index, reason) of each image that could not be opened; where such an index is in `indices`, its
-    pixels are another image's. views is () where even the replacements could not be opened, which BadImageLog.check
-    refuses. colour: for each view float32 [B, 8] (data.augment.COLOUR) still to be applied; () where views are
-    finished. decoded: images opened for this batch.
+    views: one uint8 [B, 3, S, S] for each view, in the order of data.augment.draw_views; () if even the replacements of
+    an image could not be opened, which BadImageLog.check refuses. indices: int64 [B], the images that were asked for.
+    bad: (index, reason) of each image that could not be opened; if such an index is in `indices`, its pixels are those
+    of another image. colour: for each view the colour parameters still to be applied, float32 [B, 8]
+    (data.augment.COLOUR); () if none are. decoded: number of images opened for this batch.
     """
 
     views: tuple[torch.Tensor, ...]
@@ -38,16 +38,14 @@ class Batch(NamedTuple):
 
 
 def as_key(key: Key | int) -> Key:
-    """(index, stamp); a plain index is its own stamp."""
+    """(index, stamp). A plain index serves as its own stamp."""
     return key if isinstance(key, tuple) else (int(key), int(key))
 
 
 def open_or_replace(open_image: Callable[[int], Any], index: int, stamp: int, seed: int, count: int,
                     ) -> tuple[Any, list[tuple[int, str]]]:
-    """Image `index` of `count`, or another drawn from (seed, stamp, attempt); and (index, reason) of each that failed.
-
-    None for an image where the replacements failed too.
-    """
+    """Open image `index` of `count`, or another one drawn from (seed, stamp, attempt) if that fails. Returns the result
+    of `open_image`, or None if all attempts fail, and (index, reason) of each image that failed."""
     bad = []
     for attempt in range(1 + REPLACEMENT_ATTEMPTS):
         try:
@@ -60,16 +58,14 @@ def open_or_replace(open_image: Callable[[int], Any], index: int, stamp: int, se
 
 
 def _hash(*parts: object) -> int:
-    """63 bits that depend on every part."""
+    """A 63-bit hash of all parts."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 class BadImageLog:
-    """What to do about images that cannot be opened.
-
-    policy 'error' stops at the first; 'skip' takes another image in its place and counts them.
-    """
+    """Counts the images that cannot be opened. policy 'error' stops at the first, 'skip' continues with the images that
+    replace them."""
 
     def __init__(self, source: ImageSource, policy: str):
         if policy not in ("error", "skip"):
@@ -79,14 +75,14 @@ class BadImageLog:
         self.reasons: dict[int, str] = {}
 
     def check(self, batch: Batch) -> None:
-        """Look at a batch before using it. Raises UserError that names the file and the reason."""
+        """Check a batch before it is used. Raises UserError with the file and the reason."""
         for index, reason in batch.bad:
             self.counts[index] += 1
             self.reasons[index] = reason
         if batch.bad and self.policy == "error":
             raise UserError(
                 f"{self._describe(batch.bad[0][0])} could not be opened; replace or remove the file, "
-                "or continue without such files with --on-bad-image skip",
+                "or continue without such files by --on-bad-image skip",
                 every_process=False,
             )
         if not batch.views:
@@ -97,7 +93,7 @@ class BadImageLog:
             )
 
     def summary(self) -> str:
-        """One line, with the first five by name."""
+        """One line, which names the first five."""
         if not self.counts:
             return "every image could be opened"
         shown = ", ".join(self._describe(index) for index in list(self.counts)[:5])
@@ -113,16 +109,16 @@ class BadImageLog:
 
 _CAUSES = {
     "SIGKILL": "most likely the machine ran out of memory; lower --workers or --batch-size",
-    "SIGBUS": "most likely a file that it reads, a pack of --data, was cut short or replaced meanwhile",
+    "SIGBUS": "most likely a file that it reads, such as a packed file, was cut short or replaced meanwhile",
     "SIGSEGV": "most likely an image crashed its decoder; run with --workers 0 --data-path pil to find it",
 }
 
 
 @contextmanager
 def named_deaths(workers: Sequence[Any]) -> Iterator[None]:
-    """Turns what torch raises over workers that ended into a UserError that names one and the likely cause.
+    """Turns the error that torch raises if a worker ends into a UserError that names the worker and the likely cause.
 
-    That is a RuntimeError, or a broken connection where the worker's last batch was on its way.
+    torch raises a RuntimeError, or the connection breaks if the worker was just sending a batch.
     """
     try:
         yield
@@ -130,15 +126,15 @@ def named_deaths(workers: Sequence[Any]) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         for worker in workers:
-            worker.join(0.1)  # the connection may break before the system says that the process has ended
+            worker.join(0.1)  # the connection may break before the system reports the end of the process
         dead = next(((i, w) for i, w in enumerate(workers) if w.exitcode), None)
         if dead is None:
             raise
         number, worker = dead
         if worker.exitcode < 0:
             name = signal.Signals(-worker.exitcode).name
-            end, cause = f"was ended by {name}", _CAUSES.get(name, "somebody or something outside stopped it")
-            if name == "SIGBUS" and not fits(0):  # the other cause that memory which is mapped has
+            end, cause = f"was ended by {name}", _CAUSES.get(name, "most likely another process or a person stopped it")
+            if name == "SIGBUS" and not fits(0):  # mapped memory has this other cause of SIGBUS
                 cause = "shared memory is full; enlarge /dev/shm (docker run --shm-size 8g) or lower --workers"
         else:
             end, cause = f"ended with exit code {worker.exitcode}", "run with --workers 0 to see why"

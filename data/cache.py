@@ -1,4 +1,4 @@
-"""Decoding less often: once for as long as a pool in shared memory holds the image."""
+"""A cache of decoded images in shared memory."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from runtime.numbers import amount
 
 
 def pooled(source: ImageSource, gigabytes: float, cache: str = "none") -> ImageSource:
-    """``source`` with a pool of --image-cache ``gigabytes``; itself for none. Raises :class:`UserError` where --cache
+    """``source`` with an image cache of so many ``gigabytes``, or itself for 0. Raises :class:`UserError` if --cache
     keeps all images anyway."""
     if gigabytes and cache != "none":
-        raise UserError(f"--image-cache {gigabytes:g} is of no use beside --cache {cache}, which keeps all images; "
-                        "leave one of the two out")
+        raise UserError(f"--image-cache {gigabytes:g} has no effect with --cache {cache}, which keeps all images; "
+                        "omit one of the two flags")
     return CachedSource(source, gigabytes) if gigabytes else source
 
 
 class CachedSource(ImageSource):
-    """Another source whose decoded images are kept in shared memory, for all workers of this process.
+    """A source that keeps decoded images of another source in shared memory, for all workers of this process.
 
-    gigabytes: size of the pool, in 10^9 bytes. short_side: images are made smaller to this many pixels of their
-    shorter side (antialiased bilinear) before they are kept; None keeps their pixels as they are. Images are the
-    same whether they come from the pool or not. The pool fills with the images that are asked for first and then
-    stays: in random order, each image being asked for once an epoch, no way of replacing them finds more.
+    gigabytes: size of the pool, in 10^9 bytes. short_side: the shorter side of larger images is reduced to this many
+    pixels (antialiased bilinear) before they are kept; None keeps the pixels unchanged. An image has the same pixels
+    whether it comes from the pool or not. The pool fills with the images that are read first, and they stay: if each
+    image is read once per epoch in random order, no replacement policy gets more hits.
 
-    Works with workers by fork and by spawn. `encoded` gives None, so that all go through `pixels`. Raises
-    UserError, naming --image-cache, where the machine's shared memory has no room for it.
+    Works with forked and with spawned workers. `encoded` returns None, so that all reads go through `pixels`. Raises
+    UserError, naming --image-cache, if the machine has too little shared memory.
     """
 
     def __init__(self, source: ImageSource, gigabytes: float, short_side: int | None = None):
@@ -43,7 +43,7 @@ class CachedSource(ImageSource):
         self._pool = _Pool(int(gigabytes * 1e9), len(source))
 
     def pixels(self, i: int) -> torch.Tensor:
-        """Image i as uint8 [3, H, W], in channels-last memory that belongs to the caller."""
+        """Image i as uint8 [3, H, W], in channels-last memory that the caller may change."""
         row = range(len(self))[i] if self.rows is None else int(self.rows[i])
         found = self._pool.get(row)
         if found is None:
@@ -58,18 +58,18 @@ class CachedSource(ImageSource):
         return self.source.location(i if self.rows is None else int(self.rows[i]))
 
     def take(self, indices: np.ndarray) -> CachedSource:
-        """Some of the images, from the same pool."""
+        """A source of only these images, which uses the same pool."""
         taken = super().take(indices)
         taken.rows = np.asarray(indices) if self.rows is None else self.rows[indices]
         return taken
 
     def hit_rate(self) -> float:
-        """Share of the images asked for, in all workers since the start, that were in the pool; 0 at first."""
+        """The fraction of reads, over all workers since the start, that the pool answered; 0 at first."""
         hits, misses = self._pool.counts[:2].tolist()
         return hits / max(1, hits + misses)
 
     def summary(self) -> str:
-        """One line: how full the pool is, and the hit rate."""
+        """One line: how full the pool is, and its hit rate."""
         images, used = int((self._pool.places >= 0).sum()), int(self._pool.counts[2])
         return (f"image cache: {images:,} of {len(self._pool.places):,} images in {used / 1e9:.2f} of "
                 f"{len(self._pool.memory) / 1e9:.2f} GB, hit rate {100 * self.hit_rate():.1f} %")
@@ -84,7 +84,7 @@ class CachedSource(ImageSource):
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
-        if self.rows is None:  # the wrapped source has them; a packed one even without sending them
+        if self.rows is None:  # the wrapped source has the names; a packed one does not even pickle them
             state["names"] = None
         return state
 
@@ -95,16 +95,16 @@ class CachedSource(ImageSource):
 
 
 class _Pool:
-    """Images in one block of shared memory; once in it they stay, so that readers need no lock while they copy."""
+    """Images in one block of shared memory. They are never removed, so readers need no lock while they copy."""
 
     def __init__(self, size: int, count: int):
         _check_room(size)
-        # What torch's own default_collate allocates with: share_memory_() would fill a private block first.
+        # Allocated as in torch's own default_collate, because share_memory_() would fill a private block first.
         self.memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
         self.places = torch.full((count,), -1, dtype=torch.int64).share_memory_()  # first byte of image i
         self.shapes = torch.zeros(count, 2, dtype=torch.int64).share_memory_()  # height, width
         self.counts = torch.zeros(3, dtype=torch.int64).share_memory_()  # hits, misses, bytes used
-        # A lock of the spawn kind can be inherited too; one of the fork kind cannot be sent to spawned workers.
+        # A lock of the spawn context works for forked workers too, but not the other way round.
         self.lock = multiprocessing.get_context("spawn").Lock()
 
     def get(self, i: int) -> torch.Tensor | None:
@@ -118,7 +118,7 @@ class _Pool:
         return self.memory[place : place + height * width * 3].clone().view(height, width, 3)
 
     def put(self, i: int, image: torch.Tensor) -> None:
-        """Keep uint8 [H, W, 3] if there is room and no other worker was first."""
+        """Keep uint8 [H, W, 3] if there is room and no other worker has put the image here already."""
         with self.lock:
             start = int(self.counts[2])
             if self.places[i] >= 0 or start + image.numel() > len(self.memory):
@@ -126,14 +126,14 @@ class _Pool:
             self.counts[2] += image.numel()
         self.memory[start : start + image.numel()] = image.flatten()
         with self.lock:
-            if self.places[i] < 0:  # else another put it there meanwhile, and these bytes stay unused
+            if self.places[i] < 0:  # else another worker has put it here meanwhile, and these bytes stay unused
                 self.shapes[i] = torch.tensor(image.shape[:2])
                 self.places[i] = start
 
 
 def _check_room(size: int) -> None:
-    """Writing to shared memory that is not there kills the process that does it, so this is asked before."""
+    """Check the size beforehand, because writing beyond the end of shared memory kills the process."""
     free, _ = room() or (size, 0)
     if size > free:
         raise UserError(f"--image-cache {amount(size)} does not fit into {SHARED}, where {amount(free)} are free; give "
-                        "less, or (in a container) start it with more shared memory (--shm-size)")
+                        "less, or start the container with more shared memory (--shm-size)")

@@ -1,4 +1,4 @@
-"""Whether a neighbour or cluster file belongs to a data set, in plain sentences, and pictures to see that it does."""
+"""Checks, in plain sentences and as a picture, whether a neighbour or cluster file belongs to a data set."""
 
 from __future__ import annotations
 
@@ -24,47 +24,44 @@ Row = list[tuple[str, list[int]]]
 
 
 def check_neighbours(path: Path, source: ImageSource) -> list[str]:
-    """What is well with a neighbour file, a sentence each.
-
-    Raises UserError where it does not load (see load_neighbours).
-    """
+    """Sentences that describe a valid neighbour file. Raises UserError for any other (see load_neighbours)."""
     ids, warnings = load_neighbours(path, source.fingerprint(), len(source), flag="")
     gone = left_out_rows(ids)
     kept = len(ids) - len(gone)
     sentences = [*_origin(path, source, warnings),
-                 f"Each image has {ids.shape[1]} neighbours, all of them among these images, none of them the image "
-                 "itself and none twice.", *_left_out(gone, source)]
+                 f"Each image has {ids.shape[1]} neighbours, all of them among these images, never the image itself, "
+                 "and none twice.", *_left_out(gone, source)]
     if source.labels is not None and kept > 1:
         k = min(AGREEMENT_K, ids.shape[1])
         same_class = sum(int(((source.labels[rows[:, :k]] == source.labels[first:first + len(rows), None])
                               & (rows[:, :1] != LEFT_OUT)).sum()) for first, rows in pieces(ids))
         sizes = np.bincount(np.delete(source.labels, gone)).astype(float)
         chance = (sizes * (sizes - 1)).sum() / (kept * (kept - 1))
-        sentences.append(f"Of an image's first {k}, {100 * same_class / (k * kept):.1f} % are of its own class "
-                         f"({100 * chance:.1f} % by chance).")
+        sentences.append(f"{100 * same_class / (k * kept):.1f} % of the nearest {k} neighbours have the class of their "
+                         f"image ({100 * chance:.1f} % by chance).")
     return sentences
 
 
 def check_clusters(path: Path, source: ImageSource) -> list[str]:
-    """What is well with a cluster file, a sentence each. Raises UserError where it does not load (load_clusters)."""
+    """Sentences that describe a valid cluster file. Raises UserError if the file is not valid (see load_clusters)."""
     labels, warnings = load_clusters(path, source.fingerprint(), len(source), flag="")
     gone, kept = np.flatnonzero(labels == NO_CLUSTER), np.flatnonzero(labels != NO_CLUSTER)
     sizes = np.bincount(labels[kept])
     filled = sizes[sizes > 0]
     sentences = [*_origin(path, source, warnings),
-                 f"Each image is in one of {len(filled):,} clusters of {filled.min():,} to {filled.max():,} images, "
-                 f"{np.median(filled):,.0f} in the middle one.", *_left_out(gone, source)]
+                 f"Each image is in one of {len(filled):,} clusters of {filled.min():,} to {filled.max():,} images "
+                 f"(median {np.median(filled):,.0f}).", *_left_out(gone, source)]
     if source.labels is not None:
         table = np.zeros((len(sizes), len(source.classes)), dtype=np.int64)
         np.add.at(table, (labels[kept], source.labels[kept]), 1)
         purity, chance = table.max(axis=1).sum() / len(kept), table.sum(axis=0).max() / len(kept)
-        sentences.append(f"{100 * purity:.1f} % of the images are of the commonest class of their cluster "
+        sentences.append(f"{100 * purity:.1f} % of the images have the most common class of their cluster "
                          f"({100 * chance:.1f} % with a single cluster).")
     return sentences
 
 
 def _left_out(images: np.ndarray, source: ImageSource) -> list[str]:
-    """A sentence on the images that could not be opened when the file was made, int64 [m], if there are any."""
+    """A sentence about the images that could not be opened when the file was made, int64 [m], if there are any."""
     return [f"{len(images):,} images could not be opened when it was made, {source.shown(images[0])} first; "
             "training leaves them out."] if len(images) else []
 
@@ -80,10 +77,8 @@ def _origin(path: Path, source: ImageSource, warnings: list[str]) -> list[str]:
 
 
 def neighbour_rows(path: Path, source: ImageSource, anchors: int, show: int, seed: int) -> tuple[list[Row], list[str]]:
-    """For drawn anchors: the anchor, its nearest, and its farthest where fark_info.npy lies beside closek_info.npy.
-
-    Returns the rows and what is to be said about a file beside it that could not be used.
-    """
+    """For random anchors: the anchor, its nearest images, and its farthest if fark_info.npy lies beside
+    closek_info.npy. Returns the rows, and a note if that second file cannot be used."""
     is_far = path.stem == "fark_info"
     tables, notes = [("farthest" if is_far else "nearest", path)], []
     beside = path.with_name("closek_info.npy" if is_far else "fark_info.npy")
@@ -103,32 +98,32 @@ def neighbour_rows(path: Path, source: ImageSource, anchors: int, show: int, see
 
 
 def images_called(source: ImageSource, name: str) -> Iterator[str]:
-    """Where the images of a file name lie, which a picture of that name must not replace."""
+    """The paths of the images with this file name, which an output file must not overwrite."""
     return (source.location(i) for i, each in enumerate(source.names) if each.rpartition("/")[2] == name)
 
 
 def check_apart(folder: str | Path, data: str | None, flag: str = "--output") -> None:
-    """Refuse a ``folder`` for results that is the folder ``data``, or one in it that holds images or folders of images:
-    what is written there would be in the way of the images. Raises UserError."""
+    """Raise UserError if ``folder``, for results, is the folder ``data``, or lies in it and holds images or folders of
+    images, because files written there would mix with the images."""
     root, folder = Path(data or ""), Path(folder)
     if not (data and root.is_dir() and folder.is_dir()):
         return
     if folder.samefile(root) or (root.resolve() in folder.resolve().parents and any(
             path.name.lower().endswith(IMAGE_EXTENSIONS)
             for place in (folder, *filter(Path.is_dir, folder.iterdir())) for path in place.iterdir())):
-        raise UserError(f"{flag} {folder} is a folder of the images of --data {data}; choose one elsewhere for what is "
-                        "written")
+        raise UserError(f"{flag} {folder} is one of the image folders of --data {data}; choose another folder for the "
+                        "output")
 
 
 def cluster_rows(path: Path, source: ImageSource, anchors: int, show: int, seed: int) -> list[Row]:
-    """For drawn clusters: a few of their images, drawn too."""
+    """For random clusters: a few random images of each."""
     labels, _ = load_clusters(path, source.fingerprint(), len(source), flag="")
     generator = np.random.default_rng(seed)
     filled = np.unique(labels[labels != NO_CLUSTER])
     rows = []
     for cluster in np.sort(generator.choice(filled, min(anchors, len(filled)), replace=False)):
         members = generator.permutation(np.flatnonzero(labels == cluster))[: 1 + show]
-        rows.append([("one of a cluster", [int(members[0])]), ("others of the same", members[1:].tolist())])
+        rows.append([("image of a cluster", [int(members[0])]), ("others of the same cluster", members[1:].tolist())])
     return rows
 
 
@@ -136,8 +131,8 @@ TILE, CAPTION, MARGIN, GAP = 96, 14, 12, 18  # pixels
 
 
 def contact_sheet(source: ImageSource, rows: list[Row], path: Path) -> Path:
-    """A PNG with a row for each of `rows`: the images of each group side by side, enlarged or reduced to tiles, each
-    with its index and, where known, its class. Appears whole or not at all."""
+    """Write a PNG, atomically, with one line for each of `rows`: the images of each group side by side, resized to
+    tiles, each with its index and, if known, its class."""
     widths = [max(len(row[group][1]) for row in rows) * (TILE + 4) for group in range(len(rows[0]))]
     lefts = [MARGIN + sum(widths[:group]) + GAP * group for group in range(len(widths))]
     top, height = MARGIN + CAPTION + 4, TILE + CAPTION + 8
@@ -151,7 +146,7 @@ def contact_sheet(source: ImageSource, rows: list[Row], path: Path) -> Path:
                 corner = left + place * (TILE + 4), top + number * height
                 sheet.paste(_tile(source, i), corner)
                 name = "" if source.labels is None else source.classes[source.labels[i]]
-                text = f"{i} {name}".encode("ascii", "replace").decode()  # not every Pillow can draw more
+                text = f"{i} {name}".encode("ascii", "replace").decode()  # some builds of Pillow draw only ASCII
                 draw.text((corner[0], corner[1] + TILE + 1), text[: TILE // 6], fill="black")
     return write_atomic(path, lambda file: sheet.save(file, format="PNG"))
 

@@ -1,4 +1,4 @@
-"""The cluster file: clusters_K.pth, {'batches': {cluster: [indices]}} as in the original, and its JSON twin."""
+"""The cluster file: clusters_K.pth with {'batches': {cluster: [indices]}}, as in the original, and its JSON twin."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def save_clusters(folder: Path, labels: np.ndarray, num_clusters: int, info: dic
     """Write folder/clusters_K.pth and its JSON twin, and return the path of the first.
 
     labels: integers [N] in [0, num_clusters), the cluster of each image, or NO_CLUSTER; a cluster may be empty. info
-    holds fingerprint, source, teacher_sha256, teacher_arch, feature, transform, image_size and how the clusters were
-    made; images, left_out, num_clusters and their sizes come from labels. Each file appears whole or not at all.
+    holds fingerprint, source, teacher_sha256, teacher_arch, feature, transform, image_size and the settings of the
+    clustering; images, left_out, num_clusters and the sizes are computed from labels. Each file is written atomically.
     """
     kept = np.flatnonzero(labels != NO_CLUSTER)
     sizes = np.bincount(labels[kept], minlength=num_clusters)
@@ -51,17 +51,17 @@ def save_clusters(folder: Path, labels: np.ndarray, num_clusters: int, info: dic
 def load_clusters(path: str | os.PathLike, source_fingerprint: str, num_images: int,
                   teacher: Mapping[str, Any] | None = None, flag: str = "--cluster-info",
                   ) -> tuple[np.ndarray, list[str]]:
-    """The cluster of each image, int32 [N], from a cluster file, the original's too; no code in it is run. NO_CLUSTER
-    for those that its JSON twin says are left out.
+    """The cluster of each image, int32 [N], from a cluster file of this project or the original, read without running
+    code from it. It is NO_CLUSTER for images that the file leaves out, whose number the JSON twin records.
 
-    Returns them with warnings, as data.neighbours.load_neighbours does. Raises UserError, naming the flag that gave
-    the file ('' for none) and the file, where it is missing, is not of that form, was made from other images, or
-    does not hold each of the num_images images once, but for those that are left out.
+    Returns it with warnings, as data.neighbours.load_neighbours does. Raises UserError, naming the flag that gave
+    the file ('' for none) and the file, if the file is missing, has another form, was made from other images, or does
+    not contain each of the num_images images exactly once, except those that it leaves out.
     """
     path = Path(path)
     name = f"{flag} {path}".strip()
     members, converted = _read(path, name)
-    # The twin first: that it is another data set says more than that some index is out of range.
+    # Check the twin first: "made from other images" explains more than "an index is out of range".
     warnings = converted + compare_with_twin(path, name, source_fingerprint, teacher, AGAIN)
     images = np.concatenate(members)
     left_out = said_left_out(read_twin(path))
@@ -82,12 +82,12 @@ def load_clusters(path: str | os.PathLike, source_fingerprint: str, num_images: 
 
 
 def clusters_fingerprint(labels: np.ndarray) -> str:
-    """SHA-256, in hex, over the cluster of each image, int32 [N]."""
+    """SHA-256, in hex, of the cluster of each image, int32 [N]."""
     return hashlib.sha256(labels.astype("<i4").data).hexdigest()
 
 
 def _read(path: Path, name: str) -> tuple[list[np.ndarray], list[str]]:
-    """Each cluster's images, int64, and a sentence on each thing that was not as it should be and is."""
+    """The images of each cluster, int64, and a sentence about each deviation from the format that was corrected."""
     expected = "give the clusters_K.pth that compute_knn.py cluster writes"
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
@@ -95,11 +95,11 @@ def _read(path: Path, name: str) -> tuple[list[np.ndarray], list[str]]:
     try:
         if is_archive(path):
             check_archive(path)
-        with open_regular(path) as file:  # by its name torch opens only what has UTF-8 letters
+        with open_regular(path) as file:  # given a path, torch opens only names that are valid UTF-8
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Damaged as error:
         raise UserError(f"{name} is damaged or cut short: {error}; {AGAIN}") from None
-    except Exception:  # torch.load fails in many ways on a foreign file; each means the same to a person
+    except Exception:  # torch.load raises many kinds of errors for other files; all mean the same to the user
         raise UserError(f"{name} is not a file of plain numbers that torch can load; {expected}") from None
     batches = content.get("batches") if isinstance(content, dict) else None
     if not isinstance(batches, dict) or not batches:
@@ -109,25 +109,25 @@ def _read(path: Path, name: str) -> tuple[list[np.ndarray], list[str]]:
     if not sum(map(len, members)):
         raise UserError(f"{name} holds no images, expected {FORM} with some; {expected}")
     if kinds := sorted({type(member).__name__ for member in batches.values()} - {"list"}):
-        notes.append(f"{name} holds a {' or '.join(kinds)} where a list of indices belongs, which was read as one")
+        notes.append(f"{name} holds a {' or '.join(kinds)} instead of a list of indices, which was read as a list")
     return members, notes
 
 
 def _numbered(batches: dict[Any, Any], name: str) -> tuple[list[Any], list[str]]:
-    """The clusters' keys in the order of their numbers, and a sentence where those are text."""
+    """The keys of the clusters in the order of their numbers, and a note if the keys are text."""
     if all(type(key) is int for key in batches):
         return sorted(batches), []
     numbers = {key: int(key) for key in batches if isinstance(key, str) and re.fullmatch(r"[0-9]{1,9}", key)}
     if len(set(numbers.values())) < len(batches):
         odd = next((key for key in batches if key not in numbers), next(iter(batches)))
-        raise UserError(f"{name} calls a cluster {str(odd)[:40]!r}, expected {FORM} with numbers for clusters; "
+        raise UserError(f"{name} has a cluster called {str(odd)[:40]!r}, expected {FORM} with numbers as the keys; "
                         f"{AGAIN}")
-    return sorted(numbers, key=numbers.get), [f"{name} numbers its clusters in text ('{next(iter(numbers))}'), which "
-                                              "was read as numbers"]
+    return sorted(numbers, key=numbers.get), [f"{name} has text ('{next(iter(numbers))}') for the numbers of clusters, "
+                                              "which was read as numbers"]
 
 
 def _integers(member: Any, name: str) -> np.ndarray:
-    """int64 [n], of a list, tuple or tensor of whole numbers."""
+    """A list, tuple or tensor of whole numbers as int64 [n]."""
     try:
         indices = np.asarray(member)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # not a list of numbers
@@ -136,5 +136,5 @@ def _integers(member: Any, name: str) -> np.ndarray:
         return np.empty(0, dtype=np.int64)
     if indices.ndim != 1 or indices.dtype.kind not in "iu":
         kind = getattr(member, "dtype", type(member).__name__)
-        raise UserError(f"{name} holds a {kind} of something else than image indices, expected {FORM}; {AGAIN}")
+        raise UserError(f"{name} holds a {kind} that does not consist of image indices, expected {FORM}; {AGAIN}")
     return indices.astype(np.int64)

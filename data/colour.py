@@ -1,12 +1,12 @@
 """Colour jitter, greyscale, blur and solarise of uint8 batches, each image with its own parameters.
 
-The operations round and clip where Pillow does, so that at equal parameters the pixels are Pillow's but for rare
-last bits (less than 0.1 of 255 on average).
+The operations round and clip where Pillow does, so equal parameters give Pillow's pixels except for rare last bits
+(less than 0.1 of 255 on average).
 
-Two ways to the same result. A device takes the whole batch through one fixed list of operations: jitter in any
-order is at most three blends, then hue, then at most three blends, and what an image leaves out is a blend that
-changes nothing. So nothing waits for the device and no shape depends on the draw. A CPU goes image by image through
-the operations that the image takes, which fits its caches.
+There are two implementations. A GPU takes the whole batch through one fixed list of operations: jitter in any order is
+at most three blends, then hue, then at most three blends, and an operation that an image does not need becomes a blend
+that changes nothing. So the host never waits for the device, and no shape depends on random numbers. A CPU takes each
+image through the operations that it needs, which keeps the data in its caches.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from data.augment import BRIGHTNESS, CONTRAST, GREY, HUE, JITTER_ORDERS, ORDER, SATURATION, SIGMA, SOLARIZE
 from runtime.device import send
 
-LARGE = 64  # pixels a side from which a CPU is faster image by image
-CHUNK = 100_000  # values of smaller images that a CPU takes at a time
+LARGE = 64  # side in pixels from which a CPU is faster image by image
+CHUNK = 100_000  # values that a CPU processes at a time if the images are smaller
 
 
 def apply_colour(images: Tensor, colour: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def apply_colour(images: Tensor, colour: Tensor) -> Tensor:
     return torch.cat([colour_batch(*part) for part in zip(images.split(step), colour.split(step), strict=True)])
 
 
-# ---- one image, only what it takes
+# ---- one image, only the operations that it needs
 
 
 def colour_image(image: Tensor, value: list[float]) -> Tensor:
@@ -69,8 +69,8 @@ def colour_image(image: Tensor, value: list[float]) -> Tensor:
 def colour_batch(images: Tensor, colour: Tensor, compiled: bool = False) -> Tensor:
     """uint8 [b, 3, S, S] and float32 [b, 8] on the host -> uint8 [b, 3, S, S], all images at once.
 
-    compiled: through torch.compile, to the same pixels. Not the default: on a CPU it compiles for longer than it saves,
-    and on a GPU it has not been measured (benchmarks/data_path.py --device does).
+    compiled: use torch.compile, which gives the same pixels. Not the default: on a CPU compiling takes longer than it
+    saves, and on a GPU it has not been measured (benchmarks/data_path.py --device does).
     """
     jittered = colour[:, ORDER] >= 0
     table = _blend_table(colour)  # [b, 6, 3]
@@ -88,7 +88,8 @@ def _compiled() -> Callable[..., Tensor]:
 
 
 def _colour(images: Tensor, table: Tensor, values: Tensor, turns: bool, blurs: bool, solarizes: bool) -> Tensor:
-    """Everything on one device. table [b, 6, 3, 1, 1, 1], values [b, 5, 1, 1, 1]; what no image takes is left out."""
+    """The list of operations. table [b, 6, 3, 1, 1, 1], values [b, 5, 1, 1, 1]. turns, blurs and solarizes say whether
+    any image needs that operation; otherwise it is skipped."""
     blends = [part.unbind(1) for part in table.unbind(1)]  # 6 times (factor, grey, mean)
     grey, jittered, hue, sigma, solarize = values.unbind(1)
     x = images.float()
@@ -108,7 +109,8 @@ def _colour(images: Tensor, table: Tensor, values: Tensor, turns: bool, blurs: b
 
 
 def _blend_table(colour: Tensor) -> Tensor:
-    """[b, 6, 3]: the blends before and after hue as (factor, share of the pixel's grey, share of the mean grey)."""
+    """[b, 6, 3]: three blends before hue and three after it, each as (factor, weight of the pixel's grey, weight of the
+    mean grey)."""
     jittered = colour[:, ORDER] >= 0
     orders = torch.tensor(JITTER_ORDERS, device="cpu")[colour[:, ORDER].clamp_min(0).long()]  # [b, 4]
     hue_at = (orders == HUE).int().argmax(1, keepdim=True)
@@ -126,11 +128,11 @@ def _blend_any(x: Tensor, factor: Tensor, pixel: Tensor, mean: Tensor) -> Tensor
     return _blend(x, pixel * grey + mean * _mean(grey), factor)
 
 
-# ---- the operations, on float32 [b, 3, H, W] that holds whole numbers
+# ---- the operations, on float32 [b, 3, H, W] with whole numbers as values
 
 
 def _luma(x: Tensor) -> Tensor:
-    """Pillow's convert("L"), [b, 1, H, W]. Whole numbers below 2**24, so float32 is exact."""
+    """Pillow's convert("L"), [b, 1, H, W]. All numbers are whole and below 2**24, so float32 is exact."""
     r, g, b = x.split(1, 1)
     return (r * 19595 + g * 38470 + b * 7471).add_(32768).mul_(2.0**-16).floor_()
 
@@ -140,7 +142,7 @@ def _mean(grey: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, other: Tensor, factor: Tensor | float) -> Tensor:
-    """Pillow's Image.blend(other, x, factor): beyond 0 and 1 it extrapolates."""
+    """Pillow's Image.blend(other, x, factor), which extrapolates if factor is below 0 or above 1."""
     return _clip(torch.lerp(other.expand_as(x), x, factor) if isinstance(factor, float)
                  else other + factor * (x - other))
 
@@ -150,14 +152,14 @@ def _clip(x: Tensor) -> Tensor:
 
 
 def _hue_steps(hue: Tensor) -> Tensor:
-    """A turn as torchvision gives it to Pillow: whole 255ths, towards zero."""
+    """Change of hue as torchvision hands it to Pillow: in 255ths of a turn, rounded towards zero."""
     return (hue.double() * 255).trunc().float()
 
 
 def _turn_hue(x: Tensor, steps: Tensor) -> Tensor:
     """Add to the hue in HSV, with hue and saturation in 8 bits as in Pillow (A. R. Smith, SIGGRAPH 1978).
 
-    Written with sums and products alone: torch.where and torch.remainder take a CPU ten times as long.
+    It uses only sums and products, because torch.where and torch.remainder take ten times as long on a CPU.
     """
     r, g, b = x.unbind(1)
     value = torch.maximum(torch.maximum(r, g), b)
@@ -179,8 +181,8 @@ def _turn_hue(x: Tensor, steps: Tensor) -> Tensor:
     return turned.add_(0.5).floor_()
 
 
-# ---- blur. Pillow's GaussianBlur is three passes of a box with fractional ends (Gwosdek et al., SSVM 2011), which
-# ends at about 3 sigma; edges are replicated.
+# ---- blur. Pillow's GaussianBlur is three passes of a box filter with fractional ends (Gwosdek et al., SSVM 2011),
+# about 3 sigma wide to each side; edges are replicated.
 
 
 def _box_radius(sigma: Tensor) -> Tensor:
@@ -195,7 +197,7 @@ def _box(radius: Tensor, distance: Tensor) -> Tensor:
 
 
 def _blur_image(x: Tensor, sigma: float) -> Tensor:
-    """float32 [3, H, W]: pass by pass, each a few sums of shifted images, rounded as Pillow rounds it."""
+    """float32 [3, H, W]: each pass is a few sums of shifted images, rounded as in Pillow."""
     radius = _box_radius(torch.tensor(sigma))
     reach = int(radius) + 1
     weights = _box(radius, torch.arange(reach + 1)).tolist()
@@ -211,15 +213,17 @@ def _blur_image(x: Tensor, sigma: float) -> Tensor:
 
 
 def _blur_batch(x: Tensor, sigma: Tensor) -> Tensor:
-    """float32 [b, 3, S, S], sigma [b, 1, 1], 0 for none: products with one matrix an image, edges included.
+    """float32 [b, 3, S, S], sigma [b, 1, 1], 0 for no blur. Each pass is a product with one matrix per image, which
+    includes the edges.
 
-    Pass by pass, because Pillow rounds each; one product for all three would be up to 1.3 of 255 off on average.
+    The passes are separate, because Pillow rounds after each; one product for all three would be up to 1.3 of 255 off
+    on average.
     """
     size = x.shape[-1]
     place = torch.arange(size, device=x.device)
     radius = _box_radius(sigma)
     box = _box(radius, (place[:, None] - place).abs())  # [b, S, S]
-    # What a row reaches beyond the picture is the edge pixel's: the sum of the box's tail.
+    # The edge pixel gets the weight of all positions beyond the image: the sum of the box's tail.
     beyond = torch.arange(1, size + 1, device=x.device)
     tails = _box(radius, beyond).flip(-1).cumsum(-1).flip(-1)[:, 0]  # [b, S], sum over distances > row number
     box[:, :, 0] += tails

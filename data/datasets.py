@@ -1,4 +1,4 @@
-"""Where images come from: `open_source` understands folders, text files of paths, and named sets."""
+"""What --data may be: `open_source` opens folders, packed files, lists of paths, and named sets."""
 
 from __future__ import annotations
 
@@ -26,19 +26,22 @@ SPEC_HELP = (
 
 
 def open_source(spec: str, split: str = "train", labelled: bool = False, flag: str = "--data") -> ImageSource:
-    """The images that --data names.
+    """Open the images that --data names.
 
-    spec is (a) a folder with one sub-folder a class, ordered as torchvision's ImageFolder orders it, or one
-    that holds train/ (and val/ or test/, used for split 'test'); (b) a folder with images directly in it,
-    taken with all below it, without labels; (c) a .txt file with one path a line, absolute or relative to
-    that file, blank lines and lines that begin with # left out; (d) a file that pack_dataset.py has written, or a
-    folder that holds train.pack (and val.pack or test.pack; a sub-folder train/ comes first); (e) demo, digits,
-    cifar10, cifar100 or stl10, or the name of any folder in `datasets_root()` that holds train/. A built-in name
-    takes precedence over a folder of that name: write ./digits for the folder.
+    spec is one of
+    (a) a folder with one sub-folder per class, in the order of torchvision's ImageFolder, or a folder that holds
+        train/ (and val/ or test/, used for split 'test');
+    (b) a folder with images directly in it: all images in it and below it, without labels;
+    (c) a .txt file with one path per line, absolute or relative to that file; blank lines and lines that begin with #
+        are skipped;
+    (d) a packed file written by pack_dataset.py, or a folder that holds train.pack (and val.pack or test.pack; a
+        sub-folder train/ takes precedence over train.pack);
+    (e) demo, digits, cifar10, cifar100 or stl10, or the name of any folder in `datasets_root()` that holds train/. A
+        built-in name takes precedence over a folder of that name: write ./digits for the folder.
 
-    split is 'train' or 'test'; labelled=True asks for labels (of stl10's training images the small labelled
-    part). Raises UserError, beginning with `flag`, for anything that is not there, is empty, or lacks the
-    labels asked for; `flag` is the one that gave `spec`.
+    split is 'train' or 'test'. labelled=True requires labels; for stl10's training images it selects the small
+    labelled part. Raises UserError, beginning with `flag` (the flag that gave `spec`), if the images are missing, there
+    are none, or they lack the labels that were asked for.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is 'train' or 'test', not {split!r}")
@@ -49,13 +52,13 @@ def open_source(spec: str, split: str = "train", labelled: bool = False, flag: s
     if labelled and source.labels is None:
         raise UserError(
             f"{flag} {spec} has images without labels ({source.mixture or source.title}), and labels are needed here; "
-            + (UNMIX if source.mixture else "give a folder with one sub-folder a class")
+            + (UNMIX if source.mixture else "give a folder with one sub-folder per class")
         )
     return source
 
 
 def datasets_root() -> Path:
-    """Where named sets live: $COSS_DATASETS, else ./datasets."""
+    """The folder of the named sets: $COSS_DATASETS, else ./datasets."""
     return Path(os.environ.get("COSS_DATASETS") or "datasets")
 
 
@@ -63,7 +66,7 @@ def _find_source(spec: str, split: str, labelled: bool) -> ImageSource:
     stored = datasets_root() / spec
     is_stored = "/" not in spec and spec != "" and _is_folder(stored / "train")
     if spec in _BUILT_IN:
-        if is_stored and spec != "demo":  # the demo set checks for itself that it is there, and whole
+        if is_stored and spec != "demo":  # write_demo itself checks that the demo set is complete
             return _open_folder(stored, split, spec)
         return _BUILT_IN[spec](spec, split, labelled)
     path = Path(os.path.expanduser(spec))  # noqa: PTH111  (~nobody is an unknown path, not an error)
@@ -78,7 +81,7 @@ def _find_source(spec: str, split: str, labelled: bool) -> ImageSource:
     raise UserError(f"--data {spec or repr('')} was not found{hint}; give {SPEC_HELP}")
 
 
-# Path's own methods raise OSError for an over-long name (a line of prose in a .txt, say); these do not.
+# Path's own methods raise OSError for a name that is too long (such as a line of prose in a .txt); these do not.
 def _is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
@@ -99,7 +102,7 @@ def _open_folder(folder: Path, split: str, spec: str) -> ImageSource:
             if folder.suffix == ".pack":
                 return PackedSource(folder)
     elif "train" in folders and {*EVALUATION_FOLDERS}.intersection(folders):
-        raise UserError(f"--data {spec} has images directly beside {', '.join(f + '/' for f in folders)}; take them "
+        raise UserError(f"--data {spec} has images directly beside {', '.join(f + '/' for f in folders)}; move them "
                         f"out, or give {folder / 'train'}")
     return _open_tree(folder, spec)
 
@@ -108,7 +111,7 @@ def _open_tree(folder: Path, spec: str) -> ImageSource:
     tree = scan(folder, spec)
     if not len(tree.names):
         raise UserError(
-            f"--data {spec} holds no image: nothing below {folder} ends in {', '.join(IMAGE_EXTENSIONS)}"
+            f"--data {spec} contains no images: nothing below {folder} ends in {', '.join(IMAGE_EXTENSIONS)}"
             f"{''.join(f' ({note})' for note in tree.notes)}; give {SPEC_HELP}"
         )
     source = FileSource(folder, tree.names, tree.labels, tree.classes, str(folder))
@@ -117,7 +120,7 @@ def _open_tree(folder: Path, spec: str) -> ImageSource:
 
 
 def _packed_splits(folder: Path, folders: list[str]) -> set[str]:
-    """Splits that lie there as packed files; none where the sub-folders are classes."""
+    """The splits that the folder holds as packed files; none if its sub-folders are classes."""
     return {name for name in SPLITS if _is_file(folder / f"{name}.pack")} if SPLITS.issuperset(folders) else set()
 
 
@@ -138,8 +141,8 @@ def _open_list(path: Path, spec: str) -> ImageSource:
     if is_packed(path):
         return PackedSource(path)
     if path.suffix.lower() == ".tar":
-        raise UserError(f"--data {spec} is a tar; pack it once with pack_dataset.py --data {spec} --output NAME.pack "
-                        "and give that")
+        raise UserError(f"--data {spec} is a tar file; pack it once with pack_dataset.py --data {spec} --output "
+                        "NAME.pack and give NAME.pack")
     if path.suffix.lower() != ".txt":
         raise UserError(f"--data {spec} is a file but not a .txt list; give {SPEC_HELP}")
     try:
@@ -151,13 +154,14 @@ def _open_list(path: Path, spec: str) -> ImageSource:
     files = ImageNames()
     names = [name for name in names if not files.leaves_out(_judged(name))]
     if not names:
-        raise UserError(f"--data {spec} lists no image{''.join(f' ({note})' for note in files.notes())}; write one "
-                        "image path a line")
+        raise UserError(f"--data {spec} lists no images{''.join(f' ({note})' for note in files.notes())}; write one "
+                        "image path per line")
     missing = [name for name in names if not _is_file(path.parent / name)]
     if missing:
         raise UserError(
-            f"--data {spec} lists {len(missing):,} missing file{'s' * (len(missing) > 1)} of {len(names):,}, "
-            f"the first is {path.parent / missing[0]}; paths are absolute or relative to the list's folder"
+            f"--data {spec} lists {len(names):,} files, of which {len(missing):,} "
+            f"{'are' if len(missing) > 1 else 'is'} missing, first {path.parent / missing[0]}; correct the list: its "
+            "paths are absolute or relative to its own folder"
         )
     source = FileSource(path.parent, names, None, [], str(path))
     source.notes = files.notes()
@@ -165,7 +169,7 @@ def _open_list(path: Path, spec: str) -> ImageSource:
 
 
 def _judged(name: str) -> str:
-    """The part of a listed path that may be hidden: of an absolute one the folders may lie anywhere."""
+    """The part of a listed path whose hidden parts count: of an absolute path only the file's own name does."""
     return os.path.basename(name) if os.path.isabs(name) else name  # noqa: PTH117, PTH119
 
 
@@ -182,13 +186,13 @@ def _open_demo(name: str, split: str, labelled: bool) -> ImageSource:
     except OSError as error:
         raise UserError(
             f"--data demo could not be written into {root} ({error.strerror or error}); "
-            "set COSS_DATASETS to a folder that can be written"
+            "set COSS_DATASETS to a folder that you can write to"
         ) from None
     return _open_folder(root, split, name)
 
 
 def _open_digits(name: str, split: str, labelled: bool) -> ImageSource:
-    """1,797 digits of 8 x 8 pixels that come with scikit-learn: the first 1,437 train, the last 360 test."""
+    """scikit-learn's 1,797 digits of 8 x 8 pixels: the first 1,437 are training images, the last 360 test images."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -203,7 +207,7 @@ def _open_digits(name: str, split: str, labelled: bool) -> ImageSource:
 
 
 def _open_downloaded(name: str, split: str, labelled: bool) -> ImageSource:
-    """CIFAR-10, CIFAR-100 or STL-10 through torchvision, which checks the MD5 of what it fetches."""
+    """CIFAR-10, CIFAR-100 or STL-10, downloaded by torchvision, which checks the MD5 sum."""
     from torchvision import datasets
 
     kind = getattr(datasets, name.upper())
@@ -218,9 +222,9 @@ def _open_downloaded(name: str, split: str, labelled: bool) -> ImageSource:
             dataset = kind(str(root), download=True, **options)
     except Exception as error:  # URLError, timeouts, RuntimeError for a wrong MD5, a full disk, ...
         raise UserError(
-            f"--data {name} could not be fetched from {kind.url} into {root} "
-            f"({' '.join(str(error).split())}); check the network, put it there as {root}/train/CLASS/*.png, "
-            "or set COSS_DATASETS to where it is"
+            f"--data {name} could not be downloaded from {kind.url} into {root} "
+            f"({' '.join(str(error).split())}); check the network, put the images there as {root}/train/CLASS/*.png, "
+            "or set COSS_DATASETS to the folder that holds them"
         ) from None
     if name != "stl10":
         return ArraySource(dataset.data, dataset.targets, dataset.classes, f"{name}/{part}")
@@ -232,14 +236,14 @@ def _open_downloaded(name: str, split: str, labelled: bool) -> ImageSource:
 
 @contextmanager
 def _one_process_at_a_time(name: str) -> Iterator[None]:
-    """The ranks of a machine start together: one writes the set, the others wait and find it there."""
+    """The ranks of a machine start together: one writes the set, the others wait until it is complete."""
     try:
         import fcntl
 
         datasets_root().mkdir(parents=True, exist_ok=True)
         lock = open(datasets_root() / f".{name}.lock", "wb", opener=no_link)  # noqa: PTH123, SIM115
     except (ImportError, OSError):
-        yield  # Windows, or a folder that nobody can write into, where there is nothing to race for
+        yield  # Windows, or a read-only folder, in which no process writes
         return
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,9 +1,9 @@
 """A small rendered image set whose classes are surface patterns.
 
-The class is the pattern (checks, bricks, rings, ...). Colour, brightness, place, size, turn, lighting and
-noise are drawn anew for each image and say nothing about the class, so that the features of an untrained
-network group the images by colour and brightness, while a network trained to recognise augmented views of
-the same image groups them by pattern. Pure numpy + PIL; the same arguments give the same files.
+The class is the pattern (checks, bricks, rings, ...). Colour, brightness, position, size, rotation, lighting and
+noise are random for each image and independent of the class. So the features of an untrained network group the images
+by colour and brightness, while a network trained to recognise augmented views of the same image groups them by
+pattern. Only numpy and Pillow are used; the same arguments give the same files.
 """
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from runtime.state import load_json, save_json
 VERSION = 1
 TAU = 2.0 * np.pi
 
-# How far the images of one class differ; wider ranges make the set harder for a short training.
+# How much the images of one class vary; wider ranges make the set harder for a short training.
 CELLS = (2.7, 3.3)  # pattern cells across the image
-TURN = 0.06  # greatest turn either way, in radians
-TINT = 0.04  # greatest colour cast of each of the two colours
-CONTRAST = (0.45, 0.7)  # lightness of the light colour over the dark one
-LIGHTING = 0.5  # greatest relative change of brightness across the image
+TURN = 0.06  # largest rotation in either direction, in radians
+TINT = 0.04  # largest colour cast of each of the two colours
+CONTRAST = (0.45, 0.7)  # difference in lightness between the light and the dark colour
+LIGHTING = 0.5  # largest relative change of brightness across the image
 GAIN = (0.75, 1.1)  # brightness of the whole image
-NOISE = 0.03  # greatest standard deviation of the pixel noise
+NOISE = 0.03  # largest standard deviation of the pixel noise
 
 
 def _saw(x: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ def _offset(x: np.ndarray) -> np.ndarray:
     return x - np.rint(x)
 
 
-# A pattern takes float arrays u, v of one shape, in cells, and gives a boolean array: True is light.
+# A pattern takes float coordinates u, v of equal shape, in cells, and returns booleans: True is the light colour.
 
 def _blobs(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     total = np.zeros_like(u)
@@ -108,7 +108,8 @@ def _colours(rng: np.random.Generator) -> np.ndarray:
 
 
 def render(class_index: int, rng: np.random.Generator, size: int = 64) -> np.ndarray:
-    """One image of class CLASSES[class_index]: uint8 [size, size, 3], drawn at twice the size."""
+    """One image of class CLASSES[class_index]: uint8 [size, size, 3]. The pattern is drawn at twice the size and
+    averaged down."""
     n = 2 * size
     y, x = ((np.mgrid[0:n, 0:n] + 0.5) / n - 0.5).astype(np.float32)
     cells, turn = np.exp(rng.uniform(*np.log(CELLS))), rng.uniform(-TURN, TURN)
@@ -130,14 +131,14 @@ def write_demo(root: Path, train_per_class: int = 300, test_per_class: int = 90,
                size: int = 64) -> Path:
     """Write root/{train,test}/<class>/0000.jpg, ... and root/demo.json, and return root.
 
-    A root whose demo.json already says the same is left alone. The files appear all at once: they are
-    written to a sibling folder that is then renamed.
+    Does nothing if root/demo.json already records these arguments. The files appear all at once: they are
+    written to a sibling folder, which is then renamed.
     """
     root = Path(root)
     counts = {"train": train_per_class, "test": test_per_class}
     about = {"version": VERSION, "seed": seed, "size": size, "classes": list(CLASSES), **counts}
     note = root / "demo.json"
-    with contextlib.suppress(OSError, ValueError):  # not there, or damaged: it is written again
+    with contextlib.suppress(OSError, ValueError):  # missing or damaged: write it again
         if load_json(note) == about:
             return root
     root.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Epochs of a chosen number of steps, whatever a sampler's own are."""
+"""Epochs with a chosen number of steps, independent of the sampler's own epochs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from runtime.settings import Setting
 
 
 class FixedLengthEpochs(RandomSampler):
-    """The steps of ``inner``'s epochs 0, 1, 2, ... in a row, cut anew every ``epoch_steps``: no step is left out or
-    changed.
+    """The steps of the epochs 0, 1, 2, ... of ``inner``, divided into epochs of ``epoch_steps`` steps. No
+    step is skipped or changed.
 
-    Samplers call different things an epoch: with 15 neighbours an anchor it shows sixteen times as many images as
-    without. With this, schedules, scores and checkpoints of methods with different samplers fall at equal places.
+    The length of an epoch depends on the sampler: with 15 neighbours per anchor, an epoch shows sixteen times as many
+    images as without. This makes schedules, scores and checkpoints of methods with different samplers comparable.
     """
 
     def __init__(self, inner: RandomSampler, epoch_steps: Annotated[int, Setting(
-            "call N steps an epoch, for the schedule, the scores and the checkpoints, so that methods with different "
-            "samplers can be compared at equal places; images come in the same order. Default: the sampler's own "
+            "number of steps that count as one epoch for the schedule, the scores and the checkpoints, so that methods "
+            "with different samplers can be compared; the order of images does not change; default: the sampler's own "
             "epochs", least=1, metavar="N")]) -> None:
         super().__init__(inner.num_images, inner.batch_size, inner.rank, inner.world_size, inner.seed)
         self.inner, self.steps = inner, epoch_steps

@@ -12,14 +12,14 @@ from data.image_files import ImageNames, is_hidden, mixture_of
 from data.sources import Names
 from runtime.errors import UserError
 
-MOST_VISITS = 100  # of one folder, by links; those that link to one another make more ways than can be gone
+MOST_VISITS = 100  # times that one folder may be reached by links; folders that link to each other give endless paths
 
 
 class Tree(NamedTuple):
     """What a scan finds.
 
-    names: posix paths relative to the folder. labels: int64 [N], or None. classes: their names. notes: sentences on
-    what was left out or met twice. mixture: what is said of images beside class folders, '' for none.
+    names: posix paths relative to the folder. labels: int64 [N], or None. classes: their names. notes: sentences about
+    files that were skipped or found twice. mixture: a warning if images lie beside class folders, else ''.
     """
 
     names: Names
@@ -30,10 +30,11 @@ class Tree(NamedTuple):
 
 
 def scan(folder: Path, spec: str) -> Tree:
-    """All images of a folder: one class a sub-folder, or no classes where images lie directly in it.
+    """All images in and below a folder: each sub-folder is a class, or there are no classes if images lie directly in
+    the folder.
 
-    Hidden files and folders and __MACOSX are left out. Links are followed, but not into a folder that they lie in.
-    Raises UserError, naming --data `spec`, for a folder that cannot be read.
+    Hidden files and folders and __MACOSX are skipped. Links are followed, except to a folder that contains the link.
+    Raises UserError, naming --data `spec`, if a folder cannot be read.
     """
     walk = _Walk(folder, spec)
     places = walk.found
@@ -57,7 +58,7 @@ def list_folder(folder: Path, spec: str) -> tuple[list[str], bool]:
 
 
 def _entries(folder: Path, spec: str) -> list[tuple[str, bool]]:
-    """Names in a folder, and whether each is a folder or a link to one."""
+    """The names in a folder, each with whether it is a folder or a link to one."""
     def is_folder(entry: os.DirEntry) -> bool:
         try:
             return entry.is_dir()
@@ -67,14 +68,14 @@ def _entries(folder: Path, spec: str) -> list[tuple[str, bool]]:
     try:
         with os.scandir(folder) as entries:
             return [(entry.name, is_folder(entry)) for entry in entries]
-    except OSError as error:  # os.walk would leave the folder out without a word
+    except OSError as error:  # os.walk would skip the folder silently
         raise UserError(unreadable(spec, error)) from None
 
 
 class _Walk:
-    """One way through a folder and all below it, as os.walk with followlinks goes, but for links that go in circles.
+    """A walk through a folder and all below it, as os.walk with followlinks=True, but without following circular links.
 
-    found: names of images by the folder they lie in, posix and relative, "" for the one that was given.
+    found: the images' names by folder; folders as relative posix paths, "" for the one that was given.
     """
 
     def __init__(self, folder: Path, spec: str):
@@ -82,33 +83,33 @@ class _Walk:
         self.files, self.found = ImageNames(), {}
         self.has_macosx, self.circles, self.twice = False, [], []
         self.places: dict[tuple[int, int], list[str]] = {}  # by (device, inode)
-        waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]  # a folder, and those it lies in
+        waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]  # a folder, and the folders around it
         while waiting:
             place, above = waiting.pop()
             if key := self._enter(place, above):
                 waiting += [(name, (*above, key)) for name in self._look_into(place)]
 
     def notes(self) -> list[str]:
-        """Sentences on what the way has met."""
+        """Sentences about what was skipped or found twice."""
         notes = self.files.notes()
         if self.has_macosx:
-            notes = [f"{notes[0]} and __MACOSX" if notes else "left out: __MACOSX"]
+            notes = [f"{notes[0]} and __MACOSX" if notes else "skipped: __MACOSX"]
         if self.circles:
             more = f", nor are {len(self.circles) - 1:,} more" * (len(self.circles) > 1)
-            notes.append(f"{min(self.circles)} is a link to a folder that it lies in and is not followed{more}")
+            notes.append(f"{min(self.circles)} is a link to a folder that contains it, and is not followed{more}")
         if self.twice:
             more = f", and so on for {len(self.twice) - 1:,} more" * (len(self.twice) > 1)
-            notes.append(f"{' and '.join(min(self.twice))} are one folder, by a link, so that its images count twice"
+            notes.append(f"{' and '.join(min(self.twice))} are the same folder, by a link, so its images count twice"
                          + more)
         return notes
 
     def _enter(self, place: str, above: tuple[tuple[int, int], ...]) -> tuple[int, int] | None:
-        """Device and inode of a folder; None where it is one of those that it lies in."""
+        """The device and inode of a folder; None if a link leads back to a folder around it."""
         try:
             found = (self.folder / place).stat()
         except OSError as error:
             raise UserError(unreadable(self.spec, error)) from None
-        key = (found.st_dev, found.st_ino) if found.st_ino else (-1, len(self.places))  # some disks number nothing
+        key = (found.st_dev, found.st_ino) if found.st_ino else (-1, len(self.places))  # some disks have no inodes
         if key in above:
             self.circles.append(place)
             return None
@@ -116,13 +117,13 @@ class _Walk:
         if before:
             self.twice.append(sorted((before[0] or ".", place)))
         if len(before) == MOST_VISITS:
-            raise UserError(f"--data {self.spec}: links lead to {self.folder / place} on more than {MOST_VISITS} ways; "
-                            "take links away, or give a .txt list of the images")
+            raise UserError(f"--data {self.spec}: links lead to {self.folder / place} by more than {MOST_VISITS} "
+                            "paths; remove links, or give a .txt list of the images")
         before.append(place)
         return key
 
     def _look_into(self, place: str) -> list[str]:
-        """Keep a folder's images; the visible folders in it."""
+        """Record the images of a folder, and return its visible sub-folders."""
         prefix, images, folders = place + "/" if place else "", [], []
         for name, is_folder in _entries(self.folder / place, self.spec):
             if not is_folder:
@@ -137,5 +138,5 @@ class _Walk:
 
 
 def unreadable(spec: str, error: OSError) -> str:
-    """The sentence about a file or folder that the system would not let us read."""
-    return f"--data {spec}: {error.filename} cannot be read ({error.strerror}); make it readable or take it out"
+    """The message about a file or folder that the system refuses to read."""
+    return f"--data {spec}: {error.filename} cannot be read ({error.strerror}); make it readable, or move it out"

@@ -19,16 +19,16 @@ from data.jpeg_part import decode_part
 from runtime.regular import open_regular
 
 try:
-    import simplejpeg  # optional, libjpeg-turbo alone: the same pixels an eighth sooner than torchvision's
+    import simplejpeg  # optional, only libjpeg-turbo: the same pixels in an eighth less time than torchvision's
 except ImportError:
     simplejpeg = None
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # announced since torchvision 0.29; Pillow takes a third longer
+except ImportError:  # torchvision 0.29 announces its removal; Pillow takes a third longer
     decode_jpeg = None
 
 
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178,956,970: Pillow warns above the half, and refuses above all of it
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178,956,970: Pillow refuses larger images, and warns above half of it
 
 
 class BadImage(Exception):
@@ -36,11 +36,11 @@ class BadImage(Exception):
 
 
 def open_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
-    """Decode one image completely and return it upright, in mode RGB, 8 bits a channel.
+    """Decode one image completely and return it upright, in mode RGB, 8 bits per channel.
 
     Greyscale, 1-bit, palette, LA, RGBA (alpha is dropped), CMYK, 16-bit, 32-bit and float images are all
     converted; of an animation the first frame is taken; EXIF rotation is applied. Raises BadImage for
-    anything that Pillow cannot decode to its last byte, a missing or truncated file included.
+    anything that Pillow cannot decode to its last byte, including a missing or truncated file.
     """
     try:
         with warnings.catch_warnings():
@@ -58,13 +58,13 @@ def open_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
 
 
 def limit_pixels(most: int) -> None:
-    """Images of more than ``most`` pixels are unreadable in this process from now on, and in the loaders' workers."""
+    """From now on treat images of more than ``most`` pixels as unreadable, here and in the workers of loaders."""
     Image.MAX_IMAGE_PIXELS = most / 2
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from the half on, of what is allowed here
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow warns from half the limit on
 
 
 def most_pixels() -> int:
-    """The limit that :func:`limit_pixels` has set, or else Pillow's."""
+    """The limit that :func:`limit_pixels` has set, else Pillow's."""
     return round(Image.MAX_IMAGE_PIXELS * 2)
 
 
@@ -80,9 +80,9 @@ def read_bytes(file: str | os.PathLike) -> bytes:
 def decode_rgb(data: bytes) -> torch.Tensor:
     """A file's content -> uint8 [3, H, W], the pixels of open_rgb. Raises BadImage as open_rgb does.
 
-    Upright 8-bit JPEGs of one or three channels go through simplejpeg's decoder, or torchvision's where that is not
-    installed, which use the same library as Pillow without an Image in between. All else, and whatever they
-    refuse, is Pillow's; PNGs too, because a damaged one ends torchvision's decoder with a segmentation fault (0.29).
+    Upright 8-bit JPEGs of one or three channels are decoded by simplejpeg or, if that is not installed, by torchvision;
+    both use the same library as Pillow without an Image in between. Pillow decodes everything else and whatever they
+    refuse. It also decodes PNGs, because a damaged PNG crashes torchvision's decoder (0.29) with a segmentation fault.
     """
     if (simplejpeg or decode_jpeg) and data[:2] == b"\xff\xd8" and _is_plain_jpeg(data):
         with contextlib.suppress(RuntimeError, ValueError):
@@ -93,10 +93,11 @@ def decode_rgb(data: bytes) -> torch.Tensor:
 
 
 def decode_crops(data: bytes, crops: Callable[[int, int], np.ndarray]) -> tuple[torch.Tensor, np.ndarray]:
-    """A file's content -> uint8 [3, h, w], the part of decode_rgb's pixels that holds the crops, and the crops in it.
+    """A file's content -> uint8 [3, h, w], the part of decode_rgb's pixels that contains the crops, and the crops
+    within it.
 
     crops(height, width) of the whole image gives int64 [..., 4], (top, left, height, width). Raises BadImage as
-    decode_rgb does, but for a JPEG damaged below its crops, which goes unnoticed.
+    decode_rgb does, except for a JPEG that is damaged below its crops, which goes unnoticed.
     """
     if data[:2] == b"\xff\xd8" and _is_plain_jpeg(data):
         boxes = np.empty(0)
@@ -117,7 +118,7 @@ def decode_crops(data: bytes, crops: Callable[[int, int], np.ndarray]) -> tuple[
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """8 bits, one or three channels, not turned by EXIF, of no more pixels than are allowed."""
+    """Whether a JPEG has 8 bits, one or three channels, no EXIF rotation, and no more pixels than are allowed."""
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -131,7 +132,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
 
 def _is_upright(exif: bytes) -> bool:
-    """Whether a TIFF block says orientation 1, or nothing of it, in its first directory."""
+    """Whether the first directory of a TIFF block gives orientation 1, or none."""
     order = {b"II": "little", b"MM": "big"}.get(exif[:2])
     if order is None:
         return False  # damaged; Pillow decides
@@ -149,7 +150,7 @@ def _is_allowed(height: int, width: int) -> bool:
 
 
 def _turn_upright(image: Image.Image) -> None:
-    with contextlib.suppress(Exception):  # a damaged EXIF block; the pixels are decoded by now
+    with contextlib.suppress(Exception):  # a damaged EXIF block; the pixels are already decoded
         ImageOps.exif_transpose(image, in_place=True)
 
 
@@ -157,16 +158,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # convert("RGB") would clip these at 255, turning most pixels white
         image = Image.fromarray(_to_8_bits(np.asarray(image), sixteen_bits=image.mode.startswith("I;16")))
     elif image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # a palette may carry transparency, which only RGBA can hold on the way
+        image = image.convert("RGBA")  # a palette may have transparency, which converts to RGB only by way of RGBA
     return image.convert("RGB")
 
 
 def _to_8_bits(pixels: np.ndarray, sixteen_bits: bool) -> np.ndarray:
     """Any numeric [H, W] array -> uint8 [H, W].
 
-    16-bit values are divided by 257, so that 65535 becomes 255. A 32-bit or float image does not say its
-    range, so the narrowest usual one that holds its values is taken: 0..1 (float only), 0..255, 0..65535;
-    failing all of these, its own minimum and maximum.
+    16-bit values are divided by 257, so that 65535 becomes 255. A 32-bit or float image does not record its
+    range, so the narrowest usual range that contains its values is taken: 0..1 (float only), 0..255, 0..65535;
+    if none does, its own minimum and maximum.
     """
     values = np.nan_to_num(pixels.astype(np.float64), posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
@@ -182,7 +183,7 @@ def _to_8_bits(pixels: np.ndarray, sixteen_bits: bool) -> np.ndarray:
 
 
 def reason_of(error: Exception) -> str:
-    """Why an image could not be decoded, from what its decoder raised: a short reason on one line."""
+    """Why an image could not be decoded: the error of its decoder as a short reason on one line."""
     if isinstance(error, Image.DecompressionBombError):
         size = re.search(r"\((\d+) pixels\)", str(error))
         found = f"its {int(size[1]):,} pixels are" if size else "it has"
@@ -190,7 +191,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory for its pixels"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that Pillow can read"  # its own text holds the file's name or a memory address
+        return "not an image that Pillow can read"  # Pillow's own text has the file's name or a memory address in it
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())

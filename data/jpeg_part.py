@@ -1,8 +1,8 @@
-"""Decoding only the part of a JPEG that a crop needs, by libjpeg-turbo 3 through its TurboJPEG interface in C.
+"""Decoding only the part of a JPEG that a crop needs, by libjpeg-turbo 3 through its C interface, TurboJPEG.
 
-Rows below the part are not decoded at all; rows above and columns beside it take no inverse transform and no colour
-conversion. No Python library offers this without a detour that costs what it saves, so the five functions are
-called by ctypes. The library comes with the wheel `turbojpeg`, or as the system's libturbojpeg.
+Rows below the part are not decoded at all; rows above it and columns beside it skip the inverse transform and the
+colour conversion. No Python library offers this without overhead that cancels the gain, so ctypes calls the functions.
+The library comes with the wheel `turbojpeg`, or as the system's libturbojpeg.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-# turbojpeg.h of libjpeg-turbo 3
+# Constants of turbojpeg.h, libjpeg-turbo 3.
 DECOMPRESS, RGB = 1, 0
 STOP_ON_WARNING, SUBSAMPLING, WIDTH, HEIGHT = 0, 4, 5, 6
-BLOCK_WIDTH = (8, 16, 16, 8, 8, 32, 8)  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
-MARGIN = 2  # pixels: colour is interpolated from its neighbours, of which there may be one for two pixels
+BLOCK_WIDTH = (8, 16, 16, 8, 8, 32, 8)  # pixels, for 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
+MARGIN = 2  # pixels: subsampled colour is interpolated between neighbours, each of which may span two pixels
 
 
 class _Region(ctypes.Structure):
@@ -39,14 +39,14 @@ def library() -> ctypes.CDLL | None:
             found.tj3SetCroppingRegion.argtypes = [handle, _Region]
             found.tj3Decompress8.argtypes = [handle, *data, handle, number, number]
             found.tj3Destroy.restype, found.tj3Destroy.argtypes = None, [handle]
-        except (OSError, AttributeError):  # no library, or one of version 2
+        except (OSError, AttributeError):  # no library, or version 2
             continue
         return found
     return None
 
 
 def _places() -> Iterator[str]:
-    wheel = importlib.util.find_spec("turbojpeg")  # its symbols are found through the module that is linked to it
+    wheel = importlib.util.find_spec("turbojpeg")  # an extension module that is linked to the library
     if wheel and wheel.origin and not wheel.origin.endswith(".py"):
         yield wheel.origin
     if system := ctypes.util.find_library("turbojpeg"):
@@ -55,14 +55,14 @@ def _places() -> Iterator[str]:
 
 def decode_part(data: bytes, choose: Callable[[int, int], tuple[int, int, int, int]],
                 ) -> tuple[torch.Tensor, int, int] | None:
-    """A plain JPEG's content -> uint8 [3, h, w] and the row and column of the image at which these pixels begin.
+    """A plain JPEG's content -> uint8 [3, h, w], and the row and column of the image at which these pixels begin.
 
     choose(height, width) gives the needed part as (top, left, bottom, right); the result may be somewhat larger. Its
-    pixels equal those of decoding the whole image. None if the library is missing or has the slightest objection to
-    the file: then decode the whole image.
+    pixels equal those of decoding the whole image. Returns None if the library is missing or reports any error or
+    warning; the caller then decodes the whole image.
     """
     turbo = library()
-    if turbo is None or not data.endswith(b"\xff\xd9"):  # a missing end would go unnoticed below the part
+    if turbo is None or not data.endswith(b"\xff\xd9"):  # truncation below the part would go unnoticed
         return None
     handle = turbo.tj3Init(DECOMPRESS)
     try:

@@ -1,4 +1,4 @@
-"""From a source and a sampler to uint8 batches, the same whatever the number of workers and ranks."""
+"""Loaders: from a source and a sampler to uint8 batches, which do not depend on the number of workers and ranks."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ CACHES = ("none", "host", "device")
 
 
 class ViewDataset(Dataset):
-    """Whole batches of views: an image is opened once, however often the batch holds it and for all its views.
+    """Whole batches of views. Each image of a batch is opened once, for all its views and repetitions.
 
-    A view's parameters depend on (seed, stamp, number of the view) and nothing else. path 'pil' makes views with
-    Pillow, 'fast' with torch. With colour_later the colour of fast views is left to the device: Batch.colour says
-    what is still to be done. An image that cannot be opened is replaced by another, drawn from (seed, stamp,
-    attempt), and reported: nothing is raised here, because what a worker raises reaches the user as a traceback
-    in a traceback.
+    A view's parameters depend only on (seed, stamp, number of the view). path 'pil' makes views with Pillow, 'fast'
+    with torch. With colour_later, colour changes of fast views are left to the device, and Batch.colour holds their
+    parameters. An unreadable image is replaced by another, drawn from (seed, stamp, attempt), and reported in
+    Batch.bad. It is not raised here, because an exception in a worker would reach the user as a traceback within a
+    traceback.
     """
 
     def __init__(self, source: ImageSource, augmentations: Sequence[Augmentation], seed: int, path: str = "pil",
@@ -77,7 +77,8 @@ class ViewDataset(Dataset):
 
     def _opened(self, indices: np.ndarray, stamps: np.ndarray, drawn: Sequence[Views], bad: list,
                 ) -> Iterator[tuple[tuple | None, list[int]]]:
-        """What _open gives of each image of the batch, and its rows; several times where replacements must differ."""
+        """The result of _open for each image of the batch, and the rows that show it. The rows of an unreadable image
+        come one by one, so that each gets its own replacement."""
         rows_of: dict[int, list[int]] = {}
         for row, index in enumerate(indices.tolist()):
             rows_of.setdefault(index, []).append(row)
@@ -87,12 +88,12 @@ class ViewDataset(Dataset):
                 opened, found = open_or_replace(partial(self._open, drawn, some), index, int(stamps[some[0]]),
                                                 self.seed, len(self.source))
                 bad += found
-                if found and some is rows:  # each row has a replacement of its own
+                if found and some is rows:  # each row gets its own replacement
                     waiting += [[row] for row in rows[1:]]
                 yield opened, some[:1] if found else some
 
     def _open(self, drawn: Sequence[Views], rows: list[int], index: int) -> tuple[object, np.ndarray]:
-        """An image, or as much of it as these rows' views show, and their crops in it: int64 [views, rows, 4]."""
+        """An image, or the part that these rows show, and their crops in it: int64 [views, rows, 4]."""
         def crops(height: int, width: int) -> np.ndarray:
             return np.stack([parameters.boxes(height, width, rows) for parameters in drawn])
 
@@ -103,7 +104,7 @@ class ViewDataset(Dataset):
 
 
 class EvaluationDataset(Dataset):
-    """Whole batches of one view of each image by a transform that draws nothing."""
+    """Whole batches with one view of each image, by a transform without random numbers."""
 
     def __init__(self, source: ImageSource, transform: Transform):
         self.source, self.transform = source, transform
@@ -128,16 +129,16 @@ class EvaluationDataset(Dataset):
 def build_loader(source: ImageSource, augmentations: Sequence[Augmentation], sampler: RandomSampler, workers: int,
                  seed: int, device: torch.device | str, path: str = "fast", cache: str = "none",
                  ) -> TrainingLoader | ResidentLoader:
-    """Training batches on the device: one Batch a step of the sampler, with the views of data.augment.draw_views.
+    """Training batches on the device: one Batch per step of the sampler, with the views of data.augment.draw_views.
 
     path: 'fast' or 'pil', how views are made. cache: 'none', or 'host' or 'device' to keep all images there
-    (data.resident), which needs no workers. Workers live on between epochs; call sampler.set_epoch before each.
+    (data.resident), which needs no workers. Workers persist between epochs; call sampler.set_epoch before each epoch.
     """
     device = torch.device(device)
     if cache != "none":
         if path != "fast":
             raise UserError(f"--cache {cache} makes whole batches of views at once, which --data-path {path} cannot; "
-                            "leave one of the two out")
+                            "omit one of the two flags")
         return ResidentLoader(source, augmentations, sampler, seed, device, cache, workers)
     dataset = ViewDataset(source, augmentations, seed, path, path == "fast" and device.type != "cpu")
     loader = WorkerLoader(dataset, batch_sampler=sampler, **loader_options(workers, device.type, persistent=True))
@@ -155,10 +156,10 @@ def evaluation_loader(
     seed: int = 0,
     transform: Transform | None = None,
 ) -> DataLoader:
-    """Batches of one view in the order of indices; the last one may be smaller.
+    """Batches with one view of each image, in the order of indices; the last batch may be smaller.
 
-    indices None: all images, in order. augmentation None: ``transform``, by default eval_transform, by Pillow; else a
-    random view, seed's.
+    indices None: all images, in order. augmentation None: the view is ``transform`` of the image, by default
+    eval_transform; otherwise it is a random view, which depends on ``seed``.
     """
     dataset = (EvaluationDataset(source, transform or eval_transform(image_size)) if augmentation is None else
                ViewDataset(source, [augmentation], seed))
@@ -168,12 +169,12 @@ def evaluation_loader(
 
 
 class WorkerLoader(DataLoader):
-    """A DataLoader that says in one sentence which worker died and why."""
+    """A DataLoader that reports in one sentence which worker died and why."""
 
     def __iter__(self) -> Iterator[Batch]:
-        # torch raises from a signal handler, in the middle of whatever runs, when a worker dies. The loader also
-        # looks for itself, every few seconds while it waits; that is early enough, and can be answered here. torch
-        # sets its handler once in a process: here, before there is a worker whose death could meet it.
+        # When a worker dies, torch raises from a signal handler, in the middle of whatever is running. The loader also
+        # checks its workers every few seconds while it waits; that is early enough, and can be handled here. torch sets
+        # its handler once per process, so do that before there is a worker that could die.
         before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         _set_SIGCHLD_handler()
         if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
@@ -190,7 +191,8 @@ class WorkerLoader(DataLoader):
 
 
 class TrainingLoader:
-    """Batches whose views are on the device with their colour applied, copied and coloured while it computes."""
+    """Batches whose views are on the device with their colours changed. On a GPU, copy and colour changes of the next
+    batch overlap with the computation of the current one."""
 
     def __init__(self, loader: DataLoader, device: torch.device):
         self.loader, self.device = loader, device
@@ -200,24 +202,24 @@ class TrainingLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._on_card() if self.device.type == "cuda" else map(self._finished, self.loader):
+        for batch in self._prefetched() if self.device.type == "cuda" else map(self._finished, self.loader):
             self.images += len(batch.indices)
             self.decoded += batch.decoded
             yield batch
 
     def repeats(self) -> str:
-        """What decoding an image once for a whole batch has saved since the last call, in words; '' for nothing."""
+        """How much decoding was saved since the last call, in words; '' for nothing."""
         images, decoded = self.images, self.decoded
         self.images = self.decoded = 0
         source = self.loader.dataset.source
-        said = [f"{1 - decoded / images:.1%} of the images stood twice in a process's batch and were opened once"
+        said = [f"{1 - decoded / images:.1%} of the images were repetitions within a process's batch, not opened again"
                 ] if decoded < images else []
         return "; ".join(said + ([source.summary()] if isinstance(source, CachedSource) else []))
 
     def advice(self) -> str:
-        """What to do when the step waits for data."""
-        faster = " or take --data-path fast" if self.loader.dataset.path == "pil" else ""
-        return (f"raise --workers (now {self.loader.num_workers}){faster}, or keep small images in memory by "
+        """What to do if the training step waits for data."""
+        faster = " or give --data-path fast" if self.loader.dataset.path == "pil" else ""
+        return (f"raise --workers (now {self.loader.num_workers}){faster}, or keep small images in memory with "
                 "--cache device")
 
     def _finished(self, batch: Batch) -> Batch:
@@ -226,42 +228,42 @@ class TrainingLoader:
             views = tuple(apply_colour(*pair) for pair in zip(views, batch.colour, strict=bool(views)))
         return batch._replace(views=views, colour=())
 
-    def _on_card(self) -> Iterator[Batch]:
-        """One batch ahead, on a stream of its own."""
+    def _prefetched(self) -> Iterator[Batch]:
+        """Batches for a GPU, prepared one step ahead on a separate stream."""
         stream, waiting = torch.cuda.Stream(self.device), None
         for batch in self.loader:
             with torch.cuda.stream(stream):
                 ready = self._finished(batch), stream.record_event(), batch  # the pinned batch lives until it is copied
             if waiting:
-                yield self._handed_over(*waiting[:2])
+                yield self._for_current_stream(*waiting[:2])
             waiting = ready
         if waiting:
-            yield self._handed_over(*waiting[:2])
+            yield self._for_current_stream(*waiting[:2])
 
-    def _handed_over(self, batch: Batch, event: torch.cuda.Event) -> Batch:
+    def _for_current_stream(self, batch: Batch, event: torch.cuda.Event) -> Batch:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(event)
         for view in batch.views:
-            view.record_stream(current)  # else its memory may be given away while the model still reads it
+            view.record_stream(current)  # else its memory may be reused while the model still reads it
         return batch
 
 
 def _empty_view(count: int, size: int, channels_last: bool) -> torch.Tensor:
     """uint8 [count, 3, size, size], see :func:`data.parcels.allocate`.
 
-    channels_last: in the layout that resizing writes. A device takes the channels apart sooner than a CPU.
+    channels_last: in the layout that resizing writes; a GPU then separates the channels faster than the CPU would.
     """
     flat = allocate(count * 3 * size * size)
     return flat.view(count, size, size, 3).permute(0, 3, 1, 2) if channels_last else flat.view(count, 3, size, size)
 
 
 def loader_options(workers: int, device_type: str, persistent: bool) -> dict:
-    """Keywords of a DataLoader whose data set gives whole batches."""
+    """Keyword arguments of a DataLoader whose data set returns whole batches."""
     options = {
         "collate_fn": packed,
         "num_workers": workers,
         "pin_memory": device_type == "cuda",
-        "generator": torch.Generator(),  # else each epoch's start takes a number from the global random state
+        "generator": torch.Generator(),  # else the start of each epoch draws from the global random state
     }
     if workers:
         options |= {"persistent_workers": persistent, "prefetch_factor": 2,
@@ -270,9 +272,9 @@ def loader_options(workers: int, device_type: str, persistent: bool) -> dict:
 
 
 def _start_worker(most: int, worker: int) -> None:
-    limit_pixels(most)  # a spawned one knows Pillow's limit alone
-    # Signals to a job, from a terminal or torchrun to its whole process group, are the main process's to answer: it
-    # finishes its step, for which it may need the workers, and ends them. (Their one thread each is torch's doing.)
+    limit_pixels(most)  # a spawned worker starts with Pillow's limit
+    # A terminal or torchrun signals the whole process group. Only the main process handles that: it finishes its step,
+    # for which it may need the workers, and then ends them. (torch itself limits each worker to one thread.)
     os.setpgrp()
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Writing a packed file: in parallel, resumable after a kill, and either complete or absent."""
+"""Writing a packed file: in parallel, and resumable; the file appears only once it is complete."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from data.sources import ImageSource
 from runtime.errors import UserError
 from runtime.numbers import amount
 
-MAX_JPEG_SIDE = 65_500  # pixels; libjpeg's
-CHUNK = 64  # images of one task
-MAX_RECORD = 2**31 - 2**16  # what one read can return
+MAX_JPEG_SIDE = 65_500  # pixels; the limit of libjpeg
+CHUNK = 64  # images per task of a worker
+MAX_RECORD = 2**31 - 2**16  # bytes that one read can return
 
 
 @dataclass
 class Packed:
-    """What pack() has done. bad: (location, reason) of each image left out. resumed: images found done already."""
+    """The result of pack(). bad: (location, reason) of each image left out. resumed: images packed by earlier calls."""
 
     path: Path
     images: int = 0
@@ -51,13 +51,13 @@ def pack(
     on_bad_image: str = "error",
     progress: Callable[[Iterable[Encoded], int, int], Iterable[Encoded]] | None = None,
 ) -> Packed:
-    """Write `source` into one file at `path`, images in the same order and under the same names.
+    """Write `source` into one file at `path`, with the images in the same order and under the same names.
 
-    The file appears when it is whole. Until then PATH.part and PATH.part.index beside it hold what is done, and
-    the same call resumes from there. workers 0: in this process. on_bad_image 'error' stops at an image that
-    cannot be decoded; 'skip' leaves it out, so that all after it move up and the fingerprint is another.
-    progress wraps (images to come, how many are done, how many there are), for a bar.
-    Raises UserError for a broken image, a full disk, a path that is taken, and a part of another pack.
+    The file appears once it is complete. Until then PATH.part and PATH.part.index beside it hold what is done, and
+    the same call resumes from there. workers 0: encode in this process. on_bad_image 'error' stops at an image that
+    cannot be decoded; 'skip' leaves it out, so that the images after it get other numbers and the fingerprint changes.
+    progress(remaining images, number done, number of all) wraps the iteration, for a progress bar.
+    Raises UserError for an unreadable image, a full disk, a path that is taken, or another unfinished pack.
     """
     path = Path(path)
     found = _already_there(source, path, recipe)
@@ -74,16 +74,16 @@ def pack(
         for image in wrapped:
             if image.content is None and on_bad_image == "error":
                 raise UserError(f"{source.location(part.done)} could not be packed ({image.reason}); replace it and "
-                                "resume with the same command, or leave such images out with --on-bad-image skip")
+                                "resume with the same command, or leave out such images with --on-bad-image skip")
             part.add(image)
         done.bad = _left_out(source, part.skipped())
         _refuse_gaps(done, part.data_path, on_bad_image)
         done.images, done.size = part.finish(path)
     except OSError as error:
         raise UserError(f"--output {path} could not be written ({error.strerror or error}) after {part.done:,} of "
-                        f"{len(source):,} images; make room and repeat the same command to resume from there") from None
+                        f"{len(source):,} images; free some space and repeat the same command to resume") from None
     except BrokenProcessPool:
-        raise UserError("a worker process was killed, perhaps for want of memory; give the same command with a smaller "
+        raise UserError("a worker process was killed, perhaps for lack of memory; repeat the command with a smaller "
                         f"--workers to resume after {part.done:,} of {len(source):,} images") from None
     finally:
         part.close()
@@ -91,7 +91,7 @@ def pack(
 
 
 def encode(source: ImageSource, i: int, recipe: Recipe) -> Encoded:
-    """Image i of a source in the form to store. Every mode decodes it, to detect broken ones."""
+    """Image i of a source in the form to store. Every mode decodes the image, to detect unreadable ones."""
     try:
         content = source.encoded(i)
         image = source.open(i) if content is None else open_rgb(io.BytesIO(content))
@@ -101,22 +101,23 @@ def encode(source: ImageSource, i: int, recipe: Recipe) -> Encoded:
             content, stored = small.tobytes(), small.size
         elif recipe.mode == "jpeg" and small is not image:
             content, stored = _saved(small, "JPEG", quality=recipe.quality), small.size
-        elif content is None:  # an image in memory has no file: one without loss is made
+        elif content is None:  # an image in memory has no file, so make a lossless one
             content = _saved(image, "PNG")
     except BadImage as error:
         return Encoded(None, reason=str(error))
-    except (OSError, ValueError, MemoryError) as error:  # it was decoded; storing it is what failed
+    except (OSError, ValueError, MemoryError) as error:  # decoding worked, storing failed
         width, height = image.size
-        limit = f", and a JPEG has at most {MAX_JPEG_SIDE:,} a side" if max(small.size) > MAX_JPEG_SIDE else ""
+        limit = f", and a side of a JPEG has at most {MAX_JPEG_SIDE:,}" if max(small.size) > MAX_JPEG_SIDE else ""
         return Encoded(None, reason=f"its {width:,} x {height:,} pixels could not be stored as {recipe.mode}"
-                                    f"{limit or f' ({error})'}; take --mode original, or leave it out")
+                                    f"{limit or f' ({error})'}; give --mode original, or leave it out")
     if not 0 < len(content) <= MAX_RECORD:
-        return Encoded(None, reason=f"{len(content):,} bytes are too many for one record")
+        return Encoded(None, reason=f"its {len(content):,} bytes are outside the 1 to {MAX_RECORD:,} of a record")
     return Encoded(content, size, stored, zlib.crc32(content))
 
 
 def shrink(image: Image.Image, short_side: int | None) -> Image.Image:
-    """The image with its shorter side at short_side pixels (antialiased, bicubic), or itself if it is not larger."""
+    """The image resized so that its shorter side has short_side pixels (antialiased, bicubic); unchanged if that would
+    enlarge it."""
     width, height = image.size
     if short_side is None or min(width, height) <= short_side:
         return image
@@ -138,13 +139,13 @@ _job: tuple[ImageSource, Recipe] | None = None
 def _start_worker(source: ImageSource, recipe: Recipe, most: int) -> None:
     global _job
     limit_pixels(most)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _job = source, recipe
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()  # it was killed, and nobody is left to end this process
+    multiprocessing.parent_process().join()  # once it is gone, nothing else would end this process
     os._exit(1)
 
 
@@ -154,7 +155,7 @@ def _encode_chunk(indices: range) -> list[Encoded]:
 
 
 def _encode_all(source: ImageSource, recipe: Recipe, indices: range, workers: int) -> Iterator[Encoded]:
-    """The images of indices, in order. Few chunks are under way at a time, so that memory stays bounded."""
+    """The encoded images at ``indices``, in order. Only a few chunks are in flight at a time, to bound memory."""
     if not workers:
         yield from (encode(source, i, recipe) for i in indices)
         return
@@ -173,7 +174,7 @@ def _encode_all(source: ImageSource, recipe: Recipe, indices: range, workers: in
 
 
 def _already_there(source: ImageSource, path: Path, recipe: Recipe) -> Packed | None:
-    """The finished file, if `path` is one of just this; UserError if it is anything else."""
+    """The finished file, if `path` is this very pack; None if nothing is there. Raises UserError for anything else."""
     if not path.exists():
         return None
     if path.is_file() and is_packed(path):
@@ -184,7 +185,8 @@ def _already_there(source: ImageSource, path: Path, recipe: Recipe) -> Packed | 
                 kept = set(there.names) if len(there) < len(source) else None
                 missing = [i for i, name in enumerate(source.names) if name not in kept] if kept else []
                 return Packed(path, len(there), path.stat().st_size, len(there), _left_out(source, missing))
-    raise UserError(f"--output {path} exists and is not this pack; remove it or choose another name")
+    raise UserError(f"--output {path} exists, but is not a pack of these images with these settings; remove it or "
+                    "choose another name")
 
 
 def _left_out(source: ImageSource, images: list[int]) -> list[tuple[str, str]]:
@@ -192,14 +194,14 @@ def _left_out(source: ImageSource, images: list[int]) -> list[tuple[str, str]]:
 
 
 def _refuse_gaps(done: Packed, path: Path, on_bad_image: str) -> None:
-    """UserError where an earlier call left images out and this one would not."""
+    """Raise UserError if an earlier call left out images and this one would not."""
     if done.bad and on_bad_image == "error":
-        raise UserError(f"{path} was begun with --on-bad-image skip and leaves out {done.bad[0][0]}; give that flag "
+        raise UserError(f"{path} was started with --on-bad-image skip and leaves out {done.bad[0][0]}; give that flag "
                         "again, or remove the file")
 
 
 def _check_room(source: ImageSource, path: Path, recipe: Recipe) -> None:
-    """Refuse to begin what will not fit, by the size of 32 images from all over the set."""
+    """Raise UserError if the disk has too little space, estimated from 32 images spread over the set."""
     sample = [encode(source, int(i), recipe) for i in np.linspace(0, len(source) - 1, 32).astype(int)]
     sizes = [len(image.content) for image in sample if image.content is not None]
     if not sizes:
@@ -207,5 +209,5 @@ def _check_room(source: ImageSource, path: Path, recipe: Recipe) -> None:
     needed = len(source) * (sum(sizes) / len(sizes) + RECORD.itemsize * 2) + len(source.names.block)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
-        raise UserError(f"--output {path} will need about {amount(needed)} and {amount(free)} are free "
+        raise UserError(f"--output {path} will need about {amount(needed)}, but only {amount(free)} are free "
                         "there; choose another disk, or a smaller --short-side or --mode")

@@ -1,4 +1,4 @@
-"""A packed file while it is being written: what is done is kept, and becomes the file when it is whole."""
+"""An unfinished packed file: it keeps the images that are done, and becomes the packed file when all are."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from runtime.errors import UserError
 from runtime.outputs import no_link
 from runtime.state import parse_json
 
-FLUSH_BYTES, FLUSH_SECONDS = 64 << 20, 2.0  # a kill costs at most about this much work
+FLUSH_BYTES, FLUSH_SECONDS = 64 << 20, 2.0  # at most about this much work is lost if the process is killed
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is kept of an image. short_side: pixels; quality: JPEG's, 1 to 100. Both None where they mean nothing."""
+    """How images are stored. short_side: pixels; quality: of JPEG, 1 to 100. Each is None if the mode has no use for
+    it."""
 
     mode: str = "original"
     short_side: int | None = None
@@ -33,12 +34,12 @@ class Recipe:
     def __post_init__(self):
         if self.mode not in MODES or (self.mode != "original") != bool(self.short_side) or (
                 (self.mode == "jpeg") != bool(self.quality)):
-            raise ValueError(f"no way of packing: {self}")
+            raise ValueError(f"mode, short_side and quality do not fit together: {self}")
 
 
 @dataclass
 class Encoded:
-    """One image on its way into the file; content None: it is broken, for this reason."""
+    """One image to be written; content is None if the image is unreadable, for the reason given."""
 
     content: bytes | None
     size: tuple[int, int] = (0, 0)
@@ -48,9 +49,9 @@ class Encoded:
 
 
 class UnfinishedPack:
-    """PATH.part, the header's room and the records so far, and PATH.part.index: a line of JSON that says what is
-    packed how, then a RECORD for each image done, all zeros for one left out. The second is written after the
-    first is on the disk, so that what it names is there after a kill or a loss of power."""
+    """PATH.part, which holds space for the header and the records so far, and PATH.part.index, which holds a line of
+    JSON that says what is packed and how, then a RECORD for each image done, all zeros for one left out. The index is
+    written after the data is on the disk, so that whatever it lists survives a kill or a power failure."""
 
     def __init__(self, source: ImageSource, path: Path, recipe: Recipe):
         self.source, self.recipe = source, recipe
@@ -74,8 +75,8 @@ class UnfinishedPack:
                 write_all(self.data, bytes(HEADER_SIZE))
             self.data.truncate(self.end)
         except OSError as error:
-            raise UserError(f"--output {path} could not be written ({error.strerror or error}); make room or choose "
-                            "another place") from None
+            raise UserError(f"--output {path} could not be written ({error.strerror or error}); free some space or "
+                            "choose another place") from None
         self.done = len(self.records[0])
 
     def _lock(self, path: Path) -> None:
@@ -89,7 +90,7 @@ class UnfinishedPack:
                                 "name") from None
 
     def _take_up(self, plan: dict) -> np.ndarray:
-        """The records that are done; where there are none, begins anew."""
+        """The records that earlier calls have finished; if there are none, starts from the beginning."""
         self.index.seek(0)
         before = self.index.read()
         line, _, rest = before.partition(b"\n")
@@ -103,15 +104,15 @@ class UnfinishedPack:
                 changed = [f"{key} was {found.get(key)!r}, now {value!r}" for key, value in plan.items()
                            if found.get(key) != value and key != "fingerprint"] or ["the images have other names"]
                 raise UserError(f"{self.data_path} is an unfinished pack of something else ({'; '.join(changed)}); "
-                                f"give the settings of before, or remove it and {self.index_path.name}")
-            raise UserError(f"{self.data_path} is in the way and nothing says what it is ({self.index_path.name} is "
-                            "damaged or missing); remove it")
+                                f"give the same settings as before, or remove it and {self.index_path.name}")
+            raise UserError(f"{self.data_path} exists, and {self.index_path.name}, which would say what it is, is "
+                            "damaged or missing; remove both")
         self.index.truncate(0)
         write_all(self.index, self.plan)
         return np.zeros(0, dtype=RECORD)
 
     def add(self, image: Encoded) -> None:
-        """Put the next image of the source at the end."""
+        """Append the next image of the source."""
         record = np.zeros((), dtype=RECORD)
         if image.content is not None:
             label = -1 if self.source.labels is None else self.source.labels[self.done]
@@ -125,7 +126,7 @@ class UnfinishedPack:
             self.flush()
 
     def flush(self) -> None:
-        """Put on the disk what was added, then what says so."""
+        """Write to the disk the images that were added, then their index."""
         if self.pending:
             os.fsync(self.data.fileno())
             records, self.pending = np.stack(self.pending), []
@@ -134,17 +135,18 @@ class UnfinishedPack:
         self.pending_bytes, self.flushed = 0, time.monotonic()
 
     def skipped(self) -> list[int]:
-        """Numbers, in the source, of the images left out."""
+        """The numbers, in the source, of the images that were left out."""
         self.flush()
         return np.flatnonzero(np.concatenate(self.records)["size"] == 0).tolist()
 
     def finish(self, path: Path) -> tuple[int, int]:
-        """Add index, meta and header, and give the file its name. Returns the number of images and of bytes."""
+        """Write index, meta and header, and rename the file to ``path``. Returns the number of images and of bytes."""
         self.flush()
         records = np.concatenate(self.records)
         kept = np.flatnonzero(records["size"])
         if not len(kept):
-            raise UserError(f"--data {self.source.title} holds no image that can be decoded; nothing is packed")
+            raise UserError(f"--data {self.source.title} has no image that can be decoded, so nothing was packed; give "
+                            "other images")
         names = self.source.names if len(kept) == self.done else self.source.names.take(kept)
         records = records[kept]
         records["name_end"] = names.ends
@@ -160,7 +162,7 @@ class UnfinishedPack:
         write_all(self.data, padding + tail)
         os.fsync(self.data.fileno())
         self.data.close()
-        with _open(self.data_path, "r+b") as file:  # the other one only appends
+        with _open(self.data_path, "r+b") as file:  # self.data is in append mode
             file.write(header)
             os.fsync(file.fileno())
         self.data_path.replace(path)
@@ -168,10 +170,10 @@ class UnfinishedPack:
         return len(records), places[-1]
 
     def close(self) -> None:
-        """Keep what is done, if anything; after finish() there is nothing left to do."""
+        """Save what is done, or remove the files if nothing is. Does nothing after finish()."""
         if not self.data.closed:
-            with contextlib.suppress(OSError):  # a full disk: what is on it stays
-                self.data.truncate(self.end)  # half a record goes, and leaves room to say which are whole
+            with contextlib.suppress(OSError):  # a full disk: what was written stays
+                self.data.truncate(self.end)  # drop a partial record, which also makes room for the index
                 self.flush()
             self.data.close()
             if not self.done:
@@ -185,7 +187,7 @@ def _open(path: Path, mode: str) -> BinaryIO:
 
 
 def write_all(file: BinaryIO, content: bytes) -> None:
-    """All of content, or OSError: an unbuffered file may take a part only, as on a disk that is nearly full."""
+    """Write all of content. An unbuffered file may write only a part, for example on a disk that is nearly full."""
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]

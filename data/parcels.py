@@ -1,4 +1,4 @@
-"""How a worker's batch reaches the main process: in shared memory while there is room, else through the pipe."""
+"""Sending a worker's batch to the main process: in shared memory if it has room, else through the pipe."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from runtime.numbers import amount
 
 SHARED = "/dev/shm"
-SPARE = 8  # one part in so many of shared memory stays free, for NCCL and other jobs
+SPARE = 8  # 1/SPARE of the shared memory stays free, for NCCL and other jobs
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """A pickled batch. It is made by the worker itself: what fails in a queue's own thread, where torch would pickle
-    it, is printed there, and the main process waits for ever."""
+    """A pickled batch. The worker pickles it itself, because an error in the queue's own thread, where torch would
+    pickle it, is only printed, and the main process would wait for ever."""
 
     content: bytes
     in_shared_memory: bool
 
     @classmethod
     def of(cls, batch: Any) -> Parcel:
-        """``batch``'s tensors go into shared memory; where that is short, or has no file descriptor left, inside."""
+        """Pickle ``batch`` with its tensors in shared memory, or with their content if shared memory is short
+        or there is no file descriptor left."""
         tensors = list(_tensors(batch))
         if fits(sum(x.untyped_storage().nbytes() for x in tensors if not x.is_shared())):
             try:
-                for x in tensors:  # all of them before the first is registered for the main process to fetch
+                for x in tensors:  # all of them before pickling registers the first for the main process
                     x.share_memory_()
                 return cls(bytes(ForkingPickler.dumps(batch)), True)
-            except (RuntimeError, OSError):  # others were quicker
+            except (RuntimeError, OSError):  # another process took the memory meanwhile
                 pass
         return cls(pickle.dumps(batch, pickle.HIGHEST_PROTOCOL), False)
 
@@ -50,17 +51,17 @@ class Parcel:
         return pickle.loads(self.content)
 
     def pin_memory(self) -> Any:
-        """What torch's pinning thread asks for."""
+        """The batch in pinned memory; torch's pinning thread calls this."""
         return pin_memory(self.open())
 
 
 def packed(batch: Any) -> Any:
-    """A collate_fn for data sets that give whole batches: a :class:`Parcel` in a worker, else the batch unchanged."""
+    """A collate_fn for data sets that return whole batches: a :class:`Parcel` in a worker, else the batch unchanged."""
     return batch if get_worker_info() is None else Parcel.of(batch)
 
 
 def room() -> tuple[int, int] | None:
-    """Bytes of shared memory that are free, and that there are; None where the system does not say."""
+    """Free and total bytes of shared memory; None if the system does not tell."""
     try:
         found = os.statvfs(SHARED)
     except (OSError, AttributeError):
@@ -75,9 +76,9 @@ def fits(size: int) -> bool:
 
 
 def allocate(size: int) -> Tensor:
-    """uint8 [size], to be written: in a worker in shared memory where it fits, so that sending it copies nothing."""
+    """uint8 [size], uninitialised. In a worker it is in shared memory if it fits, so that sending it copies nothing."""
     if get_worker_info() is not None and fits(size):
-        try:  # as torch's own default_collate
+        try:  # as torch's own default_collate does
             return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
         except RuntimeError:
             pass
@@ -98,6 +99,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _say_short() -> None:
     free, total = room() or (0, 0)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"shared memory is short ({SHARED} has {amount(total)}, {amount(free)} of them free), so "
-              "batches come from the workers through pipes, which is slower; enlarge it (docker run --shm-size 8g), or "
+        print(f"{SHARED} has too little shared memory ({amount(free)} of {amount(total)} are free), so workers send "
+              "their batches through pipes, which is slower; enlarge it (docker run --shm-size 8g), or "
               "lower --workers or the batch size", file=sys.stderr, flush=True)

@@ -27,17 +27,17 @@ GAP, LABEL = 4, 14  # pixels between pictures, and height of a line of text
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write a sheet. Raises UserError for what cannot be read or written."""
+    """Write a contact sheet. Raises UserError if something cannot be read or written."""
     parser = argparse.ArgumentParser(prog="python -m data.preview", allow_abbrev=False, description=__doc__)
-    parser.add_argument("--output", required=True, metavar="OUT.png", help="the picture to write")
+    parser.add_argument("--output", required=True, metavar="OUT.png", help="PNG file to write")
     parser.add_argument("--data", required=True, help=SPEC_HELP)
     parser.add_argument("--aug", choices=sorted(PRESETS), default="moco_v2", help="augmentation; default moco_v2")
     parser.add_argument("--image-size", type=number(int), default=224, help="side of a view in pixels; default 224")
-    parser.add_argument("--images", type=number(int), default=6, help="rows; default 6, evenly taken from all images")
-    parser.add_argument("--views", type=number(int), default=6, help="views of each; default 6")
-    parser.add_argument("--seed", type=number(int), default=0, help="decides the views, as in training; default 0")
+    parser.add_argument("--images", type=number(int), default=6, help="number of images, spread evenly; default 6")
+    parser.add_argument("--views", type=number(int), default=6, help="views of each image; default 6")
+    parser.add_argument("--seed", type=number(int), default=0, help="seed of the views, as in training; default 0")
     parser.add_argument("--data-path", choices=(*DATA_PATHS, "both"), default="fast",
-                        help="fast (default), pil, or both, one under the other")
+                        help="how views are made: fast (default), pil, or both, one below the other")
     declared(Images)["max_pixels"].add_to(parser)
     chosen = parser.parse_args(argv)
     limit_pixels(chosen.max_pixels)
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def sheet(source: ImageSource, rows: list[int], views: int, augment: Augmentation, seed: int,
           paths: tuple[str, ...] = ("fast",)) -> Image.Image:
-    """One line for each image and path: the image as evaluation sees it, then its views."""
+    """A row for each image and data path: the image as evaluation sees it, then its views."""
     size = augment.image_size
     step = size + GAP
     canvas = Image.new("RGB", (GAP + (1 + views) * step, len(rows) * (LABEL + len(paths) * step)), "white")

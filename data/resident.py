@@ -1,4 +1,4 @@
-"""Small data sets kept whole in memory, on the host or on the device: views are made there, a batch at a time."""
+"""Small data sets kept completely in memory, on the host or the device, with views made a batch at a time."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from runtime.errors import UserError
 
 
 class ResidentLoader:
-    """Training batches without worker processes: the images were decoded once, and crops, flips and colour are
+    """Training batches without worker processes. All images are decoded once; crops, flips and colour changes are
     batched operations on the device, with the same parameters from the same keys as in data.loader.
 
-    Raises UserError where images have several sizes or do not fit into memory.
+    Raises UserError if the images have different sizes or do not fit into memory.
     """
 
     def __init__(self, source: ImageSource, augmentations: Sequence[Augmentation], sampler: RandomSampler, seed: int,
@@ -42,11 +42,11 @@ class ResidentLoader:
             yield Batch(views, torch.from_numpy(indices.copy()), bad)
 
     def repeats(self) -> str:
-        """Nothing is opened during training."""
+        """'': no image is opened during training."""
         return ""
 
     def advice(self) -> str:
-        """Views are made by the device that waits for them."""
+        """'': the device makes the views itself, so there is nothing to tune."""
         return ""
 
     def _views(self, indices: np.ndarray, stamps: np.ndarray) -> tuple[torch.Tensor, ...]:
@@ -60,7 +60,7 @@ class ResidentLoader:
         return tuple(views)
 
     def _replaced(self, indices: np.ndarray, stamps: np.ndarray) -> tuple[np.ndarray | None, list[tuple[int, str]]]:
-        """Indices with those of images that could not be decoded replaced, as data.loader replaces them."""
+        """The indices, in which unreadable images are replaced as in data.loader."""
         bad: list[tuple[int, str]] = []
         if not self.bad:
             return indices, bad
@@ -80,7 +80,7 @@ class ResidentLoader:
 
 def decode_all(source: ImageSource, cache: str, device: torch.device, threads: int,
                ) -> tuple[torch.Tensor, dict[int, str]]:
-    """All images as uint8 [N, 3, H, W], on the device or the host, and {index: reason} of those that are none."""
+    """All images as uint8 [N, 3, H, W], on the device or the host, and {index: reason} of unreadable images."""
     bad: dict[int, str] = {}
 
     def pixels(i: int) -> torch.Tensor | None:
@@ -92,7 +92,7 @@ def decode_all(source: ImageSource, cache: str, device: torch.device, threads: i
 
     images = None
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        for start in range(0, len(source), 4096):  # bounded: what has been decoded waits in the map
+        for start in range(0, len(source), 4096):  # in chunks, because decoded images wait in the map
             part = range(start, min(start + 4096, len(source)))
             for i, image in zip(part, pool.map(pixels, part), strict=True):
                 if image is None:
@@ -103,12 +103,12 @@ def decode_all(source: ImageSource, cache: str, device: torch.device, threads: i
                     images = torch.zeros(len(source), *shape, dtype=torch.uint8)
                 if tuple(image.shape) != shape:
                     raise UserError(
-                        f"--cache {cache} needs images of one size, and {source.location(first)} is {shape[2]} x "
-                        f"{shape[1]} pixels while {source.location(i)} is {image.shape[2]} x {image.shape[1]}; leave "
-                        "--cache out, or resize the images"
+                        f"--cache {cache} needs images of one size, but {source.location(first)} has {shape[2]} x "
+                        f"{shape[1]} pixels and {source.location(i)} has {image.shape[2]} x {image.shape[1]}; omit "
+                        "--cache, or resize the images"
                     )
                 images[i] = image
-    if images is None:  # every image is bad, which the first batch reports
+    if images is None:  # every image is unreadable, which the first batch reports
         images = torch.zeros(len(source), 3, 1, 1, dtype=torch.uint8)
     return images.to(device) if cache == "device" else images, bad
 
@@ -117,7 +117,7 @@ def _check_room(count: int, shape: tuple[int, ...], cache: str, device: torch.de
     needed = count * int(np.prod(shape))
     room, where = free_memory(torch.device("cpu")), "the host's memory"
     if cache == "device" and device.type == "cuda":
-        room, where = min(room, free_memory(device) // 2), "the GPU's memory beside a model"
+        room, where = min(room, free_memory(device) // 2), "half of the GPU's memory (the rest is for training)"
     if needed > room:
         raise UserError(f"--cache {cache} needs {needed / 2**30:.1f} GiB for {count:,} images, more than the "
-                        f"{room / 2**30:.1f} GiB free in {where}; leave --cache out")
+                        f"{room / 2**30:.1f} GiB free in {where}; omit --cache")

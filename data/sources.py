@@ -1,4 +1,4 @@
-"""What a source of images is: N named images in a fixed order, kept in files or in memory."""
+"""Sources of images: N named images in a fixed order, in files or in memory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STAT_THREADS, STATS_AT_ONCE = 16, 4096
 
 
 class Names(Sequence[str]):
-    """N strings kept as one block of bytes.
+    """N strings in one block of bytes.
 
-    A list of ImageNet's 1.28 M paths takes 120 MB, and each forked worker that reads it copies it piece by
-    piece (reading a Python object writes its reference count); one block takes 50 MB and stays shared.
+    A list of ImageNet's 1.28 M paths takes 120 MB, and each forked worker that reads it gradually copies it, because
+    reading a Python object writes its reference count. One block takes 50 MB and stays shared.
     """
 
     def __init__(self, names: Iterable[str]):
@@ -36,18 +36,18 @@ class Names(Sequence[str]):
 
     @classmethod
     def of_block(cls, block: bytes | memoryview, ends: np.ndarray) -> Names:
-        """Names that lie in `block` already, a newline after each; name i ends before byte ends[i], int64 [N]."""
+        """Names that are already in `block`, each followed by a newline; name i ends before byte ends[i], int64 [N]."""
         names = cls.__new__(cls)
         names.block, names.ends = block, ends
         return names
 
     def take(self, indices: np.ndarray) -> Names:
-        """These names, int64 [M], in this order."""
+        """The names at these indices, int64 [M], in this order."""
         indices = np.asarray(indices, dtype=np.int64)
         block = np.frombuffer(self.block, dtype=np.uint8)
         starts = np.concatenate(([0], self.ends[:-1]))[: len(self)]
         parts, lengths = [b""], (self.ends - starts)[indices]
-        for first in range(0, len(indices), 65536):  # in pieces: an index for each byte takes 8 times the bytes
+        for first in range(0, len(indices), 65536):  # in chunks: an index for each byte needs 8 times the memory
             length = lengths[first : first + 65536]
             shift = starts[indices[first : first + 65536]] - (np.cumsum(length) - length)
             parts.append(block[np.repeat(shift, length) + np.arange(length.sum())].tobytes())
@@ -73,12 +73,13 @@ class Names(Sequence[str]):
 class ImageSource:
     """N images in a fixed order.
 
-    names: N strings, relative posix paths where the images are files. labels: int64 [N] with values in
-    [0, len(classes)), or None. classes: their names, [] without labels. title: where it comes from.
-    left_out: int64 [M], the images that `without` took out, as they were numbered before. notes: sentences on what was
-    not taken for an image, or was met twice. mixture: what is said of images beside class folders, '' for none. A
-    subclass says how to open image i, gives its file's content if it has one, and overrides `take` if it holds more
-    than these per image.
+    names: N strings, relative posix paths if the images are files. labels: int64 [N] with values in
+    [0, len(classes)), or None. classes: their names, [] without labels. title: where the images come from.
+    left_out: int64 [M], the images that `without` removed, by their numbers before. notes: sentences about files that
+    were skipped or found twice. mixture: a warning if images lie beside class folders, else ''.
+
+    A subclass implements `open`, and `encoded` if its images are files; it overrides `take` if it keeps anything else
+    for each image.
     """
 
     left_out = np.empty(0, np.int64)
@@ -102,20 +103,20 @@ class ImageSource:
         return one_line("; ".join([f"{self.title}: {len(self):,} images {labels}", *self.notes]))
 
     def open(self, i: int) -> Image.Image:
-        """Image i in mode RGB. Raises data.images.BadImage."""
+        """Image i in mode RGB. Raises data.images.BadImage if it cannot be decoded."""
         raise NotImplementedError
 
     def encoded(self, i: int) -> bytes | None:
-        """The content of image i's file; None where images are not kept as files. Raises BadImage."""
+        """The content of image i's file; None if the images are not files. Raises BadImage."""
         return None
 
     def pixels(self, i: int) -> torch.Tensor:
-        """Image i as uint8 [3, H, W], the pixels of `open`, sooner where they can be had. Raises BadImage."""
+        """Image i as uint8 [3, H, W]: the pixels of `open`, by a faster decoder if there is one. Raises BadImage."""
         data = self.encoded(i)
         return pil_to_tensor(self.open(i)) if data is None else decode_rgb(data)
 
     def crops(self, i: int, boxes: Callable[[int, int], np.ndarray]) -> tuple[torch.Tensor, np.ndarray]:
-        """Pixels of image i that hold its crops, uint8 [3, h, w], and where in them these lie; see decode_crops."""
+        """The part of image i that contains its crops, uint8 [3, h, w], and the crops within it; see decode_crops."""
         data = self.encoded(i)
         if data is not None:
             return decode_crops(data, boxes)
@@ -123,15 +124,15 @@ class ImageSource:
         return pixels, boxes(*pixels.shape[1:])
 
     def location(self, i: int) -> str:
-        """Where a person finds image i."""
+        """Where image i can be found, for messages."""
         return self.names[i]
 
     def shown(self, i: int) -> str:
-        """The same on one line, for what is printed."""
+        """`location` on one line, for printing."""
         return one_line(self.location(i))
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over the names in order, a newline after each. Computed once."""
+        """SHA-256, in hex, of the names in order, each followed by a newline. Computed once."""
         if self._fingerprint is None:
             self._fingerprint = hashlib.sha256(self.names.block).hexdigest()
         return self._fingerprint
@@ -141,7 +142,7 @@ class ImageSource:
         return self.fingerprint()
 
     def take(self, indices: np.ndarray) -> ImageSource:
-        """The same source with only these images, int64 [M], in this order; classes keep their numbers."""
+        """A source of only these images, int64 [M], in this order; classes keep their numbers."""
         taken = copy.copy(self)
         taken.names = self.names.take(indices)
         taken.labels = None if self.labels is None else self.labels[indices]
@@ -149,7 +150,7 @@ class ImageSource:
         return taken
 
     def without(self, images: np.ndarray) -> ImageSource:
-        """The same source without these images, int64 [M]."""
+        """A source without these images, int64 [M]."""
         if not len(images):
             return self
         others = self.take(np.delete(np.arange(len(self)), images))
@@ -158,27 +159,27 @@ class ImageSource:
 
     @property
     def kept(self) -> np.ndarray:
-        """int64 [N]: the images of what `without` gave, as they were numbered before."""
+        """int64 [N]: the numbers that these images had before `without` removed others."""
         return np.delete(np.arange(len(self) + len(self.left_out)), self.left_out)
 
     def subset(self, fraction: float) -> ImageSource:
-        """The first floor(fraction * n_c) of the n_c images of each class, classes in order.
+        """The first floor(fraction * n_c) of the n_c images of each class c, class by class.
 
-        Without labels the first floor(fraction * N) of all. Raises UserError where fraction is outside (0, 1]
-        or nothing is left.
+        Without labels, the first floor(fraction * N) images. Raises UserError if fraction is outside (0, 1] or no
+        image remains.
         """
         if not 0 < fraction <= 1:
-            raise UserError(f"--subset {fraction:g} is not a share of the images; give a number above 0, up to 1")
+            raise UserError(f"--subset {fraction:g} is not a fraction; give a number above 0 and at most 1")
         if fraction == 1:
             return self
         if self.mixture:
-            raise UserError(f"--subset {fraction:g} takes a share of each class, but in {self.title} {self.mixture}; "
-                            f"{UNMIX}")
+            raise UserError(f"--subset {fraction:g} takes a fraction of each class, but in {self.title} "
+                            f"{self.mixture}; {UNMIX}")
         groups = [np.arange(len(self))] if self.labels is None else _indices_by_class(self.labels)
-        # The small term undoes binary rounding: 0.29 * 100 is 28.999999999999996, and 29 is meant.
+        # The small term undoes binary rounding: 0.29 * 100 is 28.999999999999996, where 29 is meant.
         kept = np.concatenate([group[: int(fraction * len(group) + 1e-9)] for group in groups])
         if not len(kept):
-            raise UserError(f"--subset {fraction:g} leaves no image of {self.description}; give a larger share")
+            raise UserError(f"--subset {fraction:g} leaves no image of {self.description}; give a larger fraction")
         taken = self.take(kept)
         taken.title = f"{self.title} (subset {fraction:g})"
         return taken
@@ -204,7 +205,7 @@ class FileSource(ImageSource):
         """The fingerprint, and SHA-256 over the size in bytes and the time of change in ns of each file, looked up
         once."""
         if self._identity is None:
-            with ThreadPoolExecutor(STAT_THREADS) as pool:  # a shared disk answers many questions at a time
+            with ThreadPoolExecutor(STAT_THREADS) as pool:  # a network disk answers many requests at a time
                 parts = pool.map(self._states, range(0, len(self), STATS_AT_ONCE))
                 digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
             self._identity = f"{self.fingerprint()} {digest}"
@@ -231,7 +232,7 @@ class ArraySource(ImageSource):
         return Image.fromarray(np.ascontiguousarray(self.images[i]))
 
     def pixels(self, i: int) -> torch.Tensor:
-        return torch.tensor(self.images[i]).permute(2, 0, 1)  # a copy: memory maps and downloads may be read-only
+        return torch.tensor(self.images[i]).permute(2, 0, 1)  # a copy, because the array may be read-only
 
     def take(self, indices: np.ndarray) -> ImageSource:
         taken = super().take(indices)

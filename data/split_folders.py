@@ -1,4 +1,4 @@
-"""Which of a tree's top folders are train/, val/ and their like, rather than classes: one rule for folders and tars."""
+"""Whether the top folders of a tree are splits (train/, val/, ...) or classes: one rule for folders and tars."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ SPLITS = frozenset(("train", *EVALUATION_FOLDERS))
 
 
 def are_splits(tops: Collection[str], train_is_flat: Callable[[], bool]) -> bool:
-    """Whether some of the top folders are splits; COCO has a class called train.
+    """Whether the top folders are splits rather than classes (COCO has a class called train).
 
-    They are if all of them have such names. With other folders beside them (annotations/, ...) it takes two splits, and
-    classes inside train/: ``train_is_flat`` says whether images lie directly in it.
+    They are if all of them have such names. If there are other folders beside them (annotations/, ...), at least two
+    must have names of splits, and train/ must hold classes: ``train_is_flat`` says whether images lie directly in it.
     """
     splits = SPLITS.intersection(tops)
     if len(splits) == len(tops):
@@ -21,5 +21,5 @@ def are_splits(tops: Collection[str], train_is_flat: Callable[[], bool]) -> bool
 
 
 def names_of(split: str) -> tuple[str, ...]:
-    """The folders that may hold the images of ``split``, 'train' or 'test', the first choice first."""
+    """The folders that may hold the images of ``split``, 'train' or 'test', in order of preference."""
     return ("train",) if split == "train" else EVALUATION_FOLDERS

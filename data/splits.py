@@ -1,4 +1,4 @@
-"""Two labelled sets whose classes mean the same: training and test images, or queries and a database."""
+"""Pairs of labelled sets with common class numbers: training and test images, or queries and a database."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from runtime.errors import UserError
 
 
 def open_labelled(root: str, flag: str = "--data") -> tuple[ImageSource, ImageSource]:
-    """Train and test images of ``root``: a folder that holds train/ and val/ or test/, or a name.
+    """The training and test images of ``root``: a folder that holds train/ and val/ or test/, or a named set.
 
-    The test labels are numbered by the training classes' names, since an evaluation folder may lack a class.
-    Raises :class:`UserError` if a split is missing, has no labels, or has a class that is not trained on.
+    Test labels use the numbers of the training classes, since the test folder may lack a class. Raises
+    :class:`UserError` if a split is missing or has no labels, or if a test class is not among the training classes.
     """
     train, test = (open_source(root, split, labelled=True, flag=flag) for split in ("train", "test"))
     if train.fingerprint() == test.fingerprint() and train.title == test.title:
         raise UserError(
-            f"{flag} {root} holds no train/ and val/ (or test/) folders to compare; give the folder above them"
+            f"{flag} {root} does not hold train/ and val/ (or test/), expected both; give the folder that contains them"
         )
     unknown = sorted(set(test.classes) - set(train.classes))
     if unknown:
@@ -39,11 +39,11 @@ QUERY_FOLDERS, DATABASE_FOLDERS = ("query", "queries"), ("database", "gallery")
 
 
 def open_queries(spec: str, flag: str = "--data") -> tuple[ImageSource, ImageSource | None]:
-    """Labelled queries, and the images to search, or None to search among the other queries.
+    """Labelled queries, and the images to search; None to search among the other queries.
 
-    Two sets if ``spec`` is a folder with query/ (or queries/) and database/ (or gallery/); labels are numbered by the
-    class names of both together. Otherwise one: the test images of whatever data.datasets.open_source takes. Raises
-    :class:`UserError` without labels.
+    There are two sets if ``spec`` is a folder with query/ (or queries/) and database/ (or gallery/); labels are then
+    numbered by the class names of both together. Otherwise the queries are the test images of ``spec``, which may be
+    anything that data.datasets.open_source opens. Raises :class:`UserError` if the images have no labels.
     """
     pair = [next((Path(spec) / name for name in names if (Path(spec) / name).is_dir()), None)
             for names in (QUERY_FOLDERS, DATABASE_FOLDERS)]

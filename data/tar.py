@@ -1,4 +1,4 @@
-"""Images in tar files: a tree that was archived, or WebDataset shards."""
+"""Images in tar files: an archived folder, or WebDataset shards."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Member = tuple[str, int, int, int]  # name, number of the tar, first byte, bytes
 
 
 class TarSource(ImageSource):
-    """The images of uncompressed tar files, found once by reading all headers.
+    """The images of uncompressed tar files, found by reading all headers once.
 
-    An archived tree has the names, order and classes that `open_source` gives for the extracted folder (a leading
-    folder that all share is dropped); of one that holds train/ beside val/ or test/ these are the images that `split`
-    ('train' or 'test') takes there, and every other tree is taken whole. Where files KEY.cls with a class number lie
-    beside the images, as in WebDataset, they are the labels, the order is that of the tars, and with several tars
-    each name begins with its tar's. Raises UserError for a file that is not a tar, is compressed or damaged, contains
-    no image, or has no test part where split is 'test'.
+    An archived folder has the names, order and classes that `open_source` gives for the extracted folder; a leading
+    folder that contains everything is dropped. If it holds train/ beside val/ or test/, `split` ('train' or 'test')
+    selects one of them; otherwise all images are taken. If files KEY.cls with a class number lie beside the images, as
+    in WebDataset, they give the labels, the images keep the order of the tars, and with several tars each name begins
+    with the name of its tar. Raises UserError if a file is not a tar, is compressed or damaged, contains no image, or
+    has no test images although split is 'test'.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike], split: str = "train", flag: str = "--data"):
@@ -48,10 +48,11 @@ class TarSource(ImageSource):
         images = [image for image in images if not files.leaves_out(image[0][len(shared):])]
         for name, number, start, _ in images:
             if start == NO_CONTENT:
-                raise UserError(f"{flag} {self.paths[number]}: {name} is a link or a sparse file, without content of "
-                                "its own; extract the tar and pack the folder")
+                raise UserError(f"{flag} {self.paths[number]}: {name} is a link or a sparse file, whose content cannot "
+                                "be read here; extract the tar and pack the folder")
         if not images:
-            raise UserError(f"{flag} {self.paths[0]} holds no image: no member ends in {', '.join(IMAGE_EXTENSIONS)}"
+            raise UserError(f"{flag} {self.paths[0]} contains no images: no member ends in "
+                            f"{', '.join(IMAGE_EXTENSIONS)}"
                             + "".join(f" ({note})" for note in files.notes()))
         if numbers:
             part, (names, labels, classes) = None, self._sharded(images, numbers, flag)
@@ -60,7 +61,7 @@ class TarSource(ImageSource):
         self.notes = files.notes() + [self.mixture] * bool(self.mixture)
         if split == "test" and not part:
             raise UserError(f"--split test: {flag} {self.paths[0]} does not hold train/ beside val/ or test/, so "
-                            "nothing says which of its images are for testing; leave --split out to take all of them")
+                            "it is unknown which images are test images; omit --split to take all of them")
         self.places = np.array([image[1:] for image in images], dtype=np.int64)
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         super().__init__(names, labels, classes, f"{self.paths[0]}{more}{f' ({part}/)' if part else ''}")
@@ -70,7 +71,7 @@ class TarSource(ImageSource):
         if min(labels) < 0:
             name, number, *_ = images[labels.index(-1)]
             raise UserError(f"{flag} {self.paths[number]}: {name} has no {_key(name)}.cls with a class number beside "
-                            "it, though other images have; add it, or take the .cls files out")
+                            "it, though other images do; add it, or remove the .cls files")
         stems = [f"{path.stem}/" if len(self.paths) > 1 else "" for path in self.paths]
         names = [stems[number] + name for name, number, *_ in images]
         return names, np.array(labels), [str(i) for i in range(max(labels) + 1)]
@@ -104,7 +105,7 @@ def _members(path: Path, number: int, flag: str) -> tuple[list[Member], dict[str
             for member in tar:
                 name = posixpath.normpath(member.name).lstrip("/")  # as tar extracts it
                 if name.lower().endswith(IMAGE_EXTENSIONS + UNREAD_EXTENSIONS):
-                    images.pop(name, None)  # the last of a name counts
+                    images.pop(name, None)  # of several members with one name the last counts
                     start = member.offset_data if member.isreg() and not member.issparse() else NO_CONTENT
                     images[name] = (name, number, start, member.size)
                 elif name.endswith(".cls") and member.isreg() and not is_hidden(posixpath.basename(name)):
@@ -112,35 +113,37 @@ def _members(path: Path, number: int, flag: str) -> tuple[list[Member], dict[str
                     if not re.fullmatch(rb"\s*\d+\s*", content) or len(content) > MOST_DIGITS or (
                             int(content) >= MOST_CLASSES):
                         raise UserError(f"{flag} {path}: {name} holds {content[:20]!r}, expected a class number from 0 "
-                                        f"to {MOST_CLASSES - 1:,}; correct it, or take the .cls files out")
+                                        f"to {MOST_CLASSES - 1:,}; correct it, or remove the .cls files")
                     labels[name[: -len(".cls")]] = int(content)
             end = tar.offset
     except UserError:
         raise
-    except Exception as error:  # a damaged header fails in many ways, a ValueError or a UnicodeError among them
+    except Exception as error:  # a damaged header raises many kinds of errors, such as ValueError or UnicodeError
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{flag} {path} could not be read as an uncompressed tar ({reason}); decompress it, or fetch "
-                        "it again") from None
+        raise UserError(f"{flag} {path} could not be read as an uncompressed tar ({reason}); decompress it, or "
+                        "download it again") from None
     if end > path.stat().st_size:
-        raise UserError(f"{flag} {path} ends within a file; fetch it again")
+        raise UserError(f"{flag} {path} is cut short: it ends in the middle of a file; download it again")
     return list(images.values()), labels
 
 
 def _key(name: str) -> str:
-    """WebDataset's: the path up to the first dot of the file's name."""
+    """The key of WebDataset: the path up to the first dot in the file's name."""
     folder, _, file = name.rpartition("/")
     return (folder + "/" if folder else "") + file.split(".")[0]
 
 
 def _shared_folder(images: list[Member]) -> str:
-    """The folder that all of the images lie in, with its slash; '' for none."""
+    """The innermost folder that contains all images, with its slash; '' if there is none."""
     folders = [posixpath.dirname(name) for name, *_ in images]
     return posixpath.commonpath(folders) + "/" if folders and all(folders) and posixpath.commonpath(folders) else ""
 
 
 def _as_tree(images: list[Member], split: str) -> tuple:
-    """The part that `split` takes; its images in ImageFolder's order, their names, labels and classes. No labels where
-    an image lies at the top, and what is said where others lie in folders."""
+    """The part that `split` selects: (its folder, images in ImageFolder's order, names, labels, classes, mixture).
+
+    There are no labels if an image lies at the top; mixture is the warning if others then lie in folders, else ''.
+    """
     shared = _shared_folder(images)
     names = [name[len(shared):] for name, *_ in images]
     part = _part(names, split)
@@ -160,8 +163,8 @@ def _as_tree(images: list[Member], split: str) -> tuple:
 
 
 def _part(names: list[str], split: str) -> str | None:
-    """The one of train/, val/ and its like that holds the split's images; None where the tree has no such parts, told
-    from classes of these names as `open_source` does."""
+    """The folder (train/, val/, ...) that holds the split's images; None if the tree has no such folders. They are told
+    from classes of the same names as `open_source` does."""
     tops = {name.split("/")[0] for name in names}
     train, test = (next((part for part in names_of(x) if part in tops), None) for x in ("train", "test"))
     flat = any("/" not in name for name in names)

@@ -1,4 +1,5 @@
-"""A view's pixels from its parameters: with Pillow (the oracle), with torch on the host, or batched on a device."""
+"""Making a view's pixels from its parameters: with Pillow (the reference), with torch on the host, or batched on a
+device."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from runtime.device import send
 
 
 def pil_view(image: Image.Image, box: np.ndarray, flip: bool, colour: np.ndarray, size: int) -> Tensor:
-    """The whole view with Pillow, operation by operation as torchvision's transforms of the original: the oracle.
+    """The complete view with Pillow, by the same operations as the original code's torchvision transforms. The faster
+    implementations are tested against it.
 
     box: (top, left, height, width). colour: float32 [8], data.augment.COLOUR. Returns uint8 [3, size, size].
     """
@@ -25,7 +27,7 @@ def pil_view(image: Image.Image, box: np.ndarray, flip: bool, colour: np.ndarray
 
 
 def pil_colour(image: Image.Image, colour: np.ndarray) -> Image.Image:
-    """Colour parameters, float32 [8], applied to an RGB image with Pillow."""
+    """Apply colour parameters, float32 [8], to an RGB image with Pillow."""
     adjust = {BRIGHTNESS: TF.adjust_brightness, CONTRAST: TF.adjust_contrast, SATURATION: TF.adjust_saturation,
               HUE: TF.adjust_hue}
     value = colour.tolist()
@@ -42,10 +44,10 @@ def pil_colour(image: Image.Image, colour: np.ndarray) -> Image.Image:
 
 
 def fast_crop(pixels: Tensor, box: np.ndarray, flip: bool, out: Tensor) -> None:
-    """Crop, antialiased bilinear resize and flip of uint8 [3, H, W], written into out, uint8 [3, S, S].
+    """Crop, resize (antialiased, bilinear) and flip uint8 [3, H, W], and write the result into out, uint8 [3, S, S].
 
-    torch.nn.functional, because torchvision's resize spends half as long again before it calls the same kernel;
-    channels last, because that is the layout that the kernel is made for.
+    It calls torch.nn.functional, because torchvision's resize takes half as long again to reach the same kernel, with
+    channels last, the layout that the kernel is optimised for.
     """
     top, left, height, width = box.tolist()
     crop = pixels[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
@@ -54,11 +56,11 @@ def fast_crop(pixels: Tensor, box: np.ndarray, flip: bool, out: Tensor) -> None:
 
 
 def batched_crop(images: Tensor, boxes: np.ndarray, flip: np.ndarray, size: int) -> Tensor:
-    """The same for a batch of equally large images on their device: uint8 [b, 3, H, W] -> uint8 [b, 3, S, S].
+    """The same for a batch of images of one size on their device: uint8 [b, 3, H, W] -> uint8 [b, 3, S, S].
 
-    Antialiased resizing is a product with one matrix a side, so that each image may have its own crop:
-    out = rows @ image @ columns^T. Pillow's own filter, with its rounding between the sides (Pillow 13 begins with
-    the side that is cheaper, this always with the columns: at most 2 of 255 apart, 0.1 on average).
+    Antialiased resizing is a product with one matrix for each side, so each image can have its own crop:
+    out = rows @ image @ columns^T. The filter is Pillow's, with its rounding between the two products. Pillow 13 starts
+    with the cheaper side, this always with the columns, so pixels differ by at most 2 of 255, 0.1 on average.
     """
     height, width = images.shape[-2:]
     boxes, flip = (send(torch.from_numpy(x), images.device) for x in (boxes, flip))
@@ -70,9 +72,10 @@ def batched_crop(images: Tensor, boxes: np.ndarray, flip: np.ndarray, size: int)
 
 
 def _resampling(start: Tensor, length: Tensor, whole: int, size: int) -> Tensor:
-    """float32 [b, size, whole]: row i holds the weights of output i over a side of `whole` pixels.
+    """float32 [b, size, whole]: row i holds the weights of output pixel i over the `whole` input pixels of a side.
 
-    Of each side only [start, start + length) is seen. A triangle as wide as an output pixel, at least one input pixel.
+    Input pixels outside [start, start + length) get weight 0. The filter is a triangle of the width of an output pixel,
+    but of at least one input pixel.
     """
     scale = (length.double() / size)[:, None, None]
     reach = scale.clamp_min(1)

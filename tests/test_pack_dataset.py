@@ -108,10 +108,10 @@ def test_what_is_left_out_is_said(tree, tmp_path, monkeypatch, capsys):
     again = capsys.readouterr().out.splitlines()
     assert again[1:3] == said.splitlines()[-3:-1]
     assert "x.pack: 11 images (11 of them before)" in again[3]
-    with pytest.raises(UserError, match=r"x.pack was begun with --on-bad-image skip and leaves out .*3.jpg"):
+    with pytest.raises(UserError, match=r"x.pack was started with --on-bad-image skip and leaves out .*3.jpg"):
         run(monkeypatch, *arguments)
     (tree / "train" / "a" / "5.jpg").unlink()
-    with pytest.raises(UserError, match="is not this pack"):
+    with pytest.raises(UserError, match="is not a pack of these images"):
         run(monkeypatch, *arguments, "--on-bad-image", "skip")
     assert (tmp_path / "x.pack").read_bytes() == content
 

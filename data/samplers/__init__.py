@@ -1,14 +1,14 @@
-"""Batch samplers by name: which images make up each step on each rank. Index arithmetic only.
+"""Batch samplers by name: they decide which images make up each step on each rank, and handle only indices.
 
 A batch is a list of keys (index, stamp). The stamp, epoch * 2**40 + position of the image in the epoch's
-global sequence, is unique over a run and does not depend on the number of ranks; the loader derives an
-image's augmentation from it. Every draw depends on (seed, epoch, step) alone, so that a step holds the same
-images on one rank or on eight, and after a resume. Every rank composes the whole step and takes its part, so
-that ranks never overlap, have equally many steps, and all know what the epoch has shown.
+global sequence, is unique in a run and does not depend on the number of ranks; the loader derives an
+image's augmentation from it. Random numbers depend only on (seed, epoch, step), so a step has the same
+images on one rank or on eight, and after a resume. Every rank composes the whole step and takes its part of it, so
+ranks never overlap, have the same number of steps, and all know which images the epoch has shown.
 
-To add one: a file with a subclass of :class:`RandomSampler`, and a line in ``SAMPLERS``. The class says in ``tables``
-which files it reads, in ``about`` what --help says of it; arguments of its constructor that carry a
-:class:`runtime.settings.Setting` become flags.
+To add a sampler: a file with a subclass of :class:`RandomSampler`, and a line in ``SAMPLERS``. The class lists in
+``tables`` the files that it reads, and describes itself in ``about`` for --help; arguments of its constructor with
+a :class:`runtime.settings.Setting` become flags.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ SAMPLERS: dict[str, type[RandomSampler]] = {
 
 
 def settings() -> dict[str, dict[str, Declared]]:
-    """The settings that samplers declare: {setting: {sampler: its declaration}}."""
+    """All settings that samplers declare: {setting: {sampler: its declaration}}."""
     return declared_among(SAMPLERS)
 
 
 def tables() -> dict[str, ImageTable]:
-    """The files that samplers read, by the name of the setting that holds the path."""
+    """All files that samplers read, by the name of the setting that gives the path."""
     found: dict[str, ImageTable] = {}
     for table in (table for kind in SAMPLERS.values() for table in kind.tables.values()):
         found.setdefault(table.name, table)
@@ -50,19 +50,19 @@ def tables() -> dict[str, ImageTable]:
 
 
 def sampler_of(name: str, paths: Mapping[str, str | None]) -> type[RandomSampler]:
-    """The sampler called ``name``; the one that stands in for it where ``paths`` {name of a table: its path} hold the
-    files of that one and not its own."""
+    """The sampler called ``name``; or its stand-in, if ``paths`` {name of a table: its path} has the files that the
+    stand-in needs and lacks those of the sampler itself."""
     kind = SAMPLERS[name]
     return kind.stand_in if kind.stand_in and missing(kind, paths) and not missing(kind.stand_in, paths) else kind
 
 
 def missing(kind: type[RandomSampler], paths: Mapping[str, str | None]) -> list[ImageTable]:
-    """The files that a sampler needs and that are not among ``paths``."""
+    """The files that a sampler needs but ``paths`` does not give."""
     return [table for table in kind.tables.values() if table.required and not paths.get(table.name)]
 
 
 def used_by(name: str) -> str:
-    """``with --sampler cf and cluster+cf``: where the setting or file called ``name`` has an effect."""
+    """For example ``with --sampler cf and cluster+cf``: the samplers that use the setting or file called ``name``."""
     takes = [sampler for sampler, kind in SAMPLERS.items() if kind.takes(name)]
     words = f"with --sampler {' and '.join(takes)}"
     for sampler, kind in SAMPLERS.items():
@@ -74,12 +74,12 @@ def used_by(name: str) -> str:
 def build_sampler(kind: type[RandomSampler], source: ImageSource, paths: Mapping[str, str | None],
                   teacher: Mapping[str, Any] | None = None, **options: Any,
                   ) -> tuple[RandomSampler, ImageSource, list[str]]:
-    """A sampler over ``source``, its images, and what is to be said about its files.
+    """Build a sampler over ``source``. Returns the sampler, the images that it draws from, and notes about its files.
 
-    ``teacher``: what these should say of it (data.neighbours.load_neighbours); None: nothing.
-    ``options``: batch_size, rank, world_size, seed and the settings of all samplers, of which it takes those that its
-    constructor names. Images that could not be opened when its files were made are left out of the images. Raises
-    :class:`UserError` where a file does not belong to them.
+    ``teacher``: the teacher that its files should come from (see data.neighbours.load_neighbours); None: any.
+    ``options``: batch_size, rank, world_size, seed and the settings of all samplers; the constructor gets those that it
+    names. Images that could not be opened when the sampler's files were made are left out. Raises :class:`UserError` if
+    a file does not belong to the images.
     """
     found: dict[str, Any] = {}
     notes, gone, fingerprints = [], {}, {}

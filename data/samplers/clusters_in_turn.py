@@ -1,4 +1,4 @@
-"""Anchors taken from the clusters in turn, each with its neighbours."""
+"""Anchors from the clusters in turn, each with its neighbours."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from runtime.settings import Setting
 
 
 class ClusterNeighbourSampler(NeighbourSampler):
-    """Anchors from the clusters in turn, each with its neighbours, until a share `coverage` of the images was seen.
+    """Anchors from the clusters in turn, each with its neighbours, until the epoch has shown a fraction `coverage` of
+    all images.
 
-    Each cluster, in a new random order each epoch, gives one anchor a round: its next image, in a random order of
-    its own, that no earlier step has shown. So no anchor comes twice while unseen images remain. Only an epoch's
-    last step may find fewer unseen images than anchors; it then takes them all and fills up with others.
+    In each round every cluster gives one anchor: its next image, in random order, that no earlier step has shown. The
+    order of the clusters is random too and changes every epoch. So no image is an anchor twice while unseen images
+    remain. Only the last step of an epoch may find fewer unseen images than it needs anchors; it takes all of them and
+    then other images.
 
-    What a step holds depends on the steps before it, and the number of steps on the draws. The first step is
-    composed at once; `len` and a start in the middle compose the epoch's anchors (indices, no images) beforehand.
+    The content of a step depends on the steps before it, and the number of steps on the random numbers. The first step
+    is composed immediately; `len`, and a start in the middle of an epoch, first compute the anchors of the whole epoch.
     """
 
     about = "anchors from the clusters in turn, each with its neighbours, until most images were seen"
@@ -32,16 +34,17 @@ class ClusterNeighbourSampler(NeighbourSampler):
     def __init__(self, neighbours: np.ndarray, labels: np.ndarray, batch_size: int, nearest_k: NearestK = 15,
                  total_k: TotalK = 31, rank: int = 0, world_size: int = 1, seed: int = 0, far: np.ndarray | None = None,
                  coverage: Annotated[float, Setting(
-                     "an epoch ends when this share of the images was seen; default {default}, the original's",
+                     "fraction of the images that must have been seen before an epoch ends; default {default}, as in "
+                     "the original",
                      above=0, most=1, metavar="X")] = 0.95):
         super().__init__(neighbours, batch_size, nearest_k, total_k, rank, world_size, seed, far)
         if len(labels) != len(neighbours):
             raise UserError(f"--cluster-info holds {len(labels):,} images and --closek-info {len(neighbours):,}; give "
                             "two files of the same data")
         if not 0 < coverage <= 1:
-            raise UserError(f"--coverage {coverage:g} is not a share of the images; give a number above 0, up to 1")
+            raise UserError(f"--coverage {coverage:g} is not a fraction; give a number above 0 and at most 1")
         self.labels, self.num_clusters, self.coverage = labels, int(labels.max()) + 1, coverage
-        self._plan: tuple[int, np.ndarray] | None = None  # the last epoch whose anchors were all composed
+        self._plan: tuple[int, np.ndarray] | None = None  # the last epoch whose anchors were all computed, and these
 
     def steps_in(self, epoch: int) -> int:
         return len(self._order(epoch)) // self.batch_size
@@ -68,19 +71,19 @@ class ClusterNeighbourSampler(NeighbourSampler):
 
 
 class _Turns:
-    """Whose turn it is: images cluster by cluster, and how far each cluster has come."""
+    """Takes images from the clusters in turn, and remembers the position in each cluster."""
 
-    WINDOW = np.arange(8)  # images of a cluster that are looked at together
+    WINDOW = np.arange(8)  # images of a cluster that are checked at once
 
     def __init__(self, images: np.ndarray, sizes: np.ndarray):
         self.images, self.ends = images, np.cumsum(sizes)
         self.next = self.ends - sizes
         self.was_anchor = np.zeros(len(images), dtype=bool)
-        self.ring, self.turn = np.flatnonzero(sizes), 0  # clusters that may have more to give
+        self.ring, self.turn = np.flatnonzero(sizes), 0  # clusters that may have unseen images, and whose turn it is
 
     def take(self, count: int, seen: np.ndarray) -> np.ndarray:
-        """count different images, int64: the next unseen one of each cluster in turn. Where no unseen image is left
-        anywhere, others follow: first those that were no anchor yet."""
+        """``count`` different images, int64: the next unseen image of each cluster in turn. If no unseen image is left,
+        other images follow, first those that have not been anchors."""
         taken = np.empty(0, dtype=np.int64)
         while len(taken) < count and len(self.ring):
             clusters = self.ring[self.turn : self.turn + count - len(taken)]
@@ -98,7 +101,7 @@ class _Turns:
         return taken
 
     def _next_unseen(self, clusters: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """Place in `images` of each cluster's next unseen image, or its end."""
+        """The position in `images` of the next unseen image of each cluster, or the end of the cluster."""
         at, ends = self.next[clusters], self.ends[clusters]
         looking = np.arange(len(clusters))
         while len(looking):

@@ -1,4 +1,4 @@
-"""The files that batch samplers read: tables with a row, or an entry, for each image of --data."""
+"""The files that batch samplers read: tables with a row or an entry for each image of --data."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from runtime.settings import Declared, Setting
 
 @dataclass(frozen=True)
 class ImageTable:
-    """A file that says something of each image of --data.
+    """A kind of file with information on each image of --data.
 
-    ``declared``: its flag. ``what``: what it holds and how it is made, for the sentence that it is missing.
+    ``declared``: its flag. ``what``: what it holds and how to make it, for the message that it is missing.
     ``load(path, fingerprint, images, teacher, flag, settings)`` reads and checks it, and returns it with
-    warnings; ``fingerprint(table, settings)`` is that of what a sampler with these settings reads of it;
-    ``left_out(table)`` are the images that it knows nothing of, int64 [m]; ``keep(table, kept)`` is the table of the
-    images ``kept``, int64 [n], alone. ``required``: the sampler needs it.
+    warnings; ``fingerprint(table, settings)`` is the hash of the part that a sampler with these settings reads;
+    ``left_out(table)`` gives the images that it has no information on, int64 [m]; ``keep(table, kept)`` is the table
+    of only the images ``kept``, int64 [n]. ``required``: whether the sampler needs it.
     """
 
     declared: Declared
@@ -35,17 +35,17 @@ class ImageTable:
 
     @property
     def name(self) -> str:
-        """Of its path among the settings: closek_info."""
+        """The name of the setting that gives its path, such as closek_info."""
         return self.declared.name
 
     @property
     def flag(self) -> str:
-        """--closek-info."""
+        """The flag that gives its path, such as --closek-info."""
         return self.declared.flag
 
 
 def _file(name: str, help: str, basic: bool = False) -> Declared:
-    # Where the file lies says nothing of the run: what it holds is compared with the data.
+    # resumable: the path may change between resumes, because the content is compared with the data.
     return Declared(name, Setting(help, metavar="FILE", resumable=True, basic=basic), str, None)
 
 
@@ -65,12 +65,13 @@ def _clusters(path: str, fingerprint: str, images: int, teacher: Mapping[str, An
 
 NEAREST = ImageTable(
     _file("closek_info", "neighbour file of compute_knn.py mine (or of the original code), for --sampler cf and "
-                         "cluster+cf; with --sampler cluster a cluster file, whose clusters are steps", basic=True),
+                         "cluster+cf; with --sampler cluster, a cluster file, each cluster of which is a step",
+          basic=True),
     "the neighbours of --data in the teacher's space; make it with compute_knn.py mine",
     _neighbours, _neighbours_fingerprint, left_out_rows, KeptNeighbours)
 FARTHEST = ImageTable(
-    _file("fark_info", "file of the farthest images, of compute_knn.py mine --far: half of --nearest-k (rounded down) "
-                       "are then far ones; default: none"),
+    _file("fark_info", "file of farthest images that compute_knn.py mine --far wrote; half of the --nearest-k images "
+                       "(rounded down) are then drawn from it; default: none"),
     "the farthest images of --data in the teacher's space; make it with compute_knn.py mine --far",
     _neighbours, _neighbours_fingerprint, left_out_rows, KeptNeighbours, required=False)
 CLUSTERS = ImageTable(
@@ -79,4 +80,4 @@ CLUSTERS = ImageTable(
     "the clusters of --data in the teacher's space; make it with compute_knn.py cluster",
     _clusters, lambda labels, settings: clusters_fingerprint(labels),
     lambda labels: np.flatnonzero(labels == NO_CLUSTER), lambda labels, kept: labels[kept])
-CLUSTERS_AS_NEAREST = dataclasses.replace(CLUSTERS, declared=NEAREST.declared)  # the original's command line
+CLUSTERS_AS_NEAREST = dataclasses.replace(CLUSTERS, declared=NEAREST.declared)  # as on the original's command line

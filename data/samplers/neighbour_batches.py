@@ -1,4 +1,4 @@
-"""The paper's batches: anchors, each with some of its nearest images."""
+"""The paper's batches: anchors, each with some of its nearest neighbours."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from runtime.errors import UserError
 from runtime.settings import Setting
 
 Reader = Callable[[np.ndarray, np.ndarray], np.ndarray]
-NearestK = Annotated[int, Setting("neighbours that an anchor brings; default {default}, the paper's", least=0,
+NearestK = Annotated[int, Setting("neighbours of each anchor in a batch; default {default}, as in the paper", least=0,
                                   metavar="N", basic=True)]
-TotalK = Annotated[int, Setting("nearest neighbours out of which they are drawn; default {default}, the paper's; equal "
-                                "to --nearest-k takes exactly the nearest", least=0, metavar="N", basic=True)]
+TotalK = Annotated[int, Setting("number of nearest images they are drawn from; default {default}, as in the paper",
+                                least=0, metavar="N", basic=True)]
 
 
 class NeighbourSampler(RandomSampler):
     """The paper's `cf`: each anchor is followed by nearest_k of its total_k nearest images.
 
-    neighbours: integer [N, >= total_k], nearest first; a memory map will do, only the drawn entries are read.
-    The draw is uniform and without replacement; where nearest_k equals total_k it is the nearest, in order.
-    far, a table like it, farthest first: half of the nearest_k (rounded down) come from its first total_k, drawn
-    in the same way, after the near half. With nearest_k 0 this is RandomSampler. An image can occur twice in a
-    step, as it can in the paper.
+    neighbours: integer [N, >= total_k], nearest first; may be a memory map, since only the drawn entries are read.
+    Neighbours are drawn uniformly without replacement; if nearest_k equals total_k, they are the nearest in order.
+    far: an optional table of the same form, farthest first; half of the nearest_k (rounded down) are then drawn from
+    its first total_k in the same way, and follow the near ones. With nearest_k 0 this equals RandomSampler. An image
+    can occur twice in a step, as in the paper.
     """
 
     about = "each anchor with its neighbours from --closek-info"
@@ -40,8 +40,8 @@ class NeighbourSampler(RandomSampler):
         for table, flag in ((neighbours, "--closek-info"), (far, "--fark-info")):
             if table is not None and table.shape[1] < total_k:
                 raise UserError(
-                    f"--total-k {total_k} is more than the {table.shape[1]} neighbours an image that "
-                    f"{flag} holds; lower it, or mine more with compute_knn.py"
+                    f"--total-k {total_k} is more than the {table.shape[1]} neighbours per image in "
+                    f"{flag}; lower it, or mine more with compute_knn.py"
                 )
         if far is not None and len(far) != len(neighbours):
             raise UserError(f"--fark-info holds {len(far):,} images and --closek-info {len(neighbours):,}; give two "
@@ -56,8 +56,8 @@ class NeighbourSampler(RandomSampler):
         if nearest_k < 0:
             raise UserError(f"--nearest-k {nearest_k} is negative; give 0 (no neighbours) or more")
         if nearest_k > total_k:
-            raise UserError(f"--nearest-k {nearest_k} is more than --total-k {total_k}, from which they are drawn; "
-                            "lower the first or raise the second")
+            raise UserError(f"--nearest-k {nearest_k} is more than --total-k {total_k}, from which neighbours are "
+                            "drawn; lower the first or raise the second")
 
     def _groups(self, anchors: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         parts = [anchors[:, None], self._draw(self.read_near, anchors, self.nearest_k - self.far_k, generator)]
@@ -69,6 +69,6 @@ class NeighbourSampler(RandomSampler):
         """count of the first total_k entries of each anchor's row, int64 [b, count]."""
         if count == 0 or self.nearest_k == self.total_k:
             columns = np.broadcast_to(np.arange(count), (len(anchors), count))
-        else:  # the places of the smallest of total_k random numbers are a uniform draw without replacement
+        else:  # the positions of the smallest of total_k random numbers: a uniform draw without replacement
             columns = generator.random((len(anchors), self.total_k)).argpartition(count, axis=1)[:, :count]
         return read(anchors, columns)

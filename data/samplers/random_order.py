@@ -1,4 +1,4 @@
-"""Each image once an epoch, and what all batch samplers share."""
+"""The sampler that takes each image once per epoch, which is the base of all others."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from data.samplers.image_tables import ImageTable
 from runtime.errors import UserError
 from runtime.settings import declared
 
-STAMPS_PER_EPOCH = 2**40  # far above the images of any epoch, and leaves 2**23 epochs in an int64
+STAMPS_PER_EPOCH = 2**40  # far more than the images of any epoch, and an int64 has room for 2**23 epochs
 
 Key = tuple[int, int]
 
 
 class Statistics(NamedTuple):
-    """What the steps of an epoch have shown, over all ranks."""
+    """Which images the steps of an epoch have shown, over all ranks."""
 
-    images: int  # shown, repeats included
-    unique: int  # different ones among them
-    total: int  # of the data set
+    images: int  # images shown, including repeats
+    unique: int  # different images among them
+    total: int  # images of the data set
 
     @property
     def repeats(self) -> int:
@@ -34,7 +34,7 @@ class Statistics(NamedTuple):
         return self.unique / self.total
 
     def scalars(self) -> dict[str, float]:
-        """To be logged."""
+        """The numbers to log, by name."""
         return {"images": self.images, "unique": self.unique, "repeats": self.repeats, "share_seen": self.share_seen}
 
     def __str__(self) -> str:
@@ -43,30 +43,31 @@ class Statistics(NamedTuple):
 
 
 class RandomSampler(Sampler[list[Key]]):
-    """Each image once an epoch, in a new order each epoch.
+    """Each image once per epoch, in a new order every epoch.
 
     batch_size counts anchors over all ranks: step s takes permutation[s * b : (s + 1) * b], and rank r the
-    r-th of its world_size equal parts. The N % b left over fit no whole step and wait for another epoch. An
-    anchor brings a group of images, here only itself. Raises UserError where the sizes do not fit together.
+    r-th of its world_size equal parts. The remaining N % b images fill no step and are skipped in this epoch. An
+    anchor stands for a group of images, which here is only itself. Raises UserError if the sizes do not fit together.
     """
 
-    about = "each image once an epoch, no file"  # in the help of --sampler
+    about = "each image once per epoch, no file"  # in the help of --sampler
     tables: Mapping[str, ImageTable] = {}  # the files that it reads, by argument of the constructor
-    uneven_steps = ""  # why its steps are not of one size, and what to do where that is needed
-    remark = ""  # for the log
-    # The sampler that takes its place where only the files of that one are given, and that one's words for when.
+    uneven_steps = ""  # why its steps differ in size, and what to do if they must not
+    remark = ""  # a line for the log
+    # The sampler that is used instead if only the files of that one are given, and `where`, its words for that case.
     stand_in: type[RandomSampler] | None = None
     where = ""
-    table_fingerprints: Mapping[str, str] = {}  # of what it reads of its files, by the names of their settings
-    far_k = num_clusters = 0  # farthest images that an anchor brings, clusters that steps are made from
+    table_fingerprints: Mapping[str, str] = {}  # hashes of what it reads of its files, by the names of their settings
+    far_k = num_clusters = 0  # number of farthest images per anchor, number of clusters that steps are made from
 
     def __init__(self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0):
         if batch_size < 1:
-            raise UserError(f"--batch-size {batch_size} is not a number of images; give 1 or more")
+            raise UserError(f"--batch-size {batch_size} is less than 1; give 1 or more")
         if batch_size % world_size:
             below, above = batch_size // world_size * world_size, -(-batch_size // world_size) * world_size
             advice = f"{below} or {above}" if below else f"{above}"
-            raise UserError(f"--batch-size {batch_size} does not divide among {world_size} processes; give {advice}")
+            raise UserError(f"--batch-size {batch_size} cannot be divided evenly among {world_size} processes; give "
+                            f"{advice}")
         if num_images < batch_size:
             raise UserError(
                 f"--batch-size {batch_size} is more than the {num_images} images of --data; "
@@ -78,9 +79,9 @@ class RandomSampler(Sampler[list[Key]]):
             raise ValueError(f"rank {rank} is not one of {world_size} processes")
         self.num_images, self.batch_size = num_images, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.group_size = 1  # images that an anchor brings, itself included
+        self.group_size = 1  # images per anchor, including itself
         self.epoch = self.first_step = 0
-        self.statistics: Statistics | None = None  # of the last epoch that was gone through
+        self.statistics: Statistics | None = None  # of the last epoch that was completed
 
     @classmethod
     def takes(cls, name: str) -> bool:
@@ -89,7 +90,7 @@ class RandomSampler(Sampler[list[Key]]):
 
     @classmethod
     def check(cls, **settings: Any) -> None:
-        """Raise :class:`UserError` where its settings do not go together, before any file is read."""
+        """Raise :class:`UserError` if its settings do not fit together; called before any file is read."""
 
     @property
     def images_per_step(self) -> int:
@@ -106,19 +107,19 @@ class RandomSampler(Sampler[list[Key]]):
         return self.num_images // self.batch_size
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """The next iteration yields this epoch, from first_step on (a resumed run has done those before)."""
+        """Make the next iteration yield this epoch, from first_step on; a resumed run has done the steps before."""
         if first_step and not 0 <= first_step <= self.steps_in(epoch):
             raise UserError(f"--resume: the run stopped after step {first_step} of epoch {epoch + 1}, which now has "
-                            f"{self.steps_in(epoch)} steps; give --batch-size and --data of before, or begin an epoch "
-                            "by --start-epoch")
+                            f"only {self.steps_in(epoch)} steps; give the same --batch-size and --data as before, or "
+                            "start at the beginning of an epoch with --start-epoch")
         self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
-        """Steps left in the epoch."""
+        """The number of steps from first_step to the end of the epoch."""
         return self.steps_in(self.epoch) - self.first_step
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, first_step = self.epoch, self.first_step  # a loader may still draw while the next epoch is set
+        epoch, first_step = self.epoch, self.first_step  # a loader may still iterate when the next epoch is set
         mine = slice(self.rank * self.images_per_step, (self.rank + 1) * self.images_per_step)
         seen, shown = np.zeros(self.num_images, dtype=bool), 0
         for step, groups in enumerate(self._steps(epoch, first_step), first_step):
@@ -128,7 +129,7 @@ class RandomSampler(Sampler[list[Key]]):
             first_stamp = epoch * STAMPS_PER_EPOCH + step * self.global_images_per_step
             stamps = range(first_stamp, first_stamp + len(indices))
             yield list(zip(indices[mine].tolist(), stamps[mine], strict=True))
-        for groups in islice(self._steps(epoch, 0), first_step):  # those that were done before a resume
+        for groups in islice(self._steps(epoch, 0), first_step):  # the steps that were done before a resume
             indices = groups.reshape(-1)
             seen[indices] = True
             shown += len(indices)
@@ -142,7 +143,7 @@ class RandomSampler(Sampler[list[Key]]):
             yield self._groups(anchors, self._generator(epoch, step + 1))
 
     def _order(self, epoch: int) -> np.ndarray:
-        """All anchors of the epoch, int64, step after step."""
+        """All anchors of the epoch in the order of its steps, int64."""
         return self._generator(epoch, 0).permutation(self.num_images)
 
     def _groups(self, anchors: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -150,6 +151,6 @@ class RandomSampler(Sampler[list[Key]]):
         return anchors[:, None]
 
     def _generator(self, epoch: int, stream: int) -> np.random.Generator:
-        # Stream 0 is the permutation, s + 1 the draws of step s. Always three numbers: to SeedSequence (1, 2)
-        # and (1, 2, 0) are the same.
+        # Stream 0 draws the permutation, stream s + 1 the neighbours of step s. There are always three numbers, because
+        # SeedSequence does not distinguish (1, 2) from (1, 2, 0).
         return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch, stream))))

@@ -1,4 +1,4 @@
-"""The original's `cluster` sampler: each step of a rank is one whole k-means cluster, however many images it has."""
+"""The original's `cluster` sampler: each step of a rank is one whole k-means cluster, whatever its size."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from runtime.errors import UserError
 
 
 class WholeClusterSampler(RandomSampler):
-    """Clusters in a new random order each epoch, rank r taking the r-th of every world_size, by the original's draws.
+    """Clusters in a new random order every epoch; rank r takes the r-th of every world_size clusters.
 
-    labels: the cluster of each image, integers [N] from 0 on; clusters without images are left out. The K % world_size
-    clusters left over wait for another epoch (the original's ranks then have unequal numbers of steps, and hang). The
-    order is that of torch.randperm after the seed + epoch, which with seed 0 is the original's.
+    labels: the cluster of each image, integers [N] from 0 on; empty clusters are skipped. The remaining K % world_size
+    clusters are skipped in this epoch (in the original, ranks then have different numbers of steps, and hang). The
+    order is torch.randperm's with seed + epoch, which for seed 0 is the original's.
     """
 
-    about = ("where --closek-info is given a cluster file instead, each step of a process a whole cluster, as in the "
+    about = ("if --closek-info is a cluster file instead, each step of a process is a whole cluster, as in the "
              "original")
     tables = {"labels": CLUSTERS_AS_NEAREST}
-    where = "where it holds the clusters"
+    where = "if it holds the clusters"
     remark = "each step of a process is a whole cluster of --closek-info; -b is not used"
-    uneven_steps = ("--sampler cluster with clusters in --closek-info makes each a whole cluster; give the clusters as "
-                    "--cluster-info, and steps have -b images")
+    uneven_steps = ("with clusters in --closek-info, --sampler cluster makes each step a whole cluster; give the file "
+                    "as --cluster-info instead, and steps have -b images")
 
     def __init__(self, labels: np.ndarray, rank: int = 0, world_size: int = 1, seed: int = 0):
         sizes = np.bincount(labels)
         members = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
         self.clusters = [images for images in members if len(images)]
         if len(self.clusters) < world_size:
-            raise UserError(f"--closek-info holds {len(self.clusters)} clusters, fewer than the {world_size} processes "
-                            "that take one each; start fewer, or make more with compute_knn.py cluster")
+            raise UserError(f"--closek-info has {len(self.clusters)} clusters, fewer than the {world_size} processes, "
+                            "each of which takes one; start fewer processes, or make more clusters with compute_knn.py "
+                            "cluster")
         super().__init__(len(labels), world_size, rank, world_size, seed)
         self.num_clusters = len(sizes)
 
     @property
     def images_per_step(self) -> int:
-        """Of the smallest cluster, which is the least that a step of a rank has."""
+        """The size of the smallest cluster, which is the smallest step of a rank."""
         return min(map(len, self.clusters))
 
     @property
     def global_images_per_step(self) -> int:
-        """On average."""
+        """The average number of images of one step over all ranks."""
         return round(self.num_images / len(self.clusters) * self.world_size)
 
     def steps_in(self, epoch: int) -> int:

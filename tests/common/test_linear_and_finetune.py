@@ -144,7 +144,7 @@ def test_finetune_on_a_share_and_on_a_list(tree, weights, tmp_path):
     ("linear", ["--output", __file__], "is not a folder; choose another folder"),
     ("linear", ["-b", 41], "--batch-size 41 is more than the 40 images"),
     ("linear", ["--cached", "--solver", "sgd", "--subset", 0.5], "--validation 0.1 holds out none of the 20 training"),
-    ("linear", ["--cache", "host", "--image-cache", 1], "--image-cache 1 is of no use beside --cache host"),
+    ("linear", ["--cache", "host", "--image-cache", 1], "--image-cache 1 has no effect with --cache host"),
     ("finetune", ["--labels", "0.001"], "--labels 0.001 leaves no image a class"),
     ("finetune", ["--labels", "none.txt"], "--labels none.txt could not be read"),
 ])

@@ -56,8 +56,8 @@ def test_a_sound_file(path):
     same = np.mean([LABELS[j] == LABELS[i] for i in range(N) for j in IDS[i]])
     pairs = [(i, j) for i in range(N) for j in range(N) if i != j]
     chance = np.mean([LABELS[i] == LABELS[j] for i, j in pairs])
-    assert said[3] == (f"Of an image's first 6, {100 * same:.1f} % are of its own class ({100 * chance:.1f} % by "
-                       "chance).")
+    assert said[3] == (f"{100 * same:.1f} % of the nearest 6 neighbours have the class of their image "
+                       f"({100 * chance:.1f} % by chance).")
     assert len(said) == 4
     assert check_neighbours(path, UNLABELLED) == said[:3]
 
@@ -99,8 +99,9 @@ def test_clusters(tmp_path):
     path = save_clusters(tmp_path, clusters, 4, INFO)
     said = check_clusters(path, SOURCE)
     assert said[0].startswith(f"{path} belongs to insects")
-    assert said[2] == "Each image is in one of 3 clusters of 3 to 18 images, 9 in the middle one."
-    assert said[3] == "33.3 % of the images are of the commonest class of their cluster (33.3 % with a single cluster)."
+    assert said[2] == "Each image is in one of 3 clusters of 3 to 18 images (median 9)."
+    assert said[3] == ("33.3 % of the images have the most common class of their cluster (33.3 % with a single "
+                       "cluster).")
     pure = save_clusters(tmp_path, LABELS, 3, INFO)
     assert check_clusters(pure, SOURCE)[3].startswith("100.0 % ")
     assert len(check_clusters(pure, UNLABELLED)) == 3
@@ -196,7 +197,7 @@ def test_results_do_not_go_among_the_images(tmp_path):
         (data / name).touch() if "." in name else (data / name).mkdir()
     (tmp_path / "link").symlink_to(data)
     for folder in (data, data / "train", data / "train" / "a", tmp_path / "link"):
-        with pytest.raises(UserError, match=f"--output {folder} is a folder of the images of --data {data}"):
+        with pytest.raises(UserError, match=f"--output {folder} is one of the image folders of --data {data}"):
             checks.check_apart(folder, str(data))
     for folder in (data / "runs", data / "runs" / "one", data / "empty", data / "new", tmp_path, tmp_path / "new"):
         checks.check_apart(folder, str(data))

@@ -79,8 +79,8 @@ def test_the_originals_file_and_its_kin(tmp_path, make):
     labels, warnings = load(path, fingerprint="anything", num_images=6)
     assert labels.tolist() == [0, 2, 1, 0, 1, 2]
     *converted, warning = warnings
-    assert "cannot be checked" in warning
-    assert ["which was read as one" in sentence for sentence in converted] == [True] * (make is not list)
+    assert "it is unknown whether it belongs" in warning
+    assert ["which was read as a list" in sentence for sentence in converted] == [True] * (make is not list)
 
 
 def test_numbers_in_text_are_read_as_numbers_and_said(tmp_path):
@@ -89,21 +89,21 @@ def test_numbers_in_text_are_read_as_numbers_and_said(tmp_path):
     torch.save({"batches": {str(c): torch.tensor([c], dtype=torch.uint8) for c in range(12)}}, path)
     labels, warnings = load(path, num_images=12)
     assert labels.tolist() == list(range(12))
-    assert "numbers its clusters in text ('0')" in warnings[0]
-    assert "holds a Tensor where a list" in warnings[1]
+    assert "has text ('0') for the numbers of clusters" in warnings[0]
+    assert "holds a Tensor instead of a list" in warnings[1]
 
 
 @pytest.mark.parametrize("keys", [(0, "1"), ("0", "00"), ("a", "b"), (0.0, 1.0), (True, False), ("-1", "0"), (None, 1)])
 def test_clusters_without_numbers_are_refused(tmp_path, keys):
     torch.save({"batches": dict.fromkeys(keys, [0])}, tmp_path / "c.pth")
-    assert "calls a cluster" in refusal(tmp_path / "c.pth", num_images=1)
+    assert "has a cluster called" in refusal(tmp_path / "c.pth", num_images=1)
 
 
 @pytest.mark.parametrize("member", [torch.ones(2), torch.tensor([True]), torch.zeros(1, 1).int(), torch.zeros(2).half(),
                                     torch.zeros(2).bfloat16(), torch.zeros(2, dtype=torch.complex64)])
 def test_tensors_of_other_numbers_are_refused(tmp_path, member):
     torch.save({"batches": {0: member, 1: [1]}}, tmp_path / "c.pth")
-    assert f"cluster 0 holds a {member.dtype} of something else" in refusal(tmp_path / "c.pth")
+    assert f"cluster 0 holds a {member.dtype} that does not consist of image indices" in refusal(tmp_path / "c.pth")
 
 
 def test_a_changed_byte_is_found_by_the_zips_checksum(saved):

@@ -118,7 +118,7 @@ def test_hidden_files_and_unread_endings_are_left_out_and_counted(tmp_path):
     source = open_source(str(folder))
     assert list(source.names) == visible
     assert source.classes == ["a", "b"]
-    left = "left out: 4 hidden files, ._x.png first and 1 file that this Pillow does not read (.heic), b/3.heic"
+    left = "skipped: 4 hidden files, ._x.png first and 1 file that this Pillow cannot read (.heic), b/3.heic"
     assert list(source.notes) == [f"{left} and __MACOSX"]
     assert source.description.endswith(f"; {left} and __MACOSX")
     assert source.subset(0.5).notes == source.notes
@@ -126,7 +126,7 @@ def test_hidden_files_and_unread_endings_are_left_out_and_counted(tmp_path):
     (tmp_path / "list.txt").write_text("\n".join(names))
     listed = open_source(str(tmp_path / "list.txt"))
     assert list(listed.names) == [f"x/{name}" for name in visible]
-    assert listed.notes[0].startswith("left out: 5 hidden files, x/._x.png first and 1 file that this Pillow")
+    assert listed.notes[0].startswith("skipped: 5 hidden files, x/._x.png first and 1 file that this Pillow")
 
 
 def test_a_list_in_a_hidden_folder_names_its_files_by_absolute_paths(tmp_path):
@@ -149,10 +149,10 @@ def test_endings_that_this_pillow_reads(tmp_path, ending):
 def test_a_stray_image_beside_class_folders_is_named_and_refused_where_it_matters(tmp_path):
     folder = write(tmp_path / "x", "a/0.png", "b/1.png", "stray.png")
     source = open_source(str(folder))
-    mixture = "stray.png lies beside the folders a/, b/, so that all are taken without labels"
+    mixture = "stray.png lies beside the folders a/, b/, so no image has a label"
     assert (len(source), source.labels, list(source.notes)) == (3, None, [mixture])
     assert mixture in refusal(str(folder), labelled=True)
-    with pytest.raises(UserError, match=r"--subset 0.5 takes a share of each class, but in .* stray.png lies beside"):
+    with pytest.raises(UserError, match=r"--subset 0.5 takes a fraction of each class, but .* stray.png lies beside"):
         source.subset(0.5)
     assert len(open_source(str(write(tmp_path / "flat", "0.png", "1.png"))).subset(0.5)) == 1
     splits = write(tmp_path / "y", "train/a/0.png", "val/a/1.png", "stray.png")
@@ -167,11 +167,11 @@ def test_links_in_circles_are_not_followed_and_folders_met_twice_are_said(tmp_pa
     source = open_source(str(folder))
     assert list(source.names) == ["a/0.png", "b/1.png", "b/in/2.png"]
     assert source.classes == ["a", "b"]
-    assert list(source.notes) == ["a/up is a link to a folder that it lies in and is not followed, nor are 2 more"]
+    assert list(source.notes) == ["a/up is a link to a folder that contains it, and is not followed, nor are 2 more"]
     (folder / "c").symlink_to(folder / "a")
     source = open_source(str(folder))
     assert list(source.names) == ["a/0.png", "b/1.png", "b/in/2.png", "c/0.png"]
-    assert "a and c are one folder, by a link, so that its images count twice" in source.notes
+    assert "a and c are the same folder, by a link, so its images count twice" in source.notes
 
 
 def test_folders_that_link_to_one_another_end(tmp_path):
@@ -179,7 +179,7 @@ def test_folders_that_link_to_one_another_end(tmp_path):
     for i in range(8):
         for j in range(8):
             (folder / str(i) / f"to{j}").symlink_to(folder / str(j))
-    assert "on more than 100 ways" in refusal(str(folder))
+    assert "by more than 100 paths" in refusal(str(folder))
 
 
 @pytest.mark.parametrize("name", ["a/1.png", "list.txt", "x.pack"])
@@ -339,8 +339,7 @@ def test_list_of_missing_files(tmp_path, count):
     folder = write(tmp_path / "x", "0.png")
     (folder / "l.txt").write_text("0.png\n" + "".join(f"gone{i}.png\n" for i in range(count)))
     text = refusal(str(folder / "l.txt"))
-    assert f"{count} missing file" in text
-    assert f"of {count + 1}" in text
+    assert f"lists {count + 1} files, of which {count} {'is' if count == 1 else 'are'} missing" in text
     assert str(folder / "gone0.png") in text
 
 
@@ -377,11 +376,11 @@ def test_nearest_name(spec, near):
 
 def test_folder_without_images(tmp_path):
     (tmp_path / "x").mkdir()
-    assert "x holds no image" in refusal("x")
+    assert "x contains no images" in refusal("x")
     write(tmp_path / "x", "a/t.txt", "t.txt")
-    assert "x holds no image" in refusal("x")
+    assert "x contains no images" in refusal("x")
     write(tmp_path / "y", "train/a/t.txt", "val/a/0.png")
-    assert "y holds no image" in refusal("y")
+    assert "y contains no images" in refusal("y")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -369,9 +369,9 @@ TORCH = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
 
 
 @pytest.mark.parametrize(("code", "said"), [(-9, "SIGKILL.*out of memory.*--workers"),
-                                            (-7, "SIGBUS.*--data, was cut short"),
+                                            (-7, "SIGBUS.*packed file, was cut short"),
                                             (-11, "SIGSEGV.*crashed its decoder.*--data-path pil"),
-                                            (-15, "SIGTERM.*outside"), (7, "exit code 7.*--workers 0")])
+                                            (-15, "SIGTERM.*another process"), (7, "exit code 7.*--workers 0")])
 @pytest.mark.parametrize("error", [TORCH, ConnectionResetError(), EOFError()])
 def test_a_dead_worker_is_named_with_the_likely_cause(code, said, error):
     with pytest.raises(UserError, match=f"data worker 1 .process 12. .*{said}") as caught, \

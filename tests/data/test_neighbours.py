@@ -179,9 +179,9 @@ def test_another_feature_of_the_same_teacher_is_refused_and_another_size_is_said
     path = save_neighbours(tmp_path, "closek_info", IDS, {**INFO, "feature": "mean", "image_size": 224})
     used = {"teacher_sha256": "a" * 64, "feature": "cls", "image_size": 112}
     text = refusal(path, teacher=used)
-    assert "feature 'mean' and the one in use is 'cls'; give --teacher-feature mean, or mine again" in text
+    assert "feature 'mean', but the current one is 'cls'; give --teacher-feature mean, or mine again" in text
     _, warnings = load(path, teacher={**used, "feature": "mean"})
-    assert warnings == [f"{path} was made with images of 224 pixels, and the teacher sees 112 here"]
+    assert warnings == [f"{path} was made with images of 224 pixels, but the teacher now gets 112"]
     assert load(path, teacher={**used, "feature": "mean", "image_size": 224})[1] == []
     assert "another teacher" in load(path, teacher={**used, "teacher_sha256": "b" * 64})[1][0]
 
@@ -217,7 +217,7 @@ def test_an_image_as_its_own_neighbour_and_one_twice(tmp_path, monkeypatch, piec
     assert "(image 5 first) and 1 images have a neighbour twice (image 17 first)" in refusal(path, total_k=None)
     ids[[5, 9, 20]] = IDS[[5, 9, 20]]
     np.save(path, ids)
-    assert "sound neighbour file: 1 images have a neighbour twice" in refusal(path, total_k=5)
+    assert "valid neighbour file: 1 images have a neighbour twice" in refusal(path, total_k=5)
     assert len(load(path, total_k=4)[1]) == 1
 
 
@@ -324,5 +324,5 @@ def test_what_is_left_out_must_fit_together(tmp_path):
 
 def test_files_used_together_leave_out_the_same():
     assert same_left_out({"--closek-info": GONE, "--fark-info": GONE}).tolist() == GONE.tolist()
-    with pytest.raises(UserError, match=r"--closek-info leaves out 2 .* --cluster-info 1"):
+    with pytest.raises(UserError, match=r"--closek-info leaves out 2 .* --cluster-info leaves out 1"):
         same_left_out({"--closek-info": GONE, "--cluster-info": GONE[:1]})

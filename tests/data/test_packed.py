@@ -317,7 +317,7 @@ def test_a_part_of_something_else(tmp_path, monkeypatch):
     assert "short_side was 4, now 24" in refusal(pack, counting(), test_path, RAW, 0)
     assert "other names" in refusal(pack, counting().take(np.arange(20)[::-1]), test_path, Recipe("raw", 4), 0)
     (tmp_path / "x.pack.part.index").write_bytes(b"\0")
-    assert "is in the way" in refusal(pack, counting(), test_path, RAW, 0)
+    assert "x.pack.part.index, which would say what it is" in refusal(pack, counting(), test_path, RAW, 0)
     assert (tmp_path / "x.pack.part").stat().st_size == HEADER_SIZE + 5 * 4 * 4 * 3
 
 
@@ -331,8 +331,8 @@ def test_two_at_once(tmp_path):
 def test_done_already_or_in_the_way(packed, tree):
     source, before = open_source(str(tree)), packed.stat().st_mtime_ns
     assert pack(source, packed, Recipe(), 0).resumed == 10
-    assert "exists and is not this pack" in refusal(pack, source, packed, RAW, 0)
-    assert "exists and is not this pack" in refusal(pack, source.take(np.arange(3)), packed, Recipe(), 0)
+    assert "exists, but is not a pack of these images" in refusal(pack, source, packed, RAW, 0)
+    assert "exists, but is not a pack of these images" in refusal(pack, source.take(np.arange(3)), packed, Recipe(), 0)
     assert packed.stat().st_mtime_ns == before
 
 
@@ -376,7 +376,7 @@ def test_foreign_and_damaged_files(packed, tmp_path):
         "not a packed file": [b"", b"x", b"PK\3\4" * 100, b"\0" * HEADER_SIZE, content[:50]],
         "is damaged": [content[:-1], content[: len(content) // 2], content[:HEADER_SIZE], content + b"\0"],
         "version 7": [content[:8] + b"\7" + content[9:]],
-        "does not fit its checksum": [
+        "does not match its checksum": [
             content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
             for place in (16, 24, 32, 60, start, start + 9, start + 80, meta - 3, meta + 4, len(content) - 1)
         ],
@@ -409,7 +409,7 @@ def test_a_disk_that_fails_is_a_bad_image(packed, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     source = PackedSource(packed)
-    for read, reason in [(lambda *_: b"\xff", "ends before"), (fail, "Input/output error")]:
+    for read, reason in [(lambda *_: b"\xff", "ends within"), (fail, "Input/output error")]:
         monkeypatch.setattr(data_packed, "_pread", read)
         with pytest.raises(BadImage, match=reason):
             source.open(8)
@@ -460,7 +460,7 @@ def test_raw_records_have_the_size_of_their_pixels(tree, tmp_path):
     rewritten(tmp_path / "raw.pack", lambda parts: None)
     PackedSource(tmp_path / "raw.pack").open(3)
     rewritten(tmp_path / "raw.pack", put("stored_width", 2**31))
-    assert "another size than its pixels" in refusal(PackedSource, tmp_path / "raw.pack")
+    assert "the size of a record is not that of its pixels" in refusal(PackedSource, tmp_path / "raw.pack")
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), JPEG, RAW])
@@ -484,7 +484,7 @@ def test_an_image_too_large_for_a_jpeg_is_named_with_the_limit(tmp_path):
     source = open_source(str(tmp_path / "x"))
     said = refusal(pack, source, tmp_path / "x.pack", JPEG, 0)
     assert f"{tmp_path / 'x' / 'long.png'} could not be packed (its 70,000 x 25 pixels" in said
-    assert "at most 65,500 a side" in said
+    assert "a side of a JPEG has at most 65,500" in said
     assert "room" not in said
     assert len(PackedSource(pack(source, tmp_path / "y.pack", JPEG, 0, on_bad_image="skip").path)) == 1
 

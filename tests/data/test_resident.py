@@ -94,8 +94,8 @@ def test_bad_images_are_replaced_as_by_the_loader(broken):
 
 
 def test_several_sizes_are_refused():
-    with pytest.raises(UserError, match=r"--cache host needs images of one size, and smooth/000000 is 36 x 40 pixels "
-                                        r"while smooth/000007 is 36 x 30; leave --cache out") as caught:
+    with pytest.raises(UserError, match=r"--cache host needs images of one size, but smooth/000000 has 36 x 40 "
+                                        r"pixels and smooth/000007 has 36 x 30; omit --cache") as caught:
         batches("host", Source(odd=[7, 9]))
     assert "\n" not in str(caught.value)
 

@@ -236,7 +236,7 @@ def message(build):
 )
 def test_wrong_batch_sizes(kind):
     text = message(lambda: kind(batch_size=10, world_size=4))
-    assert text.startswith("--batch-size 10 does not divide among 4 processes; ")
+    assert text.startswith("--batch-size 10 cannot be divided evenly among 4 processes; ")
     assert "8 or 12" in text
     assert "give 4" in message(lambda: kind(batch_size=3, world_size=4))
     assert "--batch-size 62" in message(lambda: kind(batch_size=62))
@@ -259,7 +259,7 @@ def test_wrong_neighbour_counts():
 
 @pytest.mark.parametrize("step", [-1, 8])
 def test_a_step_outside_the_epoch(step):
-    with pytest.raises(UserError, match="--resume: .* now has 7 steps; give --batch-size"):
+    with pytest.raises(UserError, match="--resume: .* now has only 7 steps; give the same --batch-size"):
         RandomSampler(N, 8).set_epoch(0, step)
 
 

@@ -96,7 +96,7 @@ def test_refusals(tmp_path):
     write_tar(path, [("a/0.png", content(0))], "w:gz")
     assert "decompress" in refusal(path)
     write_tar(path, [("a/notes.txt", b"x")])
-    assert "holds no image" in refusal(path)
+    assert "contains no images" in refusal(path)
     write_tar(path, [("a.jpg", content(0)), ("a.cls", b"cat")])
     assert "a.cls holds b'cat', expected a class number" in refusal(path)
     write_tar(path, [("a.jpg", content(0)), ("a.cls", b"0"), ("b.jpg", content(1))])
@@ -132,11 +132,11 @@ def test_what_a_mac_adds_is_left_out(tmp_path):
                ("x/b/1.png", content(1)), ("x/b/2.heic", b"heic")]
     source = TarSource([write_tar(tmp_path / "t.tar", members)])
     assert (list(source.names), source.classes) == (["a/0.png", "b/1.png"], ["a", "b"])
-    assert "left out: 2 hidden files" in source.description
-    assert "does not read (.heic)" in source.description
+    assert "skipped: 2 hidden files" in source.description
+    assert "cannot read (.heic)" in source.description
     mixed = TarSource([write_tar(tmp_path / "m.tar", [*members, ("x/stray.png", content(3))])])
     assert "stray.png lies beside the folders a/, b/" in mixed.description
-    with pytest.raises(UserError, match="takes a share of each class"):
+    with pytest.raises(UserError, match="takes a fraction of each class"):
         mixed.subset(0.5)
 
 

@@ -111,7 +111,7 @@ def test_check_says_that_it_belongs_and_draws_it(tree, neighbours, clusters, tmp
     done = well(script("compute_knn.py", "check", neighbours, "--data", tree, "--anchors", 3, "--show", 4, "--sheet",
                        tmp_path / "sheet.png", "--device", "cpu"))
     assert f"{neighbours} belongs to {tree}: 40 images" in done.out
-    assert "are of its own class" in done.out
+    assert "have the class of their image" in done.out
     assert done.err == ""
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.width > 9 * 96  # the anchor, its four nearest and, from fark_info.npy beside it, its four farthest

@@ -77,7 +77,7 @@ def test_evaluations_and_exports_know_them_from_the_files(run, files, tree):
 def test_other_features_sizes_between_patches_and_another_run_are_refused(run, files, tree):
     more = "--teacher-image-size", 32
     assert_refused(distil(files, tree, run / "new", *more, "--teacher-feature", "mean"),
-                   ["closek_info.npy", "'cls+mean' and the one in use is 'mean'", "--teacher-feature cls+mean"])
+                   ["closek_info.npy", "'cls+mean', but the current one is 'mean'", "--teacher-feature cls+mean"])
     assert_refused(distil(files, tree, run / "new", "--teacher-image-size", 40), ["--teacher-image-size 32 or 48"])
     assert_refused(distil(files, tree, run, "--teacher-image-size", 48, "--teacher-feature", "cls+mean",
                           "--student-weights", files / "begin.pth"), ["teacher_image_size was 32, now 48"])

@@ -91,7 +91,7 @@ def test_a_batch_that_does_not_divide_among_the_processes(distil_flags, tmp_path
                   processes=2)
     assert done.rc != 0
     said = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert said == ["error: --batch-size 5 does not divide among 2 processes; give 4 or 6"]
+    assert said == ["error: --batch-size 5 cannot be divided evenly among 2 processes; give 4 or 6"]
     assert not (tmp_path / "out").exists()
 
 
