@@ -32,7 +32,7 @@ from models.heads import build_head  # noqa: E402
 HALF = 2  # bytes
 COUNTED = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 SOURCES = {"folder of JPEGs": 1.33, "pack, original bytes": 1.27, "pack, JPEG at short side 256": 0.55,
-           "pack, raw at short side 256": 0.24}  # ms an image on one core, docs/RESULTS.md, "The data path"
+           "pack, raw at short side 256": 0.24}  # ms an image on one core, docs/results/SPEED.md, "The data path"
 MACHINES = ((8, 1), (16, 1), (64, 4), (128, 8))  # cores, GPUs
 
 

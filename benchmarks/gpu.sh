@@ -9,6 +9,6 @@
 #
 # Nothing is installed and nothing fetched: $PYTHON (python3) as it is, with the packages of requirements.txt. Parts, in
 # order of worth: works (pytest -m gpu), step, search, colour, feed, methods. None is begun that could not end in time.
-# After each, --output holds gpu.json, gpu.md (rows for docs/RESULTS.md), gpu.log, and methods.tar.gz to resume from.
+# After each, --output holds gpu.json, gpu.md (rows for docs/results/SPEED.md), gpu.log, and methods.tar.gz to resume from.
 set -euo pipefail
 exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/gpu/run.py" "$@"

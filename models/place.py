@@ -24,7 +24,7 @@ def place(network: Network, device: torch.device) -> Network:
 
 
 class CPUConv2d(nn.Conv2d):
-    """A convolution that goes round what oneDNN is slow at (docs/RESULTS.md has the times).
+    """A convolution that goes round what oneDNN is slow at (docs/results/SPEED.md has the times).
 
     On maps of a few pixels, where most of a kernel lies on padding, it is one product of matrices, two to four times as
     fast. A depthwise one that trains and has a stride or a large kernel is computed in float32 under autocast, since

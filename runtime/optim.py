@@ -37,7 +37,7 @@ def learning_rate(epoch: int, step: int, steps: int, *, base: float, epochs: int
 
 def precision(amp: str, device: torch.device) -> str:
     """--amp with ``auto`` resolved: fp16 on a GPU, as in the original, and off on a CPU, where bf16 may be several
-    times as fast, but small networks without batch norm learnt less in it (docs/RESULTS.md)."""
+    times as fast, but small networks without batch norm learnt less in it (docs/results/SPEED.md)."""
     if amp == "auto":
         return "fp16" if device.type == "cuda" else "off"
     if amp == "fp16" and device.type == "cpu":

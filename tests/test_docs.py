@@ -12,7 +12,7 @@ from losses import LOSSES
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
 TREE = dict(re.findall(r"^- \*\*([\w/]+)/\*\*, (.*?)(?=^- |\Z)", ARCHITECTURE.split("\n\n`scripts/`")[0], re.M | re.S))
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_tree_names_every_package():
