@@ -18,7 +18,7 @@
 #   bingo                                                     pairs, and a mixture of both             1.5 x BATCH a step
 # so smd and disco take half as many steps as the first row, and bingo two thirds. coss and coss_centred make a step of BATCH / (1 +
 # NEAREST_K) anchors with NEAREST_K of their TOTAL_K nearest each, the others of random images; NAME@random or NAME@cf
-# in METHODS overrides it. For all: EPOCHS periods of equal length, a linear warm-up in the first of them and half a cosine,
+# in METHODS overrides it, and NAME:FLAG=VALUE,FLAG=VALUE gives flags of train_distill.py (METHODS="coss coss:l_1=0 coss:nearest-k=7"). For all: EPOCHS periods of equal length, a linear warm-up in the first of them and half a cosine,
 # SGD with momentum 0.9, weight decay 1e-4, moco_v2 augmentation.
 #
 # Rates and warm-ups: $OUT/rates.txt, else scripts/compare_rates/. --search makes the former, by the same rule and from

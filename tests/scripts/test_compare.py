@@ -26,6 +26,21 @@ PASSES = {"coss": 1, "coss_centred": 1, "seed": 1, "compress": 1, "dist": 1, "di
           "mse": 1, "rkd": 1, "moco": 1, "smd": 2, "disco": 2, "bingo": Fraction(3, 2)}
 
 
+def test_an_entry_may_carry_flags():
+    budget = Budget(9600, 10, 32, 3, 15).rounded()
+    plain, more, none = (plan_of(text, budget) for text in ("coss", "coss:l_1=0.5,nearest-k=7", "coss:nearest-k=0"))
+    assert (more.flags, more.nearest_k, more.anchors) == ((*plain.flags, "--l_1", "0.5"), 7, 4)
+    assert (none.sampler, none.anchors, none.epoch_steps) == ("random", 32, plain.epoch_steps)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("coss:l_1", "coss:l_1.*flags of train_distill.py with their values"), ("coss@near", "only random or cf"),
+    ("coss:nearest-k=x", "coss:nearest-k=x.*x")])
+def test_an_entry_that_cannot_be_read_is_refused(text, said):
+    with pytest.raises(UserError, match=said):
+        plan_of(text, Budget(9600, 10, 32, 3, 15).rounded())
+
+
 @pytest.mark.parametrize("passes", [1, 1000, 6912, 50_000, 1_996_800])
 @pytest.mark.parametrize(("epochs", "batch"), [(9, 32), (10, 64), (20, 256), (7, 12)])
 def test_every_method_spends_the_very_same_passes(passes, epochs, batch):
@@ -59,8 +74,9 @@ def test_rates_of_the_first_file_that_has_one(tmp_path):
     (tmp_path / "own.txt").write_text("# found so\ncoss 0.01 4 # 1 2 3\nseed@cf 0.5 0\n\n")
     (tmp_path / "shipped.txt").write_text("coss 0.004 1\nseed 0.1 1\nsmd 0.2 2# so\n")
     files = [tmp_path / "own.txt", tmp_path / "shipped.txt", tmp_path / "none.txt"]
-    assert read_tuned(["coss", "coss@random", "seed", "seed@cf", "smd"], files) == {
-        "coss": (0.01, 4), "coss@random": (0.01, 4), "seed": (0.1, 1), "seed@cf": (0.5, 0), "smd": (0.2, 2)}
+    assert read_tuned(["coss", "coss:l_1=0", "coss@random", "seed", "seed@cf", "seed@cf:l_0=1", "smd"], files) == {
+        "coss": (0.01, 4), "coss:l_1=0": (0.01, 4), "seed@cf:l_0=1": (0.5, 0),
+        "coss@random": (0.01, 4), "seed": (0.1, 1), "seed@cf": (0.5, 0), "smd": (0.2, 2)}
     with pytest.raises(UserError, match="no learning rate for mse, rkd in .*--search"):
         read_tuned(["coss", "mse", "rkd"], files)
 
