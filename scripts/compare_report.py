@@ -30,6 +30,7 @@ from runtime.errors import UserError, run_script  # noqa: E402
 MARKERS = "os^vDP*X<>hd"
 YARDSTICKS = ("teacher", "untrained")
 LOGGED = ("student_norm", "row_cosine")
+MADE_BY = ("hardware", "torch", "commit")
 
 
 @dataclass
@@ -61,7 +62,8 @@ def gather(folder: Path) -> list[dict[str, Any]]:
 
 def record_of(folder: Path, overlap: Mapping[str, Any]) -> dict[str, Any]:
     """``name`` and ``seed``; ``knn`` (k = 10, T = 0.07), ``linear``, ``shared`` in %, None where the numbers ended; and
-    of a student how it was trained, with its norm and cosine to the teacher at the ends of the first and last period.
+    of a student how it was trained, on what, with its norm and cosine to the teacher at the ends of the first and last
+    period.
     """
     name, _, seed = folder.name.rpartition("-")
     record: dict[str, Any] = {"name": name or folder.name, "seed": int(seed) if name else None, "knn": None,
@@ -76,7 +78,14 @@ def record_of(folder: Path, overlap: Mapping[str, Any]) -> dict[str, Any]:
         each = config["batch_size"] * (1 + near) * needs_of(config["loss"]).passes  # images through the student a step
         lines = json_lines(folder / "run/metrics.jsonl")
         train = [line for line in lines if line["group"] == "train"]
-        record |= {"lr": config["lr"], "warmup": config["warmup_epochs"], "periods": config["epochs"],
+        start = config["starts"][-1]
+        record |= {"data": Path(config["data"]).name, "subset": config["subset"], "image_size": config["image_size"],
+                   "student": config["student_arch"], "teacher": config["teacher_arch"],
+                   "teacher_sha256": config["teacher_sha256"], "precision": config["precision"],
+                   **{key: start[key] for key in MADE_BY},
+                   "passes": round(config["epochs"] * config["epoch_steps"] * each),
+                   "images_per_second": statistics.median(line["images_per_second"] for line in train),
+                   "lr": config["lr"], "warmup": config["warmup_epochs"], "periods": config["epochs"],
                    "steps": config["epochs"] * config["epoch_steps"], "passes_a_step": each,
                    "anchors": config["batch_size"], "neighbours": near,
                    "curve": [[x["step"] * each, x["top1"]] for x in lines if x["group"] == "knn"],

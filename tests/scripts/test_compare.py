@@ -109,11 +109,16 @@ def student(folder, name, seed, knn, linear, shared):
     (path / "linear.json").write_text(json.dumps({"metrics": {"top1": linear}}))
     near = (1, "cf") if name == "coss" else (15, "random")
     config = {"loss": name, "lr": 0.01, "warmup_epochs": 4, "epochs": 10, "epoch_steps": 4,
-              "batch_size": 16 if name == "coss" else 32, "nearest_k": near[0], "sampler": near[1]}
+              "batch_size": 16 if name == "coss" else 32, "nearest_k": near[0], "sampler": near[1],
+              "data": "images/cifar", "subset": 1, "image_size": 64, "student_arch": "small", "teacher_arch": "large",
+              "teacher_sha256": "ab", "precision": "bf16",
+              "starts": [{"hardware": "a CPU", "torch": "2.6", "commit": "12+"}]}
     (path / "run/config.json").write_text(json.dumps(config))
-    lines = [{"step": 4, "group": "train", "student_norm": 10.0 + int(seed), "row_cosine": 0.25},
+    lines = [{"step": 4, "group": "train", "student_norm": 10.0 + int(seed), "row_cosine": 0.25,
+              "images_per_second": 100},
              {"step": 20, "group": "knn", "top1": knn / 2},
-             {"step": 40, "group": "train", "student_norm": 100.0, "row_cosine": 0.75},
+             {"step": 40, "group": "train", "student_norm": 100.0, "row_cosine": 0.75,
+              "images_per_second": 300},
              {"step": 40, "group": "knn", "top1": knn}]
     (path / "run/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     overlap = folder / "overlap.json"
@@ -130,8 +135,11 @@ def test_numbers_that_ended_are_a_result(tmp_path):
         for score in ("knn", "linear"):
             (tmp_path / f"{name}/{score}.json").unlink()
         (tmp_path / name / "run" / ENDED).touch()
-    yardsticks, methods = rows_of(gather(tmp_path))
+    records = gather(tmp_path)
+    yardsticks, methods = rows_of(records)
     assert list(methods) == ["coss", "mse", "rkd"]
+    assert {key: records[0][key] for key in ("name", "passes", "images_per_second", "hardware", "data")} == {
+        "name": "coss", "passes": 10 * 4 * 16 * 2, "images_per_second": 200, "hardware": "a CPU", "data": "cifar"}
     lines = table(yardsticks, methods).splitlines()
     assert ("| mse | 40 | 32 | 0.01 | 4 of 10 | 1, and 1 whose numbers ended | 20.0 | 30.0 | 3.0 | 10.5 → 100 "
             "| 0.25 → 0.75 |") in lines
