@@ -14,7 +14,7 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     from runtime.start import begin
-    begin()
+    begin(__file__)
 
 import argparse
 import json
@@ -49,6 +49,7 @@ from runtime.agreement import together
 from runtime.device import UNEVEN_WORK, Process, gather_objects, start_process
 from runtime.errors import UserError, run_script
 from runtime.outputs import check_output_file
+from runtime.regular import expect_file
 from runtime.settings import add_settings
 from search.backend import Search
 from search.kmeans import kmeans
@@ -98,6 +99,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(cli_original.translate("compute_knn.py", argv))
 
 
+check_flags = cli.check_files
+
+
 def _add_cluster_flags(commands: argparse._SubParsersAction) -> None:
     cluster = commands.add_parser("cluster", help="teacher features -> clusters_K.pth",
                                   description=cluster_images.__doc__)
@@ -115,7 +119,8 @@ def _add_check_flags(commands: argparse._SubParsersAction) -> None:
     check = commands.add_parser("check", help="does a neighbour or cluster file belong to this data?",
                                 description=check_file.__doc__)
     check.add_argument("file", metavar="FILE",
-                       help="closek_info.npy, fark_info.npy or clusters_K.pth, the original's too")
+                       help="closek_info.npy, fark_info.npy or clusters_K.pth, the original's too"
+                       ).check = lambda path, _: expect_file(path, path, "give a file that compute_knn.py writes")
     cli.add_data_flags(check, "--data_path", opens_images=False)
     group = check.add_argument_group("picture")
     group.add_argument("--sheet", metavar="PNG", default=None,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     from runtime.start import begin
-    begin()
+    begin(__file__)
 
 import argparse
 import csv
@@ -62,16 +62,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_flags(args: cli.Arguments) -> None:
+    """What can be said of the command line alone, before anything is read."""
+    cli.check_files(args)
+    output = Path(args.output)
+    check_output_file(output, "--output", ENDINGS, inputs=[args.data, args.weights])
+    if output.suffix.lower() == ".npy" and args.dtype == "bfloat16":
+        raise UserError("--dtype bfloat16 does not exist in numpy's .npy files; use float16 or float32, or another "
+                        "ending")
+    if output.suffix.lower() == ".parquet":
+        pyarrow()
+
+
 def embed(args: argparse.Namespace, process: Process) -> None:
     """Extract the features of all images and write the file."""
     output = Path(args.output)
     with together(process):
-        check_output_file(output, "--output", ENDINGS, inputs=[args.data, args.weights])
-        if output.suffix.lower() == ".npy" and args.dtype == "bfloat16":
-            raise UserError("--dtype bfloat16 does not exist in numpy's .npy files; use float16 or float32, or another "
-                            "ending")
-        if output.suffix.lower() == ".parquet":
-            pyarrow()
+        check_flags(args)
         source = open_source(args.data).subset(args.subset)
         check_apart(output.parent, args.data)
         encoder, identity = networks.open_network(args, process)

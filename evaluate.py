@@ -13,7 +13,7 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     from runtime.start import begin
-    begin()
+    begin(__file__)
 
 import argparse
 import contextlib
@@ -37,6 +37,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, module in COMMANDS.items():
         module.add_flags(commands.add_parser(name, help=module.HELP, description=module.run.__doc__))
     return parser.parse_args(cli_original.translate("evaluate.py", argv))
+
+
+check_flags = cli.check_files
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     from runtime.start import begin
-    begin()
+    begin(__file__)
 
 import argparse
 import json
@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from checkpoints.by_name import look_at_weights
 from checkpoints.conversion import TARGETS, Exported, check_output, check_target, export
 from checkpoints.frozen import load_frozen
 from checkpoints.targets import Network
 from common import cli
 from data.augment import eval_transform
-from data.datasets import open_source
+from data.datasets import check_there, open_source
 from data.demo import CLASSES, render
 from data.images import BadImage, limit_pixels
 from models.teachers import FrozenEncoder
@@ -50,6 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("network")
     group.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the network, a student's or a "
                        "teacher's")
+    cli.check_by(group, "--weights", look_at_weights)
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
                        help="a torchvision classifier by name, or timm:NAME; default: found from the checkpoint")
     group.add_argument("--image-size", "--image_size", type=cli.number(int, 8), default=None, metavar="S",
@@ -70,11 +72,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--data", default=None, metavar="DIR",
                        help="real images to compare features on, anything that train_distill.py takes; default: "
                             "built-in rendered images")
+    cli.check_by(group, "--data", check_there)
     group.add_argument("--images", type=cli.number(int, 1, 4096), default=8, metavar="N",
                        help="use the first N of them; default 8, besides 4 of random noise")
     cli.add_opening_flags(group, workers=False)
     group.add_argument("--json", action="store_true", help="print only one JSON object")
     return parser.parse_args(argv)
+
+
+def check_flags(args: cli.Arguments) -> None:
+    """What can be said of the command line alone, before anything is read."""
+    cli.check_files(args)
+    check_target(args.to, args.with_projector)
+    check_output(args.to, Path(args.output), args.force, args.with_projector, Path(args.weights))
 
 
 def real_images(data: str | None, count: int, size: int) -> torch.Tensor:
@@ -115,14 +125,12 @@ def main() -> None:
     """Refuse early, read, write, check."""
     args = parse_args()
     limit_pixels(args.max_pixels)
-    output = Path(args.output)
-    check_target(args.to, args.with_projector)
-    check_output(args.to, output, args.force, args.with_projector, Path(args.weights))
+    check_flags(args)
     encoder, report = load_frozen(args.weights, args.arch, args.stem, args.image_size, with_head=args.with_projector,
                                   **cli.checkpoint_options(args))
     if not args.json:
         print(report)
-    done = export(Network.of(encoder, report), args.to, output, images_for(encoder, args.data, args.images))
+    done = export(Network.of(encoder, report), args.to, Path(args.output), images_for(encoder, args.data, args.images))
     print(json.dumps({**done.record(), "source": report.record()}) if args.json else
           summary(done, encoder.backbone.spec.stem))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     from runtime.start import begin
-    begin()
+    begin(__file__)
 
 import argparse
 import json
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from checkpoints.by_name import NAME_HELP
+from checkpoints.by_name import NAME_HELP, look_at_weights
 from checkpoints.layouts import LAYOUTS, read_checkpoint
 from checkpoints.match import Checkpoint
 from checkpoints.report import Report, colours, few
@@ -67,6 +67,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not args.files and not args.layouts:
         parser.error("give at least one FILE, or --layouts")
     return args
+
+
+def check_flags(args: cli.Arguments) -> None:
+    """Refuse a --data or, of a single one, a FILE that is not there."""
+    cli.check_files(args)
+    if len(args.files) == 1 and not args.json:
+        look_at_weights(args.files[0], "")
 
 
 def examine(path: str, args: argparse.Namespace) -> tuple[Report, FrozenEncoder | None]:
@@ -174,6 +181,7 @@ def main() -> None:
     if args.layouts:
         print(layout_table())
         return
+    check_flags(args)
     complete = True
     with start_process(args.device) as process:
         source = open_source(args.data).subset(args.subset) if args.data else None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     from runtime.start import begin
-    begin()
+    begin(__file__)
 
 import argparse
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common import cli
-from data.datasets import SPEC_HELP, open_source
+from data.datasets import SPEC_HELP, check_there, open_source
 from data.images import limit_pixels
 from data.packed import PackedSource
 from data.packing import pack
@@ -41,6 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--data", nargs="+", metavar="DIR", default=None,
                        help=f"{SPEC_HELP}; or one or more .tar files, of an image tree or in WebDataset's style "
                             "(KEY.jpg beside KEY.cls)")
+    cli.check_by(group, "--data", check_there)
     group.add_argument("--split", choices=("train", "test"), default="train",
                        help="which split, if --data (or a tar) holds train/ and val/ or test/; default train")
     group.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
@@ -73,6 +74,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.mode != "jpeg" and args.quality:
         parser.error("--quality goes with --mode jpeg")
     return args
+
+
+def check_flags(args: cli.Arguments) -> None:
+    """Refuse a file or folder that is not there."""
+    cli.check_files(args)
 
 
 def open_images(specs: list[str], split: str) -> ImageSource:

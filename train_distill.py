@@ -14,7 +14,7 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     from runtime.start import begin
-    begin()
+    begin(__file__)
 
 import argparse
 from collections.abc import Callable, Collection, Mapping
@@ -145,9 +145,10 @@ def distil(args: argparse.Namespace, process: Process) -> None:
 def check_flags(args: argparse.Namespace) -> None:
     """What can be said of the command line alone, before anything is read."""
     cli.take(Optimization, args).check()
-    check_arch(args.student_arch, "--student_arch")
     methods.check_loss(args)
     sampling.check_sampler(args)
+    cli.check_files(args)
+    check_arch(args.student_arch, "--student_arch")
 
 
 def micro_batches(args: argparse.Namespace, needs: CombinedNeeds, sampler: RandomSampler, student: Distiller,

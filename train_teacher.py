@@ -14,12 +14,13 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     from runtime.start import begin
-    begin()
+    begin(__file__)
 
 import argparse
 
 import torch
 
+from checkpoints.by_name import look_at_weights
 from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
 from common import cli
@@ -69,6 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--weights", default=None, metavar="PATH",
                        help="start from the trunk of this checkpoint, in any layout of docs/CHECKPOINTS.md, "
                             "with a new head; default: a random network")
+    cli.check_by(group, "--weights", look_at_weights)
     cli.add_network_flags(group, stem=False)
     cli.only(group, "--feature --branch --mean --std --checkpoint-key --trust-checkpoint --freeze-trunk",
              "with --weights", lambda args: bool(args.weights))
@@ -80,19 +82,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_flags(args: cli.Arguments) -> None:
+    """What can be said of the command line alone, before anything is read."""
+    cli.take(Optimization, args).check()
+    if args.queue_size < args.batch_size:
+        raise UserError(f"--moco-k {args.queue_size} is less than --batch-size {args.batch_size}, so one step "
+                        "would overrun the queue; give a longer queue")
+    if args.freeze_trunk and not args.weights:
+        raise UserError("--freeze-trunk leaves nothing to learn from a random trunk; give its checkpoint by "
+                        "--weights")
+    cli.check_files(args)
+
+
 def pretrain(args: argparse.Namespace, process: Process) -> None:
     """Data, model, optimizer, resume, loop."""
     with together(process):
+        check_flags(args)
         hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
-        optimization.check()
         hardware.prepare(process)
-        if args.queue_size < args.batch_size:
-            raise UserError(f"--moco-k {args.queue_size} is less than --batch-size {args.batch_size}, so one step "
-                            "would overrun the queue; give a longer queue")
         seed_everything(args.seed)
-        if args.freeze_trunk and not args.weights:
-            raise UserError("--freeze-trunk leaves nothing to learn from a random trunk; give its checkpoint by "
-                            "--weights")
         image_size = args.image_size or 224
         check_apart(args.output, args.data)
         source = open_source(args.data).subset(args.subset)

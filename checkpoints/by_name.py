@@ -20,7 +20,7 @@ import torch
 import torchvision
 
 from checkpoints.hugging_face import WEIGHTS, weight_files
-from checkpoints.safe_load import file_sha256
+from checkpoints.safe_load import file_sha256, look_at
 from models.backbones import TIMM, timm_config
 from runtime.errors import UserError
 from runtime.outputs import no_link
@@ -43,6 +43,14 @@ def locate(weights: str | Path, flag: str) -> Found:
     :class:`UserError` for a name that is not known, and where they can be had in neither way.
     """
     return _fetched(str(weights), flag) if is_name(weights) else (Path(weights), None)
+
+
+def look_at_weights(weights: str | Path, flag: str) -> None:
+    """Raise :class:`UserError` for a path where no checkpoint can be, without reading it; names are not looked up."""
+    if not is_name(weights):
+        path = Path(weights)
+        for file in weight_files(path, flag) if path.is_dir() else [path]:
+            look_at(file, flag)
 
 
 def sha256_of(weights: str | Path, flag: str) -> str | None:

@@ -53,7 +53,7 @@ def read_file(path: str | Path, flag: str = "--weights", trust: bool = False) ->
     ``trust`` (--trust-checkpoint) unpickles whatever is in the file, which runs the code that it names.
     """
     path = Path(path)
-    start = _look_at(path, flag)
+    start = look_at(path, flag)
     if path.suffix == ".safetensors" or (start[8:10] == b'{"' and int.from_bytes(start[:8], "little") < 1 << 32):
         return _read_safetensors(path, flag)
     if start.startswith(START) and _is_torchscript(path):
@@ -98,23 +98,24 @@ def published_as(path: str | Path, sha256: str) -> str | None:
     return f"its name says {named[1]}, its content {sha256[:8]}: it was changed or damaged, or the name has no hash"
 
 
-def _look_at(path: Path, flag: str) -> bytes:
-    """The first bytes of a file that may be a checkpoint."""
+def look_at(path: Path, flag: str) -> bytes:
+    """The first bytes of a file that may be a checkpoint. Raises :class:`UserError` if they show that it is none."""
+    name = f"{flag} {path}".strip()
     if not path.is_file():
-        raise UserError(f"{flag} {path} is not a file; give the path of a checkpoint")
+        raise UserError(f"{name} is not a file; give the path of a checkpoint")
     if path.stat().st_size == 0:
-        raise UserError(f"{flag} {path} is empty; download or copy it again")
+        raise UserError(f"{name} is empty; download or copy it again")
     try:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise UserError(f"{flag} {path} cannot be read ({error.strerror}); make it readable") from None
+        raise UserError(f"{name} cannot be read ({error.strerror}); make it readable") from None
     text = start.lstrip().lower()
     if text.startswith((b"<", b"version https://git-lfs")):
         what = "a Git LFS pointer" if text.startswith(b"version") else "a web page"
-        raise UserError(f"{flag} {path} is {what}, not a checkpoint; download the file itself")
+        raise UserError(f"{name} is {what}, not a checkpoint; download the file itself")
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
-        raise UserError(f"{flag} {path} is text ({start[:40].decode().split(chr(10))[0].strip()!r}), not a PyTorch "
+        raise UserError(f"{name} is text ({start[:40].decode().split(chr(10))[0].strip()!r}), not a PyTorch "
                         "checkpoint; download the file itself")
     return start
 

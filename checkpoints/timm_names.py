@@ -13,7 +13,6 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from unittest import mock
 
 import torch
 from torch import Size, Tensor, nn
@@ -144,6 +143,8 @@ def converter(name: str) -> Callable[[dict[str, Tensor], nn.Module], dict[str, T
     Each of timm's networks is made by timm's public ``build_model_with_cfg``, whose argument ``pretrained_filter_fn``
     it is. A stand-in takes the call, so nothing is built and nothing is fetched.
     """
+    from unittest import mock  # slow to import
+
     import timm
 
     entry = timm.model_entrypoint(name)

@@ -29,10 +29,11 @@ FEW = 25  # flags, all of which --help shows
 
 class Arguments(argparse.Namespace):
     """A parsed command line. Besides the values it has ``given``, the names of the flags that were typed; ``declared``,
-    the settings behind the flags; and ``used``, {name: (flag, runtime.settings.Used)} for the settings that have one.
+    the settings behind the flags; ``used``, {name: (flag, runtime.settings.Used)} for the settings that have one; and
+    ``checks``, {name: (flag, check)} for those that :func:`check_files` checks.
     """
 
-    __slots__ = ("declared", "given", "used")
+    __slots__ = ("checks", "declared", "given", "used")
 
     @property
     def resumable(self) -> set[str]:
@@ -105,6 +106,8 @@ class Parser(argparse.ArgumentParser):
         parsed.declared = {x.dest: x.declared for x in actions if isinstance(getattr(x, "declared", None), Declared)}
         parsed.used = {name: (found.flag, found.used) for name, found in parsed.declared.items() if found.used}
         parsed.used |= {x.dest: (_typed(x.option_strings, words), x.used) for x in actions if hasattr(x, "used")}
+        parsed.checks = {x.dest: (_typed(x.option_strings, words), x.check) for x in actions
+                         if getattr(x, "check", None)}
         parsed.given = {x.dest for x in actions if any(_is_flag(word, x.option_strings) for word in words)}
         return parsed, unknown
 
@@ -147,13 +150,28 @@ def _is_flag(word: str, spellings: Sequence[str]) -> bool:
 
 def _typed(spellings: Sequence[str], words: Sequence[str]) -> str:
     """The spelling that was typed, otherwise the last one."""
-    return next((flag for flag in spellings if any(_is_flag(word, [flag]) for word in words)), spellings[-1])
+    default = spellings[-1] if spellings else ""  # of a positional argument
+    return next((flag for flag in spellings if any(_is_flag(word, [flag]) for word in words)), default)
 
 
 def only(group: Group, flags: str, words: str, when: Callable[[Arguments], bool]) -> None:
     """:class:`runtime.settings.Used` for ``flags`` that were added to ``group`` one by one."""
     for flag in flags.split():
         group._option_string_actions[flag].used = Used(words, when)
+
+
+def check_by(group: Group, flags: str, check: Callable[[Any, str], None] | None) -> None:
+    """:class:`runtime.settings.Setting`'s ``check`` for ``flags`` that were added to ``group`` one by one."""
+    for flag in flags.split():
+        group._option_string_actions[flag].check = check
+
+
+def check_files(args: Arguments) -> None:
+    """Raise :class:`UserError` if a file or folder that a flag names is not there, or cannot be what it should be."""
+    for name, (flag, check) in args.checks.items():
+        value = getattr(args, name)
+        for one in value if isinstance(value, list) else [value] * (value is not None):
+            check(one, flag)
 
 
 def unused(args: Arguments, but: Container[str] = ()) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from checkpoints.by_name import NAME_HELP
+from checkpoints.by_name import NAME_HELP, look_at_weights
 from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
 from common import cli
@@ -39,6 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help=f"the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists, {NAME_HELP}; "
                             "every tensor of the trunk must be filled and none may be left over. Losses without a "
                             "teacher need none")
+    cli.check_by(group, "--student-weights --distill", look_at_weights)
     cli.add_network_flags(group, "--teacher-")
     group.add_argument("--teacher-image-size", type=cli.number(int, 8, 8192), default=None, metavar="S",
                        help="side of the square that the teacher sees, in pixels: each crop is drawn once and resized "

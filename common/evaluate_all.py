@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from checkpoints.by_name import look_at_weights
 from common import cli, evaluation
 from common.evaluations import EVALUATIONS
 from evals.comparison import compared, differences, load_evaluations, long_table
@@ -27,6 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     evaluation.add_common_flags(parser, data=DATA, required=False, needs_weights=False, share_of=SHARE_OF)
     group = parser.add_argument_group("what is evaluated")
     group.add_argument("--teacher", default=None, metavar="FILE", help="for overlap: the teacher's checkpoint")
+    cli.check_by(group, "--teacher", look_at_weights)
     group.add_argument("--root", default=None, metavar="DIR",
                        help="for transfer and retrieval: folder with the transfer sets and revisited Oxford and "
                             "Paris, as docs/EVALUATION.md has them; each that is found is used")

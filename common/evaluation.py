@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import torch
 
-from checkpoints.by_name import NAME_HELP, folder_beside, sha256_of, short_name
+from checkpoints.by_name import NAME_HELP, folder_beside, look_at_weights, sha256_of, short_name
 from checkpoints.frozen import load_frozen
 from checkpoints.layouts import read_checkpoint
 from common import cli, networks
@@ -122,6 +122,7 @@ def add_teacher_flags(group: cli.Group, required: bool = True) -> None:
     group.add_argument("--teacher", required=required, metavar="FILE",
                        help=f"checkpoint of the teacher, {NAME_HELP}, read as in the students' training; each "
                             "network sees its own image size")
+    cli.check_by(group, "--teacher", look_at_weights)
     group.add_argument("--teacher-arch", default=None, metavar="ARCH",
                        help="--arch of the teacher; default, here and below: what --weights record, else found")
     group.add_argument("--teacher-image-size", type=cli.number(int, 8, 8192), default=None, metavar="S",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from checkpoints.by_name import NAME_HELP, folder_beside
+from checkpoints.by_name import NAME_HELP, folder_beside, look_at_weights
 from checkpoints.frozen import load_frozen, untrained
 from common import cli
 from data.augment import Transform, eval_transform
@@ -30,6 +30,12 @@ UNTRAINED = "untrained"
 ROWS_AT_ONCE = 65_536
 
 
+def check_weights(weights: str, flag: str) -> None:
+    """Raise :class:`UserError` for a path where no checkpoint can be."""
+    if weights != UNTRAINED:
+        look_at_weights(weights, flag)
+
+
 @dataclass(frozen=True)
 class Network:
     """Which network."""
@@ -37,7 +43,7 @@ class Network:
     weights: Annotated[str, Setting(
         f"checkpoint of the network{{source}}, {NAME_HELP}; '{UNTRAINED}' takes fresh weights of --arch and --seed, "
         "the baseline of a network that has learnt nothing", "--weights --pretrained_weights", metavar="PATH",
-        basic=True)]
+        basic=True, check=check_weights)]
     arch: Annotated[str | None, Setting(
         "a torchvision classifier by name, or timm:NAME; default: found from the checkpoint", "-a --arch",
         metavar="ARCH", basic=True)] = None

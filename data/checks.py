@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data.clusters import NO_CLUSTER, load_clusters
-from data.image_files import IMAGE_EXTENSIONS
+from data.image_files import image_extensions
 from data.images import BadImage
 from data.neighbours import LEFT_OUT, left_out_rows, load_neighbours, read_twin
 from data.sources import ImageSource
@@ -109,7 +109,7 @@ def check_apart(folder: str | Path, data: str | None, flag: str = "--output") ->
     if not (data and root.is_dir() and folder.is_dir()):
         return
     if folder.samefile(root) or (root.resolve() in folder.resolve().parents and any(
-            path.name.lower().endswith(IMAGE_EXTENSIONS)
+            path.name.lower().endswith(image_extensions())
             for place in (folder, *filter(Path.is_dir, folder.iterdir())) for path in place.iterdir())):
         raise UserError(f"{flag} {folder} is one of the image folders of --data {data}; choose another folder for the "
                         "output")

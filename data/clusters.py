@@ -15,9 +15,10 @@ import torch
 from data.neighbours import compare_with_twin, read_twin, said_left_out
 from runtime.archive import check_archive, is_archive
 from runtime.errors import Damaged, UserError
-from runtime.regular import open_regular
+from runtime.regular import expect_file, open_regular
 from runtime.state import save_json, write_atomic
 
+GIVE = "give the clusters_K.pth that compute_knn.py cluster writes"
 AGAIN = "cluster again with compute_knn.py"
 FORM = "{'batches': {cluster: [indices]}}"
 NO_CLUSTER = -1  # of an image that could not be opened
@@ -88,10 +89,7 @@ def clusters_fingerprint(labels: np.ndarray) -> str:
 
 def _read(path: Path, name: str) -> tuple[list[np.ndarray], list[str]]:
     """The images of each cluster, int64, and a sentence about each deviation from the format that was corrected."""
-    expected = "give the clusters_K.pth that compute_knn.py cluster writes"
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{name} {found}; {expected}")
+    expect_file(path, name, GIVE)
     try:
         if is_archive(path):
             check_archive(path)
@@ -100,14 +98,14 @@ def _read(path: Path, name: str) -> tuple[list[np.ndarray], list[str]]:
     except Damaged as error:
         raise UserError(f"{name} is damaged or cut short: {error}; {AGAIN}") from None
     except Exception:  # torch.load raises many kinds of errors for other files; all mean the same to the user
-        raise UserError(f"{name} is not a file of plain numbers that torch can load; {expected}") from None
+        raise UserError(f"{name} is not a file of plain numbers that torch can load; {GIVE}") from None
     batches = content.get("batches") if isinstance(content, dict) else None
     if not isinstance(batches, dict) or not batches:
-        raise UserError(f"{name} does not hold {FORM}; {expected}")
+        raise UserError(f"{name} does not hold {FORM}; {GIVE}")
     numbers, notes = _numbered(batches, name)
     members = [_integers(batches[key], f"{name}: cluster {key!r}") for key in numbers]
     if not sum(map(len, members)):
-        raise UserError(f"{name} holds no images, expected {FORM} with some; {expected}")
+        raise UserError(f"{name} holds no images, expected {FORM} with some; {GIVE}")
     if kinds := sorted({type(member).__name__ for member in batches.values()} - {"list"}):
         notes.append(f"{name} holds a {' or '.join(kinds)} instead of a list of indices, which was read as a list")
     return members, notes

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.folders import list_folder, scan, unreadable
-from data.image_files import IMAGE_EXTENSIONS, ImageNames
+from data.image_files import ImageNames, image_extensions
 from data.packed import PackedSource, is_packed
 from data.sources import UNMIX, ArraySource, FileSource, ImageSource
 from data.split_folders import EVALUATION_FOLDERS, SPLITS, are_splits, names_of
@@ -57,28 +57,36 @@ def open_source(spec: str, split: str = "train", labelled: bool = False, flag: s
     return source
 
 
+def check_there(spec: str, flag: str = "--data") -> None:
+    """Raise UserError, beginning with `flag`, if nothing is called `spec`; see :func:`open_source`."""
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111  (~nobody is an unknown path, not an error)
+    if spec in _BUILT_IN or (spec and _is_folder(path)) or _is_file(path) or _is_stored(spec):
+        return
+    near = difflib.get_close_matches(spec, _BUILT_IN, n=2, cutoff=0.5)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise UserError(f"{flag} {spec or repr('')} was not found{hint}; give {SPEC_HELP}")
+
+
 def datasets_root() -> Path:
     """The folder of the named sets: $COSS_DATASETS, else ./datasets."""
     return Path(os.environ.get("COSS_DATASETS") or "datasets")
 
 
+def _is_stored(spec: str) -> bool:
+    return "/" not in spec and spec != "" and _is_folder(datasets_root() / spec / "train")
+
+
 def _find_source(spec: str, split: str, labelled: bool) -> ImageSource:
+    check_there(spec)
     stored = datasets_root() / spec
-    is_stored = "/" not in spec and spec != "" and _is_folder(stored / "train")
     if spec in _BUILT_IN:
-        if is_stored and spec != "demo":  # write_demo itself checks that the demo set is complete
+        if _is_stored(spec) and spec != "demo":  # write_demo itself checks that the demo set is complete
             return _open_folder(stored, split, spec)
         return _BUILT_IN[spec](spec, split, labelled)
-    path = Path(os.path.expanduser(spec))  # noqa: PTH111  (~nobody is an unknown path, not an error)
-    if spec and _is_folder(path):
-        return _open_folder(path, split, spec)
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111
     if _is_file(path):
         return _open_list(path, spec)
-    if is_stored:
-        return _open_folder(stored, split, spec)
-    near = difflib.get_close_matches(spec, _BUILT_IN, n=2, cutoff=0.5)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    raise UserError(f"--data {spec or repr('')} was not found{hint}; give {SPEC_HELP}")
+    return _open_folder(path if spec and _is_folder(path) else stored, split, spec)
 
 
 # Path's own methods raise OSError for a name that is too long (such as a line of prose in a .txt); these do not.
@@ -111,7 +119,7 @@ def _open_tree(folder: Path, spec: str) -> ImageSource:
     tree = scan(folder, spec)
     if not len(tree.names):
         raise UserError(
-            f"--data {spec} contains no images: nothing below {folder} ends in {', '.join(IMAGE_EXTENSIONS)}"
+            f"--data {spec} contains no images: nothing below {folder} ends in {', '.join(image_extensions())}"
             f"{''.join(f' ({note})' for note in tree.notes)}; give {SPEC_HELP}"
         )
     source = FileSource(folder, tree.names, tree.labels, tree.classes, str(folder))

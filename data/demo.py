@@ -8,6 +8,7 @@ pattern. Only numpy and Pillow are used; the same arguments give the same files.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from runtime.state import load_json, save_json
 
 VERSION = 1
-TAU = 2.0 * np.pi
+TAU = math.tau
 
 # How much the images of one class vary; wider ranges make the set harder for a short training.
 CELLS = (2.7, 3.3)  # pattern cells across the image

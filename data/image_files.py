@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-_ELSE = (".jfif", ".jpe", ".avif", ".heic", ".heif", ".jxl")  # formats that only some builds of Pillow decode
-_READ = tuple(end for end in _ELSE if end in Image.registered_extensions())
-IMAGE_EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, ".gif", *_READ)
-UNREAD_EXTENSIONS: tuple[str, ...] = tuple(end for end in _ELSE if end not in _READ)
+READ = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")  # torchvision's, and GIF
+ELSE = (".jfif", ".jpe", ".avif", ".heic", ".heif", ".jxl")  # formats that only some builds of Pillow decode
+
+
+@functools.cache
+def image_extensions() -> tuple[str, ...]:
+    """The extensions of images that are read."""
+    return (*READ, *(end for end in ELSE if end in Image.registered_extensions()))
+
+
+@functools.cache
+def unread_extensions() -> tuple[str, ...]:
+    """The extensions of images that this Pillow does not decode."""
+    return tuple(end for end in ELSE if end not in image_extensions())
 
 
 def is_hidden(part: str) -> bool:
@@ -28,11 +38,11 @@ class ImageNames:
 
     def takes(self, path: str) -> bool:
         """Whether a file is an image to read; ``path`` is posix and relative to the folder that was given."""
-        return path.lower().endswith(IMAGE_EXTENSIONS + UNREAD_EXTENSIONS) and not self.leaves_out(path)
+        return path.lower().endswith(READ + ELSE) and not self.leaves_out(path)
 
     def leaves_out(self, path: str) -> bool:
         """Whether a file that is known to be an image is skipped, because it is hidden or Pillow cannot read it."""
-        is_unread = path.lower().endswith(UNREAD_EXTENSIONS)
+        is_unread = path.lower().endswith(unread_extensions())
         if any(is_hidden(part) for part in path.split("/") if part not in (".", "..")):
             self.hidden.append(path)
             return True

@@ -28,7 +28,7 @@ except ImportError:  # torchvision 0.29 announces its removal; Pillow takes a th
     decode_jpeg = None
 
 
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178,956,970: Pillow refuses larger images, and warns above half of it
+MAX_PIXELS = 178_956_970  # Pillow's limit, twice its Image.MAX_IMAGE_PIXELS, above which it refuses an image
 
 
 class BadImage(Exception):

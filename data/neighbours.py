@@ -14,9 +14,11 @@ import numpy as np
 
 from runtime.errors import Damaged, UserError
 from runtime.npy import CHECKSUMS, Checksums, holds_an_object, map_array, pieces, read_checksums, whole_json
+from runtime.regular import expect_file
 from runtime.state import save_json
 
 LEFT_OUT = -1  # fills the row of an image that could not be opened
+GIVE = "give the closek_info.npy that compute_knn.py writes"
 MINE = "mine again with compute_knn.py"
 
 
@@ -167,21 +169,13 @@ def _unmap(ids: np.ndarray) -> None:
 
 
 def _map_integers(path: Path, name: str) -> np.ndarray:
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{name} {found}; give the closek_info.npy that compute_knn.py writes")
+    expect_file(path, name, GIVE)
     try:
         ids = map_array(path)
     except (OSError, Damaged) as error:
-        raise UserError(
-            f"{name} is not a complete .npy file of numbers ({error}); give the closek_info.npy that compute_knn.py "
-            "writes"
-        ) from None
+        raise UserError(f"{name} is not a complete .npy file of numbers ({error}); {GIVE}") from None
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        raise UserError(
-            f"{name} holds {ids.dtype} {list(ids.shape)}, expected integers [images, k]; "
-            "give the closek_info.npy that compute_knn.py writes"
-        )
+        raise UserError(f"{name} holds {ids.dtype} {list(ids.shape)}, expected integers [images, k]; {GIVE}")
     return ids
 
 

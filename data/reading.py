@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Annotated
 
+from data.datasets import check_there
 from data.images import MAX_PIXELS
 from data.loader import CACHES, DATA_PATHS
 from runtime.numbers import from_environment
@@ -38,7 +39,7 @@ class Images:
         "pack_dataset.py), a .txt file of paths, or a name (demo, digits, cifar10, cifar100, stl10; kept in "
         "$COSS_DATASETS, else ./datasets). If a folder holds train/ and val/ or test/ (or packed files with these "
         "names), train/ is used; paths in a .txt are relative to its folder. Labels are not used", metavar="DIR",
-        resumable=True, basic=True)]
+        resumable=True, basic=True, check=check_there)]
     subset: Annotated[float, Setting("use the first X (0-1] of each class's images; default {default}, the "
                                      "paper's 1% and 10% rows use 0.01 and 0.1", metavar="X", basic=True)] = 1.0
     max_pixels: MaxPixels = MAX_PIXELS

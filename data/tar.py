@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.image_files import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, ImageNames, is_hidden, mixture_of
+from data.image_files import ELSE, READ, ImageNames, image_extensions, is_hidden, mixture_of
 from data.images import BadImage, open_rgb
 from data.sources import ImageSource
 from data.split_folders import are_splits, names_of
@@ -52,7 +52,7 @@ class TarSource(ImageSource):
                                 "be read here; extract the tar and pack the folder")
         if not images:
             raise UserError(f"{flag} {self.paths[0]} contains no images: no member ends in "
-                            f"{', '.join(IMAGE_EXTENSIONS)}"
+                            f"{', '.join(image_extensions())}"
                             + "".join(f" ({note})" for note in files.notes()))
         if numbers:
             part, (names, labels, classes) = None, self._sharded(images, numbers, flag)
@@ -104,7 +104,7 @@ def _members(path: Path, number: int, flag: str) -> tuple[list[Member], dict[str
         with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 name = posixpath.normpath(member.name).lstrip("/")  # as tar extracts it
-                if name.lower().endswith(IMAGE_EXTENSIONS + UNREAD_EXTENSIONS):
+                if name.lower().endswith(READ + ELSE):
                     images.pop(name, None)  # of several members with one name the last counts
                     start = member.offset_data if member.isreg() and not member.issparse() else NO_CONTENT
                     images[name] = (name, number, start, member.size)

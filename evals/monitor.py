@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from data.datasets import check_there
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
 from data.splits import open_labelled
@@ -32,7 +33,8 @@ class Monitoring:
                                       basic=True)] = 0
     knn_data: Annotated[str | None, Setting(
         "labelled images for it, a folder with train/ and val/ or test/, or a name; default: --data or the folder "
-        "above it, whichever holds them", metavar="ROOT", resumable=True, basic=True),
+        "above it, whichever holds them", metavar="ROOT", resumable=True, basic=True,
+        check=check_there),
         Used("with --knn-every", lambda args: bool(args.knn_every))] = None
 
 

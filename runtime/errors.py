@@ -151,7 +151,7 @@ def _prepare_streams() -> None:
         if stream is None:
             stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: PTH123, SIM115 - for the life of the process
             setattr(sys, name, stream)
-        if number and isinstance(stream, io.TextIOWrapper):
+        if number and isinstance(stream, io.TextIOWrapper) and not isinstance(stream.write, functools.partial):
             stream.reconfigure(errors="backslashreplace")
             stream.write = functools.partial(_write_plain, stream.write)
 

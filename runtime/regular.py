@@ -7,6 +7,15 @@ import os
 import stat
 from typing import BinaryIO
 
+from runtime.errors import UserError
+
+
+def expect_file(path: str | os.PathLike, name: str, advice: str) -> None:
+    """Raise :class:`UserError` unless ``path``, ``name`` in the message, is a file; ``advice``: what to give."""
+    if not os.path.isfile(path):  # noqa: PTH113 - no error for an over-long name
+        found = "is a folder" if os.path.isdir(path) else "does not exist"  # noqa: PTH112
+        raise UserError(f"{name} {found}; {advice}")
+
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Open a file for reading. Raises OSError, at once, for a FIFO, a socket, a device or a folder."""

@@ -37,7 +37,8 @@ class Setting:
     or how the work is done; with ``changes_numbers`` that affects the result slightly. ``shared``: if several owners
     are used at once (a sum of losses), one value for all makes sense although their defaults differ. ``excludes``:
     another setting that contradicts it. ``unset``: the help's text for a default of None. ``basic``: ``--help`` alone
-    shows it.
+    shows it. ``check``: called with a value and its flag before the work, raises :class:`runtime.errors.UserError`, for
+    example for a file that is not there.
     """
 
     help: str
@@ -58,6 +59,7 @@ class Setting:
     excludes: str = ""
     unset: str = "none"
     basic: bool = False
+    check: Callable[[Any, str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Declared:
         text = (help or setting.help).replace("{default}", setting.unset if default is None else said(default))
         action = group.add_argument(*(flags.split() or self.spellings), dest=self.name,
                                     help=text.replace("{source}", source).replace("%", "%%"), **options)
-        action.declared = self
+        action.declared, action.check = self, setting.check
 
     def parser(self) -> Callable[[str], Any]:
         """Text to value, within the limits."""

@@ -6,14 +6,24 @@ import os
 import signal
 import sys
 
+from runtime.errors import run_script
+from runtime.first_pass import refuse_early
+
 LEAST_FILES = 64  # open at once: libraries, sockets, and pipes of a few workers
 
 
-def begin() -> None:
-    """Let Ctrl-C end the script at once and without a traceback until ``run_script`` takes over. Refuse a limit of open
-    files so low that imports and workers would fail without naming the cause, or hang."""
+def begin(script: str) -> None:
+    """Refuse what can be refused at once (:mod:`runtime.first_pass`; ``script`` is the path of the script), and let
+    Ctrl-C end it at once and without a traceback until ``run_script`` takes over."""
+    check_open_files()
+    if "torch" not in sys.modules:
+        run_script(lambda: refuse_early(script))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def check_open_files() -> None:
+    """Refuse a limit of open files so low that imports and workers would fail without naming the cause, or hang."""
     try:
         import resource
     except ImportError:  # not a Unix

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from data import clusters, neighbours
 from data.clusters import NO_CLUSTER, clusters_fingerprint, load_clusters
 from data.neighbours import KeptNeighbours, left_out_rows, load_neighbours, neighbours_fingerprint
+from runtime.regular import expect_file
 from runtime.settings import Declared, Setting
 
 
@@ -44,9 +46,10 @@ class ImageTable:
         return self.declared.flag
 
 
-def _file(name: str, help: str, basic: bool = False) -> Declared:
+def _file(name: str, help: str, advice: str, basic: bool = False) -> Declared:
     # resumable: the path may change between resumes, because the content is compared with the data.
-    return Declared(name, Setting(help, metavar="FILE", resumable=True, basic=basic), str, None)
+    return Declared(name, Setting(help, metavar="FILE", resumable=True, basic=basic, check=lambda path, flag: (
+        expect_file(path, f"{flag} {path}", advice))), str, None)
 
 
 def _neighbours(path: str, fingerprint: str, images: int, teacher: Mapping[str, Any] | None, flag: str,
@@ -66,17 +69,18 @@ def _clusters(path: str, fingerprint: str, images: int, teacher: Mapping[str, An
 NEAREST = ImageTable(
     _file("closek_info", "neighbour file of compute_knn.py mine (or of the original code), for --sampler cf and "
                          "cluster+cf; with --sampler cluster, a cluster file, each cluster of which is a step",
-          basic=True),
+          neighbours.GIVE, basic=True),
     "the neighbours of --data in the teacher's space; make it with compute_knn.py mine",
     _neighbours, _neighbours_fingerprint, left_out_rows, KeptNeighbours)
 FARTHEST = ImageTable(
     _file("fark_info", "file of farthest images that compute_knn.py mine --far wrote; half of the --nearest-k images "
-                       "(rounded down) are then drawn from it; default: none"),
+                       "(rounded down) are then drawn from it; default: none",
+          neighbours.GIVE),
     "the farthest images of --data in the teacher's space; make it with compute_knn.py mine --far",
     _neighbours, _neighbours_fingerprint, left_out_rows, KeptNeighbours, required=False)
 CLUSTERS = ImageTable(
     _file("cluster_info", "cluster file of compute_knn.py cluster (or of the original code), for --sampler cluster and "
-                          "cluster+cf"),
+                          "cluster+cf", clusters.GIVE),
     "the clusters of --data in the teacher's space; make it with compute_knn.py cluster",
     _clusters, lambda labels, settings: clusters_fingerprint(labels),
     lambda labels: np.flatnonzero(labels == NO_CLUSTER), lambda labels, kept: labels[kept])

@@ -225,7 +225,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python starts, bu
 sys.path.insert(0, {root!r})
 if True:
     from runtime.start import begin
-    begin()
+    begin("none.py")
 import os, resource, signal
 os.kill(os.getpid(), signal.SIGINT)
 """
@@ -249,4 +249,4 @@ def test_every_root_script_begins_before_its_imports():
     for path in ROOT.glob("*.py"):
         text = path.read_text(encoding="utf-8")
         if "run_script(main" in text:
-            assert text.index("    begin()\n") < text.index("\nimport "), path.name
+            assert text.index("    begin(__file__)\n") < text.index("\nimport "), path.name
