@@ -12,6 +12,7 @@ import io
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -126,8 +127,8 @@ def to_timm(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
         table = efficientnet_names({name: value.shape for name, value in tensors.items()})
         return {table.get(name, name): value for name, value in tensors.items()}
     wanted = model.state_dict()
-    if all(name in tensors and tensors[name].shape == value.shape for name, value in wanted.items()) and not (
-            "register_tokens" in tensors or "mask_token" in tensors):
+    if all(name in tensors and tensors[name].shape == value.shape for name, value in wanted.items()) and all(
+            name in wanted or name.startswith(model.spec.head_name + ".") for name in tensors):
         return dict(tensors)  # timm's already
     convert = converter(model.spec.arch.removeprefix(TIMM))
     halves = (torch.float16, torch.bfloat16)  # which a CPU does not resample
@@ -164,7 +165,7 @@ def _quiet() -> Iterator[None]:
     threshold = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(threshold)

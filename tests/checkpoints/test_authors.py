@@ -1,14 +1,15 @@
 """Files as today's teachers' authors name them: the network is found from names and shapes, at its released size.
 
-The tensors lie nowhere but where their numbers decide. What timm's converters compute is timm's; that each is reached,
-and that nothing is lost on the way, is checked here, on a small DINOv2 also by its features.
+A small network of each, two blocks of 64 channels, gives the features of timm's own, at its image size and at another.
+What timm's converters compute is timm's; that each is reached, and that nothing is lost on the way, is checked here.
 """
 
-import re
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import authors
 from helpers.sources import (
     _no_initialisation,  # noqa: F401
     images,
@@ -18,9 +19,10 @@ from helpers.sources import (
 
 from checkpoints.frozen import load_frozen
 from checkpoints.identify import Identity, hollow_trunk
-from checkpoints.layouts import LAYOUTS, TRANSFORMERS, find_layout
+from checkpoints.layouts import LAYOUTS, TRANSFORMERS, find_layout, read_checkpoint
 from checkpoints.match import Checkpoint
 from checkpoints.timm_names import converter
+from models.backbones import Spec
 from runtime.errors import UserError
 
 timm = pytest.importorskip("timm", reason="these networks are timm's; pip install timm")
@@ -31,80 +33,33 @@ def hollow(name):
     return {key: torch.empty(value.shape, device="meta") for key, value in model.state_dict().items()}
 
 
-def renamed(tensors, *pairs):
-    """Every name by each pair (pattern, replacement) in turn."""
-    for pattern, replacement in pairs:
-        tensors = {re.sub(pattern, replacement, name): value for name, value in tensors.items()}
-    return tensors
-
-
-def dinov2(tensors):
-    return {**renamed(tensors, ("^reg_token", "register_tokens")), "mask_token": torch.zeros(1, 384)}
-
-
-def dinov3(name, bias=torch.zeros):
-    tensors = renamed(hollow(name), ("^reg_token", "storage_tokens"), (r"gamma_(\d)", r"ls\1.gamma"))
-    if "blocks.0.mlp.fc1_g.weight" in tensors:
-        tensors = renamed(tensors, (r"mlp\.fc2", "mlp.w3"), (r"mlp\.fc1_g", "mlp.w1"), (r"mlp\.fc1_x", "mlp.w2"))
-    for block in range(12):
-        tensors[f"blocks.{block}.attn.qkv.bias"] = bias(1152)
-        tensors[f"blocks.{block}.attn.qkv.bias_mask"] = torch.full((1152,), torch.nan)
-    return {**tensors, "mask_token": torch.zeros(1, 384), "rope_embed.periods": 100 ** (torch.arange(16) / 16)}
-
-
-def eva02():
-    tensors = renamed(hollow("eva02_tiny_patch14_224"), (r"mlp\.fc1_g", "mlp.w1"), (r"mlp\.fc1_x", "mlp.w2"),
-                      (r"mlp\.norm", "mlp.ffn_ln"), (r"mlp\.fc2", "mlp.w3"), (r"([qv])_proj\.bias", r"\1_bias"),
-                      ("^fc_norm", "norm"))
-    return {**tensors, "mask_token": torch.zeros(1, 1, 192), "lm_head.weight": torch.zeros(8, 192),
-            "lm_head.bias": torch.zeros(8), "rope.freqs_cos": torch.zeros(256, 64)}
-
-
-def clip(**marks):
-    tensors = renamed(
-        hollow("vit_base_patch32_clip_224"), (r"patch_embed\.proj", "conv1"), ("norm_pre", "ln_pre"), (r"^norm\.",
-        "ln_post."), (r"blocks\.", "transformer.resblocks."), (r"mlp\.fc1", "mlp.c_fc"), (r"mlp\.fc2", "mlp.c_proj"),
-        (r"attn\.qkv\.", "attn.in_proj_"), (r"attn\.proj", "attn.out_proj"), (r"\.norm(\d)", r".ln_\1"),
-        ("cls_token", "class_embedding"), ("pos_embed", "positional_embedding"))
-    flat = {name: torch.empty(shape, device="meta") for name, shape in (
-        ("class_embedding", 768), ("positional_embedding", (50, 768)))}
-    return {**under("visual.", {**tensors, **flat, "proj": torch.empty(768, 512, device="meta")}), **TEXT, **marks}
-
-
-TEXT = {"positional_embedding": torch.zeros(77, 512), "text_projection": torch.zeros(512, 512), "logit_scale":
-        torch.zeros(()), "transformer.resblocks.0.ln_1.weight": torch.zeros(512), "ln_final.weight": torch.zeros(512)}
-OPENAI = {name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")}
-
-
-def radio():
-    tensors = hollow("vit_base_patch16_radio_v3")
-    width, more = tensors["pos_embed"].shape[-1], 1 + tensors["reg_token"].shape[1]
-    odd = {name: torch.empty(shape, device="meta") for name, shape in (
-        ("embedder.weight", (width, 768)), ("pos_embed", (1, 128 ** 2, width)), ("cls_token.token", (more, width)))}
-    kept = {k: v for k, v in tensors.items() if k.startswith("blocks.")}
-    return {**under("radio_model.model.", {**kept, **under("patch_generator.", odd)}),
-            "radio_model.input_conditioner.norm_mean": torch.zeros(3, 1, 1), "radio_model.summary_idxs": torch.zeros(3)}
-
-
+SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2}
+PATCH14, PATCH16, PATCH32 = (56, 84), (64, 96), (64, 96)
+Family = namedtuple("Family", "network names sizes options", defaults=(PATCH16, SMALL))
+# timm's network with the tag that is found, its authors' names, sizes that are compared, arguments that shrink it
 FILES = {
-    "DINOv2, training": (lambda: {
-        **under("teacher.backbone.", renamed(dinov2(hollow("vit_small_patch14_dinov2")), (r"^blocks\.", "blocks.0."))),
-        "teacher.dino_head.mlp.0.weight": torch.zeros(6, 6), "student.dino_head.mlp.0.weight": torch.zeros(6, 6)},
-        "vit_small_patch14_dinov2.lvd142m"),
-    "DINOv3": (lambda: dinov3("vit_small_patch16_dinov3"), "vit_small_patch16_dinov3.lvd1689m"),
-    "DINOv3 with biases": (lambda: dinov3("vit_small_patch16_dinov3", torch.ones),
-                           "vit_small_patch16_dinov3_qkvb.lvd1689m"),
-    "DINOv3 S+": (lambda: dinov3("vit_small_plus_patch16_dinov3"), "vit_small_plus_patch16_dinov3.lvd1689m"),
-    "EVA-02": (eva02, "eva02_tiny_patch14_224.mim_in22k"),
-    "OpenAI's CLIP": (lambda: clip(**OPENAI), "vit_base_patch32_clip_quickgelu_224.openai"),
-    "SigLIP": (lambda: {**under("visual.trunk.", hollow("vit_base_patch16_siglip_224")), "text.ln.weight":
-                        torch.zeros(3), "logit_bias": torch.zeros(())}, "vit_base_patch16_siglip_224.webli"),
-    "AIMv2": (lambda: renamed(
-        hollow("aimv2_large_patch14_224"), (r"norm(\d)", r"norm_\1"), (r"mlp\.fc1_g", "mlp.fc1"), (r"mlp\.fc1_x",
-        "mlp.fc3"), (r"^patch_embed\.", "preprocessor.patchifier."), ("^pos_embed", "preprocessor.pos_embed"),
-        (r"^norm\.", "post_trunk_norm."), (r"^(blocks|post)", r"trunk.\1")), "aimv2_large_patch14_224.apple_pt"),
-    "RADIO": (radio, "vit_base_patch16_radio_v3.c_radio"),
+    "DINOv2": Family("vit_small_patch14_dinov2.lvd142m", authors.dinov2, PATCH14),
+    "DINOv2, registers": Family("vit_small_patch14_reg4_dinov2.lvd142m", authors.dinov2, PATCH14),
+    "DINOv2, training": Family("vit_small_patch14_dinov2.lvd142m", authors.dinov2_training, PATCH14),
+    "DINOv2, giant": Family("vit_giant_patch14_dinov2.lvd142m", authors.dinov2_gated, PATCH14,
+                            {**SMALL, "mlp_ratio": 5.5}),
+    "DINOv3": Family("vit_small_patch16_dinov3.lvd1689m", authors.dinov3),
+    "DINOv3 with biases": Family("vit_small_patch16_dinov3_qkvb.lvd1689m", authors.dinov3),
+    "DINOv3 S+": Family("vit_small_plus_patch16_dinov3.lvd1689m", authors.dinov3),
+    "DINOv3, ConvNeXt": Family("convnext_tiny.dinov3_lvd1689m", authors.dinov3_convnext, PATCH16,
+                               {"dims": (8, 16, 32, 64), "depths": (1, 1, 2, 1)}),
+    "EVA-02": Family("eva02_tiny_patch14_224.mim_in22k", authors.eva02, PATCH14),
+    "EVA-02 B": Family("eva02_base_patch14_224.mim_in22k", authors.eva02, PATCH14),
+    "EVA-CLIP": Family("eva02_base_patch16_clip_224.merged2b", authors.eva_clip),
+    "EVA-CLIP, giant": Family("eva_giant_patch14_clip_224.merged2b", authors.eva_clip, PATCH14),
+    "OpenAI's CLIP": Family("vit_base_patch32_clip_quickgelu_224.openai", authors.openai, PATCH32),
+    "SigLIP": Family("vit_base_patch16_siglip_224.webli", authors.siglip),
+    "I-JEPA": Family("vit_huge_patch14_gap_224.in1k_ijepa", authors.ijepa, PATCH14),
+    "AIMv2": Family("aimv2_large_patch14_224.apple_pt", authors.aimv2, PATCH14),
+    "BEiT": Family("beit_base_patch16_224.in22k_ft_in22k", authors.beit),
+    "RADIO": Family("vit_base_patch16_radio_v3.c_radio", authors.radio),
 }
+HUGE = ("DINOv2, giant", "EVA-CLIP, giant", "I-JEPA")  # whose released sizes take long to build
 
 
 LAYOUTS_BY_NAMES = {  # those that FILES leaves out; names -> layout, its prefix
@@ -137,27 +92,59 @@ def checkpoint_of(tensors):
     return Checkpoint(Path("file"), "--distill", layout, "", layout.prefix, tensors, {}, {})
 
 
-@pytest.mark.parametrize("family", FILES)
+@pytest.mark.parametrize("family", [name for name in FILES if name not in HUGE and name != "BEiT"])
 def test_found(family):
-    make, arch = FILES[family]
-    found = checkpoint_of(make()).identify()
-    assert (found.arch, found.image_size) == (f"timm:{arch}", 224)
+    row = FILES[family]
+    found = checkpoint_of(row.names(hollow(row.network))).identify()
+    assert (found.arch, found.image_size) == (f"timm:{row.network}", 224)
 
 
-def test_what_no_name_tells_apart_is_listed():
-    with pytest.raises(UserError, match=r"fits timm:vit_base_patch32_clip_224\.laion2b, timm:vit_base_patch32_clip_"
-                       r"quickgelu_224\.openai, which .* give --teacher-arch with the one that it is"):
-        checkpoint_of(clip()).identify(arch_flag="--teacher-arch")
+@pytest.mark.parametrize("family", FILES)
+def test_features(family, tmp_path):
+    row = FILES[family]
+
+    def shrunk(size):
+        sized = {} if "dims" in row.options else {"img_size": size}
+        model = timm.create_model(row.network, num_classes=0, **row.options, **sized).eval()
+        model.spec = Spec(f"timm:{row.network}", "imagenet", size, 64, "head")
+        return model
+
+    theirs = randomise(shrunk(row.sizes[0]))
+    given = row.names({name: value.clone() for name, value in theirs.state_dict().items()})
+    torch.save(given, tmp_path / "file.pth")
+    for size in row.sizes:
+        ours = shrunk(size)
+        read_checkpoint(tmp_path / "file.pth").load_into(ours)
+        if family == "RADIO":  # as its authors place a table of 128 x 128 on any number of patches
+            table = given["radio_model.model.patch_generator.pos_embed"].unflatten(1, (128, 128)).permute(0, 3, 1, 2)
+            fitted = torch.nn.functional.interpolate(table, (size // 16,) * 2, mode="bilinear", align_corners=True)
+            theirs = shrunk(size)
+            theirs.load_state_dict({**ours.state_dict(), "pos_embed": fitted.flatten(2).transpose(1, 2)})
+        elif size != row.sizes[0] and "img_size" not in row.options and hasattr(theirs, "set_input_size"):
+            theirs.set_input_size(img_size=size)  # resamples as timm does
+        with torch.no_grad():
+            expected = theirs(images(size))
+            assert (ours(images(size)) - expected).abs().max() <= 1e-5 * expected.abs().max()
+            assert expected.std(dim=0).max() > 1e-3  # the images matter
+
+
+@pytest.mark.parametrize(("given", "archs"), [
+    (lambda: authors.openclip(hollow("vit_base_patch32_clip_224")),
+     "timm:vit_base_patch32_clip_224.laion2b, timm:vit_base_patch32_clip_quickgelu_224.openai"),
+    (lambda: authors.beit(hollow("beit_base_patch16_224")),
+     "timm:beit_base_patch16_224.in22k_ft_in22k, timm:beitv2_base_patch16_224.in1k_ft_in22k")])
+def test_what_no_name_tells_apart_is_listed(given, archs):
+    with pytest.raises(UserError) as caught:
+        checkpoint_of(given()).identify(arch_flag="--teacher-arch")
+    assert f"fits {archs}, which " in str(caught.value)
+    assert "give --teacher-arch with the one that it is" in str(caught.value)
 
 
 @pytest.fixture(scope="module")
 def small():
     """DINOv2's ViT-S with registers, in its authors' names, with the positions of 112 pixels."""
     model = randomise(timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0, img_size=112))
-    tensors = dinov2({k: v.clone() for k, v in model.state_dict().items()})
-    of_class = torch.randn(1, 1, 384, generator=torch.Generator().manual_seed(2))
-    tensors["pos_embed"] = torch.cat([of_class, tensors["pos_embed"]], dim=1)
-    tensors["cls_token"] = tensors["cls_token"] - of_class
+    tensors = authors.dinov2({k: v.clone() for k, v in model.state_dict().items()})
     return model, tensors
 
 
@@ -199,14 +186,14 @@ def test_what_is_wrong_is_said_and_not_the_flag_that_was_given(small, tmp_path):
 
 @pytest.mark.parametrize(("name", "wanted"), [
     ("vit_small_patch14_dinov2", {}), ("eva02_tiny_patch14_224", {}), ("beit_base_patch16_224", {}), (
-        "convnext_tiny", {}), ("regnety_160", {}), ("tf_efficientnet_lite0", None), (
+        "convnext_tiny", {}), ("regnety_002", {}), ("tf_efficientnet_lite0", None), (
         "vit_base_patch16_radio_v3", {"interpolation": "bilinear", "antialias": False, "align_corners": True})])
 def test_timms_converter_is_where_it_is_looked_for(name, wanted):
     """It is no part of timm's documented interface; the oracle is what timm would load with, if it were let to."""
     used = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("timm.models._builder.load_pretrained", lambda *_, **options: used.append(options["filter_fn"]))
-        timm.create_model(name, pretrained=True)
+        timm.create_model(name, pretrained=True, **({"depth": 1} if "patch" in name else {}))
     found = converter(name)
     if wanted is None:
         assert found is None is used[0]

@@ -13,9 +13,11 @@ from helpers.sources import (
     _no_initialisation,  # noqa: F401
     images,
     randomise,
+    smallest,  # noqa: F401
 )
 
 from checkpoints.authors import to_authors
+from checkpoints.frozen import load_frozen
 from checkpoints.layouts import find_layout
 from checkpoints.match import Checkpoint
 from checkpoints.timm_names import timm_candidates
@@ -133,3 +135,29 @@ def test_transformers(family, transformers, tmp_path):
         if "DINOv3" in family:  # whose positions are computed
             ours, _ = fill(shrunk(arch, **{**options, **({"img_size": 84} if "img_size" in options else {})}), tensors)
             close(ours(images(84)), theirs(model, images(84)))
+
+
+@pytest.mark.parametrize(("kind", "config", "feature"), [
+    ("ViTForImageClassification", "ViT", "auto"), ("ViTModel", "ViT", "auto"), ("ViTMSNModel", "ViTMSN", "auto"),
+    ("ViTMAEForPreTraining", "ViTMAE", "mean")], ids=["ViT", "DINO", "MSN", "MAE"])
+def test_plain_transformers_at_two_sizes(kind, config, feature, transformers, tmp_path, smallest):  # noqa: F811
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+    more = {"mask_ratio": 0.0, **{f"decoder_{name}": 4 for name in shape}} if config == "ViTMAE" else {}
+
+    def build(size):
+        made = getattr(transformers, f"{config}Config")(**shape, **more, image_size=size, patch_size=16,
+                                                                layer_norm_eps=1e-6)  # the authors'; its default: 1e-12
+        return getattr(transformers, kind)(made).eval()
+
+    model = randomise(build(32))
+    model.save_pretrained(tmp_path)
+    for size in (32, 48):
+        encoder, report = load_frozen(tmp_path, image_size=size, feature=feature)
+        assert (report.layout.partition(" ")[0], report.arch, report.image_size) == ("transformers", smallest, size)
+        tensors, theirs = dict(model.state_dict()), build(size)
+        for name in [name for name in tensors if name.endswith("position_embeddings")]:
+            tensors[name] = timm.layers.resample_abs_pos_embed(tensors[name], [size // 16] * 2, num_prefix_tokens=1)
+        theirs.load_state_dict({**theirs.state_dict(), **{k: v for k, v in tensors.items() if "decoder" not in k}})
+        with torch.no_grad():
+            out = getattr(theirs, "vit", theirs)(pixel_values=images(size)).last_hidden_state
+            close(encoder.backbone(images(size)), out[:, 1:].mean(1) if feature == "mean" else out[:, 0])

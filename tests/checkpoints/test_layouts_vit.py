@@ -1,6 +1,7 @@
-"""Vision transformers under timm's names, as DINO, MoCo v3 and timm save them: equal to timm's own network."""
+"""Plain vision transformers, as DINO, MoCo v3, MAE, MSN, iBOT and timm save them: equal to timm's own network."""
 
 import argparse
+import copy
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from helpers.sources import (
     head,
     images,
     randomise,
+    smallest,  # noqa: F401
     training,
     under,
 )
@@ -33,10 +35,13 @@ def networks():
     return make(1), make(2), make(3, embed_dim=384, num_heads=12)
 
 
+def close(ours, expected):
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 def assert_equal_to(encoder, model):
     with torch.no_grad():
-        expected = model(images(32))
-        assert (encoder.backbone(images(32)) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        close(encoder.backbone(images(32)), model(images(32)))
 
 
 def save(content, folder):
@@ -115,3 +120,48 @@ def test_as_timms_own_network(tmp_path, networks):
 def test_wrapped(tmp_path, networks):
     encoder, report = load_frozen(save({"state_dict": under("_orig_mod.module.", networks[0].state_dict())}, tmp_path))
     assert_equal_to(encoder, networks[0])
+
+
+def mae(tensors, others):
+    """facebookresearch/mae, with the decoder; the released encoders alone are the first of these lines."""
+    decoder = ("decoder_embed.weight", "decoder_pos_embed", "decoder_blocks.0.norm1.weight", "decoder_norm.weight",
+               "decoder_pred.weight", "mask_token")
+    return {"model": {**tensors, **{name: torch.ones(1, 6) for name in decoder}}, "epoch": 800}
+
+
+def msn(tensors, others):
+    """facebookresearch/msn."""
+    fc = under("module.fc.", {"fc1.weight": torch.ones(6, 64), "bn1.running_var": torch.ones(6)})
+    return {"encoder": {**under("module.", others), **fc}, "target_encoder": {**under("module.", tensors), **fc},
+            "prototypes": torch.ones(4, 6), "opt": OPTIMIZER, "epoch": 800, "temperature": 0.1}
+
+
+def ibot(tensors, others):
+    """bytedance/ibot's training file."""
+    heads = {"last_layer.weight_g": torch.ones(6, 1), "mlp.0.bias": torch.ones(6)}
+    return {"student": {**under("module.backbone.", {**others, "masked_embed": torch.ones(1, 64)}),
+                        **under("module.head.", heads)},
+            "teacher": {**under("backbone.", tensors), **under("head.", heads)}, "epoch": 800,
+            "ibot_loss": {"center": torch.zeros(1, 6), "center2": torch.zeros(1, 1, 6)}, "optimizer": OPTIMIZER}
+
+
+@pytest.mark.parametrize(("names", "layout", "feature"), [
+    (mae, "MAE", "mean"), (msn, "I-JEPA, MSN", "auto"), (ibot, "DINO", "auto"), (
+        lambda tensors, _: {"state_dict": tensors}, "torchvision", "auto")], ids=["MAE", "MSN", "iBOT", "its teacher"])
+def test_authors_at_two_sizes(names, layout, feature, tmp_path, smallest):  # noqa: F811
+    timm = pytest.importorskip("timm", reason="timm's own networks are the oracle; pip install timm")
+    model, other = (randomise(timm.create_model(PLAIN, img_size=32, num_classes=0, embed_dim=64, depth=2, num_heads=2),
+                              seed) for seed in (1, 2))
+    path = save(names(copy.deepcopy(model.state_dict()), other.state_dict()), tmp_path)
+    for size in (32, 48):
+        encoder, report = load_frozen(path, image_size=size, feature=feature)
+        assert (report.layout, report.arch, report.image_size) == (layout, smallest, size)
+        model.set_input_size(img_size=size)  # timm's own resampling
+        with torch.no_grad():
+            tokens = model.forward_features(images(size))
+            close(encoder.backbone(images(size)), tokens[:, 1:].mean(1) if feature == "mean" else tokens[:, 0])
+    others = [name for name in report.branches if names in (msn, ibot)]
+    for branch in others:
+        with torch.no_grad():
+            close(load_frozen(path, branch=branch)[0].backbone(images(32)), other(images(32)))
+    assert len(others) == (names in (msn, ibot))

@@ -14,6 +14,8 @@ import torch
 import torchvision
 from torch import nn
 
+from models import vit
+
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 SWAV = ([0.485, 0.456, 0.406], [0.228, 0.224, 0.225])
 UNIT = ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
@@ -27,6 +29,16 @@ def _no_initialisation():
         for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "xavier_uniform_"):
             patch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
         yield
+
+
+@pytest.fixture
+def smallest(monkeypatch):
+    """An architecture of 2 layers, 64 wide, beside those that are known; its name."""
+    options = vit.vit_options
+    monkeypatch.setitem(vit.VITS, "vit_smallest_16", (16, 64, 2))
+    monkeypatch.setattr(vit, "vit_options", lambda arch, size: {
+        **options(arch, size), **({"num_layers": 2} if arch == "vit_smallest_16" else {})})
+    return "vit_smallest_16"
 
 
 def randomise(model, seed=1):
