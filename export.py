@@ -32,6 +32,7 @@ from data.augment import eval_transform
 from data.datasets import check_there, open_source
 from data.demo import CLASSES, render
 from data.images import BadImage, limit_pixels
+from models.backbones import ARCH_HELP
 from models.teachers import FrozenEncoder
 from runtime.errors import UserError, run_script
 
@@ -39,7 +40,8 @@ TARGET_HELP = (
     "torchvision: a state dict with torchvision's names; timm: one with timm's, for ViTs, ResNets and others that fit "
     "a timm network exactly; safetensors: torchvision's names, with a description of the network; onnx: the graph, "
     "normalised images [batch, 3, S, S] to features [batch, d]; detectron2: its pickle, for ResNets; "
-    "moco: MoCo's layout, for linear-evaluation scripts like MoCo's")
+    "moco: MoCo's layout, for linear-evaluation scripts like MoCo's; state_dict: under the network's own names, for "
+    "networks of any library and of your own")
 
 STEM_NOTES = {"cifar": "the 3x3 stem with stride 1 and no max-pool behind it",
               "cifar_pad2": "the 3x3 stem padded by 2, with stride 1 and no max-pool behind it"}
@@ -53,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        "teacher's")
     cli.check_by(group, "--weights", look_at_weights)
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
-                       help="a torchvision classifier by name, or timm:NAME; default: found from the checkpoint")
+                       help=f"{ARCH_HELP}; default: found from the checkpoint")
     group.add_argument("--image-size", "--image_size", type=cli.number(int, 8), default=None, metavar="S",
                        help="side of the images in pixels, fixed in ViTs and ONNX graphs; default: what the "
                             "checkpoint records or its tensors show, else 224 (32 with a cifar stem)")

@@ -36,7 +36,7 @@ from data.images import limit_pixels
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
 from evals.sanity import effective_rank, leave_one_out, same_image, verdict
-from models.backbones import build_backbone
+from models.backbones import ARCH_HELP, build_backbone
 from models.heads import describe
 from models.teachers import FrozenEncoder
 from runtime.device import Process, seed_everything, start_process
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print only one JSON object per file")
     group = parser.add_argument_group("network")
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
-                       help="expected architecture, a torchvision classifier by name or timm:NAME; default: found")
+                       help=f"expected architecture, {ARCH_HELP}; default: found")
     cli.add_network_flags(group)
     group = cli.add_data_flags(parser, required=False, what="images to check the features on, anything that "
                                "train_distill.py takes: 10-NN if they have labels, else how often two views of an "
@@ -87,6 +87,7 @@ def examine(path: str, args: argparse.Namespace) -> tuple[Report, FrozenEncoder 
         report.branches = [p.rstrip(".") for p in checkpoint.branches() if p != checkpoint.prefix]
         found = checkpoint.identify(args.arch, args.stem, args.image_size)
         backbone = build_backbone(found.arch, found.stem, found.image_size, checkpoint.feature(args.feature))
+        checkpoint = checkpoint.over(backbone)
         report, _ = checkpoint.match(backbone)
         report.mean, report.std = list(args.mean or report.mean), list(args.std or report.std)
         report.head = head_of(checkpoint)

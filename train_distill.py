@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import losses
 from checkpoints.report import Report
 from common import cli, cli_original, distillation, methods, sampling
 from data.cache import pooled
@@ -52,6 +51,7 @@ from runtime.loop import Trainer
 from runtime.micro_batches import in_parts, parts_of
 from runtime.optim import Updater
 from runtime.optimizers import Optimization
+from runtime.own import code_record
 from runtime.run import Description, Run
 from runtime.settings import add_settings
 
@@ -62,6 +62,7 @@ FREE = {"processes", "teacher", "distill", "student_weights"}
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
+    words = cli_original.translate("train_distill.py", argv)
     cli.add_view_flags(cli.add_data_flags(parser))
 
     distillation.add_flags(parser)
@@ -74,7 +75,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = cli.add_run_flags(parser)
     cli.add_knn_flags(group)
     cli.add_device_flags(parser)
-    return parser.parse_args(cli_original.translate("train_distill.py", argv))
+    methods.add_own_flags(parser, words)
+    return parser.parse_args(words)
 
 
 def distil(args: argparse.Namespace, process: Process) -> None:
@@ -167,13 +169,15 @@ def describe(args: argparse.Namespace, process: Process, source: ImageSource, sa
              loss: Objective, modules: Mapping[str, Any], exports: Collection[str], alike: Mapping[str, str],
              ) -> Description:
     """Which run this is: its settings with what they came to, and the ``modules`` (None: there is none)."""
-    spec = student.backbone.spec.record()
-    teachers = teacher.backbone.spec.record() if teacher else dict.fromkeys(spec)
-    given = {name: value for name, value in vars(args).items() if value is not None or name not in losses.settings()}
+    spec = student.backbone.spec.identity()
+    teachers = teacher.backbone.spec.identity() if teacher else dict.fromkeys(student.backbone.spec.record())
+    of_losses = methods.options(args)
+    given = {name: value for name, value in vars(args).items() if value is not None or name not in of_losses}
     config = {**given, "losses": {name: dict(x.settings) for name, x in loss.losses.items()},
+              **methods.code_of(args), **code_record("data", args.data),
               "warmup_epochs": cli.take(Optimization, args).warmup,
               **({"branch": report.branch, "mean": report.mean, "std": report.std} if report else {}),
-              **{name: spec[name] for name in ("stem", "image_size", "feature")}, "student_arch": spec["arch"],
+              **{name: spec[name] for name in spec if name != "arch"}, "student_arch": spec["arch"],
               "student_sha256": begun.sha256 if begun else None,
               **{f"teacher_{name}": value for name, value in teachers.items()},
               "teacher": report.record() if report else None,
@@ -184,7 +188,7 @@ def describe(args: argparse.Namespace, process: Process, source: ImageSource, sa
     kept = {**modules, "loss": loss if loss.state_dict() else None}
     return Description(config, {**student.record(), "teacher": config["teacher"]},
                        {name: module for name, module in kept.items() if module is not None}, exports,
-                       args.resumable | FREE | losses.settings().keys(), alike,
+                       args.resumable | FREE | of_losses.keys(), alike,
                        f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "")
 
 

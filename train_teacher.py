@@ -33,7 +33,7 @@ from data.loader import BadImageLog, Batch, build_loader
 from data.samplers import RandomSampler
 from evals.monitor import KnnMonitor
 from losses.moco import MoCo
-from models.backbones import build_backbone, check_batch
+from models.backbones import ARCH_HELP, build_backbone, check_batch
 from models.moco_pretraining import MoCoEncoders
 from models.place import place
 from runtime.agreement import together
@@ -44,6 +44,7 @@ from runtime.job import RunSettings
 from runtime.loop import Trainer
 from runtime.optim import Updater
 from runtime.optimizers import Optimization
+from runtime.own import code_record
 from runtime.run import Description, Run
 from runtime.settings import add_settings
 
@@ -60,8 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("MoCo")
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
-                       help="a torchvision classifier by name, or timm:NAME; default resnet50, MoCo's, or what the "
-                            "file of --weights holds")
+                       help=f"{ARCH_HELP}; default resnet50, MoCo's, or what the file of --weights holds")
     cli.stem_flag(group, "--stem", whose="the network", unset="imagenet, or that of the --weights file")
     add_settings(group, MoCoEncoders)
     add_settings(group, MoCo, flags={"queue_size": "--moco-k --queue-size", "s_temp": "--moco-t"}, help={
@@ -123,6 +123,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     spec = moco.spec
     config = {**vars(args), "arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
               "feature": spec.feature,
+              **code_record("data", args.data), **({"code_sha256": spec.code_sha256} if spec.code_sha256 else {}),
               "weights_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
               "processes": process.world_size}
     modules = {"state_dict": moco, "loss": loss, "updater": updater}

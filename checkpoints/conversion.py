@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from checkpoints.safe_load import file_sha256
-from checkpoints.targets import Moco, Network, Safetensors, Target, Torchvision
+from checkpoints.targets import Moco, Network, Safetensors, StateDict, Target, Torchvision
 from checkpoints.targets_elsewhere import Detectron2, Onnx, Timm
 from runtime.errors import UserError
 from runtime.outputs import check_output_file, reserve
 
 TARGETS: dict[str, Target] = {"torchvision": Torchvision(), "timm": Timm(), "safetensors": Safetensors(),
-                              "onnx": Onnx(), "detectron2": Detectron2(), "moco": Moco()}
+                              "onnx": Onnx(), "detectron2": Detectron2(), "moco": Moco(), "state_dict": StateDict()}
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def load_frozen(
                                  trust=trust_checkpoint)
     found = checkpoint.identify(arch, stem, image_size, arch_flag=f"{prefix}arch", stem_flag=f"{prefix}stem")
     backbone = build_backbone(found.arch, found.stem, found.image_size, checkpoint.feature(feature), f"{prefix}arch")
+    checkpoint = checkpoint.over(backbone)
     report = checkpoint.load_into(backbone)
     head = checkpoint.head() if with_head else None
     report.head = describe(head) if head else None

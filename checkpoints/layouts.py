@@ -24,6 +24,7 @@ from checkpoints.safe_load import read_file
 from models.backbones import STEMS
 from runtime.errors import Damaged, UserError
 from runtime.inert import Inert
+from runtime.own import is_own
 from runtime.store import check_content
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these in front
@@ -153,6 +154,8 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     for name in everything.keys() - {container + k for k in tensors}:
         outside[name.partition(".")[0]] = outside.get(name.partition(".")[0], 0) + 1
     layout = find_layout(tensors)
+    if layout is None and is_own(raw.get("arch")):  # without a convolution
+        layout = next(x for x in LAYOUTS if x.name == "CoSS")
     if layout is None:
         raise UserError(f"{flag} {path} holds no image backbone: its tensors are {few(list(tensors))}; "
                         "give the file of the pre-trained network itself")
@@ -235,8 +238,9 @@ def _meta(raw: Mapping[str, Any]) -> dict[str, Any]:
     arch = raw.get("arch", getattr(raw.get("args"), "arch", None))  # DINO's lies in its arguments
     meta = {"arch": arch, "stem": raw.get("stem"), "image_size": raw.get("image_size"),
             "feature": raw.get("feature"), "epoch": epoch, "hidden_act": raw.get("hidden_act"),
-            "heads": raw.get("heads")}
-    kinds = {"arch": str, "stem": str, "image_size": int, "feature": str, "epoch": int, "hidden_act": str, "heads": int}
+            "heads": raw.get("heads"), "code_sha256": raw.get("code_sha256")}
+    kinds = {"arch": str, "stem": str, "image_size": int, "feature": str, "epoch": int, "hidden_act": str, "heads": int,
+             "code_sha256": str}
     meta = {name: value for name, value in meta.items() if isinstance(value, kinds[name])}
     if meta.get("stem") not in (None, *STEMS):
         del meta["stem"]

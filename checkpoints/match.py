@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from checkpoints.identify import Identity, has_family
+from checkpoints.identify import COUNTER, Identity, has_family
 from checkpoints.report import Report, few
 from checkpoints.safe_load import file_sha256
 from checkpoints.timm_names import OPENAI
 from checkpoints.trunk import Trunk
 from checkpoints.values import other_rotation, refuse_unsound, sentence, trouble
-from models.backbones import TIMM, known_arch
+from models.backbones import TIMM, Spec, known_arch
 from models.heads import head_from
 from models.original import name_there
 from models.teachers import IMAGENET_MEAN, IMAGENET_STD
 from models.tokens import FEATURES, evaluated_size
 from models.vit import VITS, attention_heads
 from runtime.errors import UserError
+from runtime.own import is_own
 
 Colours = Sequence[float]
 
@@ -68,7 +69,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     outside: dict[str, int]  # other prefixes in the file, with their numbers of tensors
     meta: dict[str, Any]  # where the file records them: arch, stem, image_size, feature, epoch, mean, std, teacher,
-    # hidden_act, heads
+    # hidden_act, heads, code_sha256
     files: tuple[Path, ...] = ()  # that hold the tensors, where ``path`` is a folder
 
     def identify(self, arch: str | None = None, stem: str | None = None, image_size: int | None = None, *,
@@ -80,6 +81,11 @@ class Checkpoint:
                             "leave the flag out")
         if arch is None and self._recorded() and self._recorded()[0].startswith(TIMM):
             arch = self._recorded()[0]  # its names alone may fit a network of torchvision's as well
+        if arch is None and is_own(self.meta.get("arch")):
+            raise UserError(f"{self.flag} {self.path} is a network of someone's own code, which is run only where a "
+                            f"command line names it; look at the file and give {arch_flag} {self.meta['arch']}")
+        if is_own(arch):
+            return Identity(arch, "imagenet", image_size or self.meta.get("image_size") or 224)
         if arch is None:
             found = self.trunk.fitting(image_size)
             if not found:
@@ -99,6 +105,19 @@ class Checkpoint:
         size = image_size or self.meta.get("image_size") or evaluated_size(best.arch) or self.trunk.native_size(
             best.arch) or (224 if stem == "imagenet" else 32)
         return Identity(best.arch, stem, size)
+
+    def over(self, backbone: nn.Module) -> Checkpoint:
+        """The same file for ``backbone``: where that is one's own network, whose names no layout knows, the branch is
+        the first prefix behind which all of its tensors are."""
+        names = [name for name in backbone.state_dict() if not name.endswith(COUNTER)] if is_own(
+            backbone.spec.arch) else []
+        prefixes = [key.removesuffix(name) for name in names[:1] for key in self.tensors if key.endswith(name)]
+        for prefix in prefixes:
+            if all(prefix + name in self.tensors for name in names):
+                others = dict.fromkeys(key.partition(".")[0] for key in self.tensors if not key.startswith(prefix))
+                return dataclasses.replace(self, prefix=prefix, layout=dataclasses.replace(
+                    self.layout, prefix=prefix, branches=(), dropped=tuple(others)))
+        return self
 
     def feature(self, wanted: str = "auto") -> str:
         """What of a transformer is its feature: ``wanted``, or for ``auto`` what the file records, else ``auto``."""
@@ -147,7 +166,7 @@ class Checkpoint:
             epoch=self.meta.get("epoch"), recorded_arch=self.meta.get("arch"),
             mean=list(self.meta.get("mean") or _timm_colours(backbone, "mean") or mean),
             std=list(self.meta.get("std") or _timm_colours(backbone, "std") or std))
-        report.notes = resampled + laid.notes(inside) + self._notes(spec.arch)
+        report.notes = resampled + laid.notes(inside) + self._notes(spec)
         heads, recorded = attention_heads(backbone), self.meta.get("heads")
         if report.missing or report.unexpected or report.reshaped:
             report.error = self._mismatch(report)
@@ -168,7 +187,11 @@ class Checkpoint:
                     if raw in self.tensors)
         return next((sentence(str(self.path), raw, said) for raw, said in troubles if said), None)
 
-    def _notes(self, arch: str) -> list[str]:
+    def _notes(self, spec: Spec) -> list[str]:
+        arch, then = spec.arch, self.meta.get("code_sha256")
+        if spec.code_sha256 and then and then != spec.code_sha256:
+            return [f"the code of {arch} has changed since these weights were saved (SHA-256 {then[:12]}…, now "
+                    f"{spec.code_sha256[:12]}…)"]
         notes = [f"it records {x}, but {arch} was taken" for x in self._recorded()
                  if known_arch(x) and x not in (arch, name_there(arch))]
         twins = [x for x in VITS if arch in VITS and x != arch and VITS[x][:2] == VITS[arch][:2]]

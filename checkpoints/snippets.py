@@ -13,11 +13,16 @@ from models.backbones import TIMM, Spec, builder_options
 from models.original import ORIGINALS
 from models.tokens import ChosenFeature
 from models.vit import VITS, vit_options
+from runtime.own import is_own
 
 
 def trunk_code(backbone: nn.Module) -> str:
     """``import …; model = …`` and what makes the library's network the trunk: head off, and stem where it differs."""
     spec: Spec = backbone.spec
+    if is_own(spec.arch):
+        file, _, name = spec.arch.rpartition(":")
+        pooled = ["model.register_forward_hook(lambda module, images, y: y.mean((2, 3)))"] * backbone.pools
+        return "; ".join(["import runpy, torch", f"model = runpy.run_path({file!r})[{name!r}]()", *pooled])
     library = "timm" if spec.arch.startswith(TIMM) else "torchvision"
     if library == "timm":
         call = timm_call(*timm_arguments(backbone))

@@ -21,6 +21,7 @@ from models.backbones import TIMM
 from models.original import ORIGINALS
 from models.teachers import FrozenEncoder
 from runtime.errors import UserError
+from runtime.own import is_own
 
 Opened = Callable[[Tensor], list[Tensor]]  # normalised images [b, 3, S, S] -> features [b, d] (and projected [b, d'])
 MOCO = "module.encoder_q."
@@ -46,7 +47,7 @@ class Network:
 
     def about(self) -> dict[str, str]:
         """What a format's text metadata holds, in words that our own reader knows."""
-        return {**{k: str(v) for k, v in self.trunk.spec.record().items()}, "mean": json.dumps(self.report.mean),
+        return {**{k: str(v) for k, v in self.trunk.spec.identity().items()}, "mean": json.dumps(self.report.mean),
                 "std": json.dumps(self.report.std), "source_sha256": self.report.sha256}
 
 
@@ -67,6 +68,8 @@ class Target:
                     "or onnx (the original's scripts read student.pth as it is)")
         if network.trunk.spec.arch.startswith(TIMM):
             return "torchvision has no builder for it; choose --to timm, safetensors or onnx"
+        if is_own(network.trunk.spec.arch):
+            return "it is of your own code, which only names its tensors; choose --to state_dict, safetensors or onnx"
         return None
 
     def write(self, network: Network, path: Path) -> None:
@@ -109,6 +112,16 @@ class Torchvision(Target):
     """A bare state dict under torchvision's names, without the classifier's."""
 
     what = "a state dict under torchvision's names"
+
+
+class StateDict(Target):
+    """A bare state dict under the names of whichever library has the network, or of one's own code."""
+
+    what = "a state dict under the network's own names"
+
+    def refuse(self, network: Network) -> str | None:
+        """Every network has names."""
+        return None
 
 
 class Moco(Target):
@@ -163,7 +176,8 @@ class Safetensors(Target):
 
     def open(self, network: Network, path: Path, projector: Path) -> Opened:
         """By that package, and by our own reader, which must find the same network."""
-        encoder, report = load_frozen(path, flag="--output")
+        own = network.trunk.spec.arch if is_own(network.trunk.spec.arch) else None  # which a command line has named
+        encoder, report = load_frozen(path, own, flag="--output")
         if (encoder.backbone.spec, report.mean, report.std) != (
                 network.trunk.spec, network.report.mean, network.report.std):
             raise UserError(f"the metadata read back say {encoder.backbone.spec.record()}, which is another network")

@@ -21,6 +21,7 @@ from checkpoints.targets import Network, Opened, Target
 from models.backbones import TIMM
 from models.original import EFFICIENTNETS, ORIGINALS, name_there
 from runtime.errors import UserError
+from runtime.own import is_own
 
 VIT_WIDTHS = {192: ("tiny", 3), 384: ("small", 6), 768: ("base", 12), 1024: ("large", 16), 1280: ("huge", 16)}
 
@@ -38,6 +39,8 @@ class Timm(Target):
         import timm
 
         spec = network.trunk.spec
+        if is_own(spec.arch):
+            return super().refuse(network)
         advice = f"choose --to {'torchvision, ' * (spec.arch not in ORIGINALS)}safetensors or onnx"
         if spec.stem != "imagenet":
             return f"its stem is {spec.stem} and timm's networks have the imagenet stem; {advice}"

@@ -28,6 +28,7 @@ from models.backbones import TIMM, require_timm
 from models.tokens import evaluated_size, fitted_positions, position_table
 from models.vit import attention_heads
 from runtime.errors import UserError
+from runtime.own import is_own
 
 BLOCK_BIAS = re.compile(r"(.*\.)?(blocks|layers?)\.\d+\..*bias$")
 
@@ -62,6 +63,10 @@ class Trunk:
         """The ``tensors``, by default all, under the names of ``backbone``, how they fit, and what of positions was
         resampled, in words."""
         arch, stem, given = backbone.spec.arch, backbone.spec.stem, self.tensors if tensors is None else tensors
+        if is_own(arch):  # names that no library knows stay as they are
+            laid = Translation(dict(given), {name: (name,) for name in given}, [])
+            return laid, fit(laid.shapes, {k: v.shape for k, v in backbone.state_dict().items()}, backbone.spec,
+                             self.heads), []
         try:
             laid = translate(given, self.authors, backbone if arch.startswith(TIMM) else None)
         except UserError:

@@ -14,7 +14,7 @@ from common import cli
 from data.augment import Augmentation, augmentation
 from losses import needs_of
 from losses.base import CombinedNeeds
-from models.backbones import build_backbone
+from models.backbones import ARCH_HELP, build_backbone
 from models.distiller import Distiller
 from models.heads import build_heads
 from models.place import place
@@ -26,11 +26,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Student and teacher."""
     group = parser.add_argument_group("networks")
     group.add_argument("-a", "--student_arch", "--student-arch", default="resnet18", metavar="ARCH",
-                       help="student, a torchvision classifier by name, a small ViT (vit_ti_16, vit_s_16), or "
-                            "timm:NAME; default resnet18, the paper's first row, or what --student-weights holds")
+                       help=f"student, {ARCH_HELP}; default resnet18, the paper's first row, or what "
+                            "--student-weights holds")
     group.add_argument("-k", "--teacher_arch", "--teacher-arch", default="auto", metavar="ARCH",
-                       help="teacher, a torchvision classifier by name, or timm:NAME; default auto: found from its "
-                            "file's tensors")
+                       help="teacher, likewise; default auto: found from its file's tensors")
     cli.stem_flag(group, "--stem --student-stem", whose="the student", unset="imagenet, or --student-weights' own")
     group.add_argument("--student-weights", default=None, metavar="PATH",
                        help="begin with the trunk of this checkpoint, read as --distill, in its own normalisation, and "

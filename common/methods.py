@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,11 +14,12 @@ import losses
 from common import cli
 from losses import LOSSES, needs_of
 from losses.combine import Objective
-from models.heads import HeadNorm
+from models.heads import HEADS, HeadNorm
 from models.momentum import BatchNormParts, ContrastedWidth, Momentum
 from runtime import settings
 from runtime.errors import UserError
-from runtime.settings import Setting, Used, by_default, said
+from runtime.own import OWN_HELP, is_own, load_own
+from runtime.settings import Declared, Setting, Used, by_default, said
 
 
 @dataclass(frozen=True)
@@ -35,45 +37,79 @@ class Surroundings:
     bn_parts: Annotated[BatchNormParts, Used("by losses with a momentum student", lambda needs: needs.momentum)] = 8
 
 
+GROUP = "loss"
 SURROUNDINGS = settings.declared(Surroundings)
 
 
 def add_loss_flags(parser: argparse.ArgumentParser) -> None:
     """--loss and the settings of the losses. A setting that is not given keeps each loss's own default. In a sum, a
     given setting goes to every loss that has it, and is refused if their defaults differ."""
-    group = parser.add_argument_group("loss")
+    group = parser.add_argument_group(GROUP)
     group.add_argument("--loss", default="coss", metavar="NAME", type=loss_names,
-                       help=f"objective: {', '.join(sorted(LOSSES))}, or a sum of them (coss+seed); default coss. "
-                            "coss_centred is coss, with the same flags, on features minus the batch's mean: not in the "
-                            "paper, but better on small data sets (docs/RESULTS.md)")
+                       help=f"objective: {', '.join(sorted(LOSSES))}, {OWN_HELP}, or a sum (coss+seed); default "
+                            "coss. coss_centred is coss, with the same flags, on features minus the batch's mean: not "
+                            "in the paper, but better on small data sets (docs/RESULTS.md)")
     settings.add_settings(group, Objective)
     for owners in losses.settings().values():
-        declared = next(iter(owners.values()))
-        text = declared.setting.help.replace("{default}", said(declared.default))
-        own = "" if "default" in text else f"; default: {by_default({name: x.default for name, x in owners.items()})}"
-        declared.add_to(group, default=None, help=f"{', '.join(owners)}: {text}{own}")
+        _add_setting(group, owners)
     settings.add_settings(group, Surroundings)
 
 
+def add_own_flags(parser: cli.Parser, words: Sequence[str]) -> None:
+    """Last, when all others are there: the settings of one's own losses that the command line ``words`` names. Raises
+    :class:`UserError` if one would be another flag."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--loss", nargs="?", default="")
+    group = next(x for x in parser.groups() if x.title == GROUP)
+    known = losses.settings()
+    for name, owners in losses.settings(_known(early.parse_known_args(words)[0].loss or "")).items():
+        one = next(iter(owners.values()))
+        there = {action.dest for action in parser._actions} | parser._option_string_actions.keys()
+        if name not in known and there & {name, *one.spellings}:
+            raise UserError(f"--loss: the setting {name} of {', '.join(owners)} would be a second flag {one.flag}; "
+                            "give it another name")
+        if name not in known:
+            _add_setting(group, owners)
+
+
+def _add_setting(group: cli.Group, owners: Mapping[str, Declared]) -> None:
+    """The flag of a setting, which ``owners`` share, each with its own default."""
+    declared = next(iter(owners.values()))
+    text = declared.setting.help.replace("{default}", said(declared.default))
+    own = "" if "default" in text else f"; default: {by_default({name: x.default for name, x in owners.items()})}"
+    declared.add_to(group, default=None, help=f"{', '.join(owners)}: {text}{own}")
+
+
 def loss_names(text: str) -> str:
-    """--loss; raises argparse.ArgumentTypeError for an unknown name or an impossible sum."""
+    """--loss, with absolute paths; raises argparse.ArgumentTypeError for an unknown name or an impossible sum."""
     try:
         needs_of(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("--loss ")) from None
-    return text
+    return "+".join(str(load_own(name, "--loss")) if is_own(name) else name for name in text.split("+"))
+
+
+def _known(names: str) -> list[str]:
+    """Every loss of the project, and one's own among ``names``, which are joined by +."""
+    return [*LOSSES, *filter(is_own, names.split("+"))]
 
 
 def options(args: argparse.Namespace) -> dict[str, object]:
     """The flags that are constructor arguments of losses; None keeps the loss's default."""
-    return {name: vars(args)[name] for name in losses.settings()}
+    return {name: vars(args)[name] for name in losses.settings(_known(args.loss))}
+
+
+def code_of(args: argparse.Namespace) -> dict[str, object]:
+    """For config.json: the SHA-256 of the files of one's own losses, by the losses' names."""
+    hashes = {losses.called(x): load_own(x, "--loss").sha256 for x in args.loss.split("+") if is_own(x)}
+    return {"loss_code_sha256": hashes} if hashes else {}
 
 
 def unused(args: cli.Arguments, head: nn.Module) -> list[str]:
     """A sentence for each flag that was given and that no loss in --loss takes. ``head``: the student's."""
     needs = needs_of(args.loss)
     taken = losses.settings(args.loss.split("+"))
-    given = [owner for name, owners in losses.settings().items() for owner in list(owners.values())[:1]
+    given = [owner for name, owners in losses.settings(_known(args.loss)).items() for owner in list(owners.values())[:1]
              if vars(args)[name] is not None and name not in taken]
     has_norm = any(isinstance(module, _BatchNorm) for module in head.modules())  # the head has none if the widths agree
     given += [found for name, found in SURROUNDINGS.items() if name in args.given
@@ -102,10 +138,15 @@ def check_loss(args: argparse.Namespace) -> None:
                             f"differ ({', '.join(own)}); leave it out, and each keeps its own")
     for name in args.loss.split("+"):
         own = losses.settings([name])
-        weights = [own[key][name] for key in ("l_0", "l_1") if {"l_0", "l_1"} <= own.keys()]
+        weights = [own[key][losses.called(name)] for key in ("l_0", "l_1") if {"l_0", "l_1"} <= own.keys()]
         if weights and not any(x.default if vars(args)[x.name] is None else vars(args)[x.name] for x in weights):
-            raise UserError(f"{' and '.join(f'{x.flag} 0' for x in weights)} leave --loss {name} nothing to train on; "
+            zero = " and ".join(f"{x.flag} 0" for x in weights)
+            raise UserError(f"{zero} leave --loss {losses.called(name)} nothing to train on; "
                             "give one of them a weight")
+    unknown = [head for head, _ in needs.heads if head not in HEADS]
+    if unknown:
+        raise UserError(f"--loss {args.loss}: there is no student's head {unknown[0]}; its needs may have "
+                        f"{', '.join(HEADS)}")
     if needs.teacher and not args.distill:
         raise UserError(f"--loss {args.loss} needs --distill PATH, the teacher's checkpoint; train one with "
                         "train_teacher.py if you have none")

@@ -17,6 +17,7 @@ from common import cli
 from data.augment import Transform, eval_transform
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
+from models.backbones import ARCH_HELP
 from models.teachers import FrozenEncoder
 from models.tokens import FEATURES
 from runtime.agreement import agree, same_on_every_rank, together
@@ -45,7 +46,7 @@ class Network:
         "the baseline of a network that has learnt nothing", "--weights --pretrained_weights", metavar="PATH",
         basic=True, check=check_weights)]
     arch: Annotated[str | None, Setting(
-        "a torchvision classifier by name, or timm:NAME; default: found from the checkpoint", "-a --arch",
+        f"{ARCH_HELP}; default: found from the checkpoint", "-a --arch",
         metavar="ARCH", basic=True)] = None
 
 

@@ -12,16 +12,18 @@ import numpy as np
 
 from data.folders import list_folder, scan, unreadable
 from data.image_files import ImageNames, image_extensions
+from data.own_source import OwnSource
 from data.packed import PackedSource, is_packed
 from data.sources import UNMIX, ArraySource, FileSource, ImageSource
 from data.split_folders import EVALUATION_FOLDERS, SPLITS, are_splits, names_of
 from runtime.errors import UserError
 from runtime.outputs import no_link
+from runtime.own import is_own, load_own, look_at_own
 from runtime.regular import open_regular
 
 SPEC_HELP = (
     "an image folder, a packed file (.pack), a .txt file of image paths, or one of demo, digits, cifar10, cifar100, "
-    "stl10"
+    "stl10, or FILE.py:NAME of your own data set"
 )
 
 
@@ -37,7 +39,8 @@ def open_source(spec: str, split: str = "train", labelled: bool = False, flag: s
     (d) a packed file written by pack_dataset.py, or a folder that holds train.pack (and val.pack or test.pack; a
         sub-folder train/ takes precedence over train.pack);
     (e) demo, digits, cifar10, cifar100 or stl10, or the name of any folder in `datasets_root()` that holds train/. A
-        built-in name takes precedence over a folder of that name: write ./digits for the folder.
+        built-in name takes precedence over a folder of that name: write ./digits for the folder;
+    (f) FILE.py:NAME, a function of the user's own that makes a data set (data.own_source).
 
     split is 'train' or 'test'. labelled=True requires labels; for stl10's training images it selects the small
     labelled part. Raises UserError, beginning with `flag` (the flag that gave `spec`), if the images are missing, there
@@ -59,6 +62,9 @@ def open_source(spec: str, split: str = "train", labelled: bool = False, flag: s
 
 def check_there(spec: str, flag: str = "--data") -> None:
     """Raise UserError, beginning with `flag`, if nothing is called `spec`; see :func:`open_source`."""
+    if is_own(spec):
+        look_at_own(spec, flag)
+        return
     path = Path(os.path.expanduser(spec))  # noqa: PTH111  (~nobody is an unknown path, not an error)
     if spec in _BUILT_IN or (spec and _is_folder(path)) or _is_file(path) or _is_stored(spec):
         return
@@ -78,6 +84,8 @@ def _is_stored(spec: str) -> bool:
 
 def _find_source(spec: str, split: str, labelled: bool) -> ImageSource:
     check_there(spec)
+    if is_own(spec):
+        return OwnSource(load_own(spec, "--data"), split)
     stored = datasets_root() / spec
     if spec in _BUILT_IN:
         if _is_stored(spec) and spec != "demo":  # write_demo itself checks that the demo set is complete

@@ -35,10 +35,10 @@ class Images:
     """Which images are used."""
 
     data: Annotated[str, Setting(
-        "images: an ImageFolder tree, a folder of images with or without sub-folders, a packed file (of "
-        "pack_dataset.py), a .txt file of paths, or a name (demo, digits, cifar10, cifar100, stl10; kept in "
-        "$COSS_DATASETS, else ./datasets). If a folder holds train/ and val/ or test/ (or packed files with these "
-        "names), train/ is used; paths in a .txt are relative to its folder. Labels are not used", metavar="DIR",
+        "images: an ImageFolder tree, any folder of images, a packed file (of pack_dataset.py), a .txt file of paths, "
+        "a name (demo, digits, cifar10, cifar100, stl10; kept in $COSS_DATASETS, else ./datasets), or FILE.py:NAME of "
+        "your own. If a folder holds train/ and val/ or test/ (or packed files with these names), train/ is used; "
+        "paths in a .txt are relative to its folder. Labels are not used", metavar="DIR",
         resumable=True, basic=True, check=check_there)]
     subset: Annotated[float, Setting("use the first X (0-1] of each class's images; default {default}, the "
                                      "paper's 1% and 10% rows use 0.01 and 0.1", metavar="X", basic=True)] = 1.0

@@ -14,12 +14,15 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from models.original import ORIGINALS, build_original
+from models.own import HEAD, build_own
 from models.tokens import choose_feature, patch_of, refuse_split_patches, use_feature
 from models.vit import VITS, build_vit
 from runtime.errors import UserError, memory_that_ran_out
+from runtime.own import OWN_HELP, is_own, load_own
 
 STEMS = ("imagenet", "cifar", "cifar_pad2")  # the last is solo-learn's: a 3x3 convolution padded by 2
 TIMM = "timm:"
+ARCH_HELP = f"a torchvision classifier by name, {TIMM}NAME, or {OWN_HELP}"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Spec:
     feature_dim: int
     head_name: str  # the child that was the classifier
     feature: str = "pool"  # of models.tokens.FEATURES, auto resolved
+    code_sha256: str = ""  # of the file of one's own network
 
     def __str__(self) -> str:
         feature = f", feature {self.feature}" if self.feature != "pool" else ""
@@ -41,6 +45,10 @@ class Spec:
         """``arch``, ``stem``, ``image_size``, ``feature``: the arguments of :func:`build_backbone`."""
         return {"arch": self.arch, "stem": self.stem, "image_size": self.image_size, "feature": self.feature}
 
+    def identity(self) -> dict[str, Any]:
+        """:meth:`record`, and the hash of one's own network's file: what checkpoints hold."""
+        return {**self.record(), **({"code_sha256": self.code_sha256} if self.code_sha256 else {})}
+
 
 def arch_names() -> list[str]:
     """Names of all torchvision classifiers, and of the networks that torchvision has no builder for: small vision
@@ -49,18 +57,20 @@ def arch_names() -> list[str]:
 
 
 def known_arch(arch: object) -> bool:
-    """Whether :func:`build_backbone` takes this name."""
+    """Whether this is the name of a network that a library has; FILE.py:NAME is none, and never taken from a file."""
     return isinstance(arch, str) and (arch in arch_names() or arch.startswith(TIMM))
 
 
 def check_arch(arch: str, flag: str) -> str:
-    """``arch`` if it can be built, else an error on ``flag`` with the nearest names."""
+    """``arch`` if it can be built, else an error on ``flag`` with the nearest names. One's own file is run."""
+    if is_own(arch):
+        return str(load_own(arch, flag))
     if known_arch(arch):
         return arch
-    names = arch_names()
-    near = difflib.get_close_matches(arch, names, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(names)}"
-    raise UserError(f"{flag} {arch} is not a torchvision classifier; {hint}")
+    near = difflib.get_close_matches(arch, arch_names(), n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(near)}? Otherwise give" if near else "give one of torchvision's names (resnet18),"
+    raise UserError(f"{flag} {arch} is not a torchvision classifier; {hint} timm:NAME for one of timm's, or "
+                    "FILE.py:NAME for a function of your own that returns the network (docs/CHECKPOINTS.md)")
 
 
 def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, feature: str = "auto",
@@ -68,8 +78,8 @@ def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, fea
     """A freshly initialised trunk that maps images [b, 3, H, W] to pooled features [b, feature_dim].
 
     ``arch`` is a torchvision classifier, one of :data:`models.vit.VITS` or :data:`models.original.ORIGINALS`, or
-    ``timm:NAME`` for a network of timm's. Its parameters keep the library's names, without the head's; ``.spec``
-    describes it.
+    ``timm:NAME`` for a network of timm's, or one's own FILE.py:NAME (models.own). Its parameters keep the library's
+    names, without the head's; ``.spec`` describes it.
 
     ``stem="cifar"`` makes the first convolution 3x3 with stride 1 and removes the max-pool after it
     (MoCo's and SimCLR's CIFAR networks), for images of about 32 pixels; ``cifar_pad2`` pads it by 2, as solo-learn.
@@ -88,6 +98,8 @@ def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, feature: 
     prefix = "--teacher-" if flag.startswith("--teacher") else "--"
     if stem not in STEMS:
         raise UserError(f"--stem {stem} is unknown; choose from {', '.join(STEMS)}")
+    if is_own(arch):
+        return _assemble_own(arch, stem, image_size, feature, flag, prefix)
     if arch.startswith(TIMM):
         model, head_name, width = _build_timm(arch, image_size, feature == "pool", flag)
         refuse_split_patches(arch, patch_of(model), image_size, f"{prefix}image-size")
@@ -108,6 +120,18 @@ def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, feature: 
         _use_cifar_stem(model, arch, padding=2 if stem == "cifar_pad2" else 1)
     feature = choose_feature(model, arch, feature, f"{prefix}feature")
     model.spec = Spec(arch, stem, image_size, width * use_feature(model, feature), head_name, feature)
+    return model
+
+
+def _assemble_own(arch: str, stem: str, image_size: int, feature: str, flag: str, prefix: str) -> nn.Module:
+    """A network of one's own, whose stem and feature are as its code has them."""
+    own = load_own(arch, flag)
+    for name, value, only in ((f"{prefix}stem", stem, "imagenet"), (f"{prefix}feature", feature, "pool")):
+        if value not in (only, "auto"):
+            raise own.error(f"has the stem and the feature that its code gives it, and {name} {value} changes neither",
+                            f"leave {name} out")
+    model, width = build_own(own, image_size)
+    model.spec = Spec(str(own), stem, image_size, width, HEAD, "pool", own.sha256)
     return model
 
 

@@ -45,7 +45,7 @@ class Distiller(nn.Module):
 
     def record(self) -> dict[str, Any]:
         """What the student is, for its checkpoint."""
-        return {**self.backbone.spec.record(), "mean": list(self.mean), "std": list(self.std)}
+        return {**self.backbone.spec.identity(), "mean": list(self.mean), "std": list(self.std)}
 
 
 @torch.no_grad()

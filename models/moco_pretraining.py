@@ -85,4 +85,4 @@ class MoCoEncoders(nn.Module):
 
     def record(self) -> dict[str, Any]:
         """What the encoder is, for its checkpoint."""
-        return {**self.spec.record(), "mean": list(self.mean), "std": list(self.std)}
+        return {**self.spec.identity(), "mean": list(self.mean), "std": list(self.std)}

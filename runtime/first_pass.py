@@ -82,6 +82,12 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
+def need_libraries() -> None:
+    """End the pass, if one goes on: what follows is not to be run with stand-ins."""
+    if any(isinstance(finder, Finder) for finder in sys.meta_path):
+        raise Needed
+
+
 def is_foreign(name: str) -> bool:
     """Whether the module ``name`` is of a library, neither ours nor Python's own."""
     top = name.partition(".")[0]

@@ -1,0 +1,39 @@
+"""A data set of your own: a function that makes it, for images that no folder holds.
+
+    python train_distill.py --data examples/my_data.py:build --distill teacher.pth --sampler random --output run
+    python compute_knn.py eval --data examples/my_data.py:build --weights run/student.pth
+
+Here images are cut out of larger ones when they are asked for. Give them as they are: augmentation, the resizing of
+evaluations and normalisation follow, as for a folder.
+"""
+
+import numpy as np
+from PIL import Image
+
+
+class Tiles:
+    """Squares of a large picture, row by row; the class of a tile is the quarter of the picture that it is from."""
+
+    classes = ["upper left", "upper right", "lower left", "lower right"]  # needed only where there are labels
+
+    def __init__(self, picture: np.ndarray, side: int = 32) -> None:
+        self.picture, self.side, self.columns = picture, side, picture.shape[1] // side
+        rows, columns = np.divmod(np.arange(picture.shape[0] // side * self.columns), self.columns)
+        self.labels = 2 * (rows * side >= picture.shape[0] // 2) + (columns * side >= picture.shape[1] // 2)
+        self.names = [f"tile {row},{column}" for row, column in zip(rows, columns, strict=True)]  # optional, distinct
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        """A PIL image; a path or an array uint8 [H, W, 3] will do too, and so will a tuple that begins with one."""
+        y, x = (n * self.side for n in divmod(i, self.columns))
+        return Image.fromarray(self.picture[y:y + self.side, x:x + self.side])
+
+
+def build(split: str) -> Tiles:
+    """``split`` is "train" or "test". Each call must give the same images in the same order."""
+    random = np.random.default_rng(0 if split == "train" else 1)
+    colours = np.uint8([[[200, 60, 60], [60, 200, 60]], [[60, 60, 200], [120, 120, 120]]])
+    quarters = colours.repeat(128, 0).repeat(128, 1)                      # [256, 256, 3]
+    return Tiles(quarters + random.integers(0, 56, quarters.shape, dtype=np.uint8))
