@@ -24,7 +24,6 @@ PYTHON = os.environ["PYTHON"] if os.environ.get("NO_VENV") else sys.executable  
 ENDED = "not-finite"  # a file in the folder of such a training
 sys.path.insert(0, str(ROOT))
 
-import train_distill  # noqa: E402
 from checkpoints.by_name import sha256_of  # noqa: E402
 from losses import needs_of  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
@@ -36,8 +35,6 @@ class Comparison:
     def __init__(self, args: argparse.Namespace, folder: Path, budget: Budget) -> None:
         self.args, self.folder, self.budget = args, folder, budget
         self.plans = {entry: plan_of(entry, budget) for entry in args.methods}
-        for plan in self.plans.values():  # a flag that does not exist ends it here
-            train_distill.parse_args(["--data", args.data, "--output", str(folder), "--loss", plan.loss, *plan.flags])
         gpus = _gpus()
         self.jobs = args.jobs or max(1, (gpus or os.cpu_count() or 1) // args.gpus)
         self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
