@@ -5,9 +5,9 @@
     torchrun --nproc_per_node 4 train_distill.py --data DIR --distill moco.pth -k resnet50 -a resnet18 \\
         --sampler cf --closek-info nn/closek_info.npy --nearest-k 15 --total-k 31 -b 64 --output run/
 
-Defaults are those of the paper's ResNet rows (CoSS, ECCV 2024). Started plainly it runs as one process; under
-torchrun as many. The folder --output gets config.json, metrics.jsonl, log.txt, TensorBoard events,
-checkpoint.pth (to go on from) and student.pth (to use).
+Defaults are those of the paper's ResNet rows (CoSS, ECCV 2024). Without torchrun it runs as one process. The folder
+--output gets config.json, metrics.jsonl, log.txt, TensorBoard events, checkpoint.pth (to resume from) and student.pth
+(to use).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ from runtime.own import code_record
 from runtime.run import Description, Run
 from runtime.settings import add_settings
 
-# In config.json and free to differ when a run resumes, beside what is declared so: files of weights may lie elsewhere
-# (what they hold is compared), and --loss's numbers are recorded as "losses", with the defaults that they stand for
+# Entries of config.json that may differ when a run resumes, beside the settings declared as resumable: files of weights
+# may have moved (their content is compared). The settings of --loss are compared as "losses", with their defaults.
 FREE = {"processes", "teacher", "distill", "student_weights"}
 
 
@@ -80,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def distil(args: argparse.Namespace, process: Process) -> None:
-    """Data, teacher, student, loss, optimizer, run, loop."""
+    """The experiment: data, teacher, student, loss, optimizer, run, loop."""
     with together(process):
         check_flags(args)
         hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
@@ -100,14 +100,14 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                               args.cache)
         bad_images = BadImageLog(source, args.on_bad_image)
 
-        widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # by what outputs are compared with
+        widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # of each target of the student
         student, begun = distillation.build_student(args, needs, widths, image_size, process)
         parts = micro_batches(args, needs, sampler, student, teacher)
         momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
                     if needs.momentum else None)
         average = MovingAverage(student, args.ema) if args.ema else None
         student = hardware.synchronised(student, process)
-        notes += [f"the student begins with {begun}"] * bool(begun)
+        notes += [f"the student starts from {begun}"] * bool(begun)
         if teacher:
             notes += distillation.ready(teacher, process)
         loss = build_objective(args.loss, args.loss_weights, args.beta, widths, **methods.options(args),
@@ -145,7 +145,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """What can be said of the command line alone, before anything is read."""
+    """Check what can be checked from the command line alone, before anything is read."""
     cli.take(Optimization, args).check()
     methods.check_loss(args)
     sampling.check_sampler(args)
@@ -155,7 +155,8 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def micro_batches(args: argparse.Namespace, needs: CombinedNeeds, sampler: RandomSampler, student: Distiller,
                   teacher: FrozenEncoder | None) -> int:
-    """Into how many parts a batch is cut by --micro-batch; refused where batch norm would see too few images."""
+    """The number of parts into which --micro-batch splits a batch. Raises UserError if batch norm would get too few
+    images."""
     rows = sampler.images_per_step // (2 if needs.pairs else 1)
     parts = parts_of(rows, args.micro_batch)
     for network in (student, *([teacher] if teacher and args.teacher_bn == "train" else [])):
@@ -168,7 +169,8 @@ def describe(args: argparse.Namespace, process: Process, source: ImageSource, sa
              report: Report | None, teacher: FrozenEncoder | None, begun: Report | None, student: Distiller,
              loss: Objective, modules: Mapping[str, Any], exports: Collection[str], alike: Mapping[str, str],
              ) -> Description:
-    """Which run this is: its settings with what they came to, and the ``modules`` (None: there is none)."""
+    """The description of this run: its settings with the values derived from them, and its ``modules`` (None: the run
+    has no such module)."""
     spec = student.backbone.spec.identity()
     teachers = teacher.backbone.spec.identity() if teacher else dict.fromkeys(student.backbone.spec.record())
     of_losses = methods.options(args)
@@ -194,7 +196,7 @@ def describe(args: argparse.Namespace, process: Process, source: ImageSource, sa
 
 def say_plan(run: Run, args: argparse.Namespace, source: ImageSource, sampler: RandomSampler, report: Report | None,
              student: Distiller, updater: Updater, notes: list[str]) -> None:
-    """The first lines of the log: what is trained on what, and which flags have no effect."""
+    """Write the first lines of the log: data, networks, number of steps, and the flags that have no effect."""
     process = run.process
     for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
                  of_the_paper(student.backbone.spec.arch), *cli.unused(args, methods.SURROUNDINGS),
@@ -209,13 +211,13 @@ def say_plan(run: Run, args: argparse.Namespace, source: ImageSource, sampler: R
 def step_of(loss: Objective, forward: Callable[..., tuple[Tensor, ...]], student: Distiller, needs: CombinedNeeds,
             teacher: FrozenEncoder | None, momentum: MomentumStudent | None, micro_batch: int,
             ) -> Callable[[Batch], dict[str, Tensor]]:
-    """A step of training, a batch to the parts of its loss; ``forward`` is the student's."""
+    """A training step: a function from a batch to the named parts of its loss. ``forward``: the student's."""
     teacher_targets = in_parts(lambda images: teacher.targets(images, needs.teacher), micro_batch)
     logged_head = next((i for i, (_, to) in enumerate(needs.heads) if to), 0)  # the one compared with the teacher's
 
     @torch.no_grad()
     def targets_of(inputs: Inputs) -> dict[str, tuple[Tensor, ...]]:
-        """What the student is compared with, without gradient, [b, d] each."""
+        """The targets that the student's outputs are compared with, without gradient, [b, d] each."""
         found = {"teacher": tuple(y for x in inputs.teacher for y in teacher_targets(x))}
         if momentum:
             momentum.update(student)
@@ -234,7 +236,7 @@ def step_of(loss: Objective, forward: Callable[..., tuple[Tensor, ...]], student
 
 def after_epoch(run: Run, epoch: int, args: argparse.Namespace, sampler: RandomSampler, student: Distiller,
                 knn: KnnMonitor | None) -> None:
-    """What the epoch has shown, and the student's score where it is due."""
+    """Log which images the epoch has shown and, if it is due, the student's k-NN accuracy."""
     due = knn and knn.is_due(epoch + 1, args.knn_every, args.epochs)
     top1 = run.scored(lambda: knn.score(student.encoder())) if due else None
     run.log.scalars(run.steps, epoch, sampler.statistics.scalars(), "sampler")
@@ -252,5 +254,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, less_memory="pass a batch through in parts by --micro-batch (64, or lower than it was), or lower "
-                                 "--batch-size or --nearest-k")
+    run_script(main, less_memory="split the batch with --micro-batch (64, or less than now), or lower --batch-size or "
+                                 "--nearest-k")

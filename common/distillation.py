@@ -1,4 +1,4 @@
-"""The two networks of a distillation: their flags, the teacher from its file, the student random or from another."""
+"""The two networks of a distillation: their flags, loading the teacher, and building the student."""
 
 from __future__ import annotations
 
@@ -23,33 +23,32 @@ from runtime.device import Process, need_memory
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Student and teacher."""
+    """Add the flags of student and teacher."""
     group = parser.add_argument_group("networks")
     group.add_argument("-a", "--student_arch", "--student-arch", default="resnet18", metavar="ARCH",
-                       help=f"student, {ARCH_HELP}; default resnet18, the paper's first row, or what "
-                            "--student-weights holds")
+                       help=f"the student: {ARCH_HELP}; default resnet18, the paper's first row, or that of "
+                            "--student-weights")
     group.add_argument("-k", "--teacher_arch", "--teacher-arch", default="auto", metavar="ARCH",
-                       help="teacher, likewise; default auto: found from its file's tensors")
+                       help="the teacher, as for --student_arch; default auto: determined from its file's tensors")
     cli.stem_flag(group, "--stem --student-stem", whose="the student", unset="imagenet, or --student-weights' own")
     group.add_argument("--student-weights", default=None, metavar="PATH",
-                       help="begin with the trunk of this checkpoint, read as --distill, in its own normalisation, and "
-                            "a new head; default: a random network")
+                       help="checkpoint, read like --distill, whose trunk and input normalisation the student starts "
+                            "from, with a new head; default: random weights")
     group.add_argument("--distill", default=None, metavar="PATH",
                        help=f"the teacher's checkpoint, of any layout that docs/CHECKPOINTS.md lists, {NAME_HELP}; "
-                            "every tensor of the trunk must be filled and none may be left over. Losses without a "
-                            "teacher need none")
+                            "missing and unexpected keys of the trunk are refused. Only losses with a teacher need it")
     cli.check_by(group, "--student-weights --distill", look_at_weights)
     cli.add_network_flags(group, "--teacher-")
     group.add_argument("--teacher-image-size", type=cli.number(int, 8, 8192), default=None, metavar="S",
-                       help="side of the square that the teacher sees, in pixels: each crop is drawn once and resized "
-                            "for either network, in the same colours; default: --image-size, or what its file records")
+                       help="side of the teacher's square input, in pixels; both networks get the same crop with the "
+                            "same colours, each at its own size; default: --image-size, or what its file records")
     cli.only(group, "--teacher_arch --teacher-image-size --teacher-stem --teacher-feature --teacher-branch "
                     "--teacher-mean --teacher-std",
              "with a loss that has a teacher", lambda args: bool(needs_of(args.loss).teacher))
 
 
 def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[FrozenEncoder, Report]:
-    """The teacher that --distill names, with its own head if the loss asks for it."""
+    """The teacher that --distill names, with its own head if the loss needs that."""
     arch = None if args.teacher_arch == "auto" else args.teacher_arch
     teacher, report = load_frozen(args.distill, arch, args.teacher_stem, args.teacher_image_size or args.image_size,
                                   flag="--distill", prefix="--teacher-", with_head="head" in needs.teacher,
@@ -61,16 +60,16 @@ def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[Frozen
 
 def build_student(args: cli.Arguments, needs: CombinedNeeds, widths: Mapping[str | None, int], image_size: int,
                   process: Process) -> tuple[Distiller, Report | None]:
-    """The student, trunk and heads, which alone goes inside DistributedDataParallel; and what it begins with, if not
-    with random weights."""
+    """The student with trunk and heads, to be wrapped in DistributedDataParallel, and the report of the weights that it
+    starts from (None: random weights)."""
     backbone, report, colours = student_trunk(args, image_size)
-    need_memory(16 * backbone.spec.feature_dim * args.moco_dim, f"--moco-dim {args.moco_dim}")  # a momentum copy too
+    need_memory(16 * backbone.spec.feature_dim * args.moco_dim, f"--moco-dim {args.moco_dim}")  # with a momentum copy
     head = build_heads(needs.heads, backbone.spec.feature_dim, widths, args.head_bn)
     return place(Distiller(backbone, head, *colours), process.device), report
 
 
 def student_trunk(args: cli.Arguments, image_size: int) -> tuple[nn.Module, Report | None, tuple]:
-    """The student's trunk, random or with --student-weights, the report of these, and its mean and std."""
+    """The student's trunk, its report, and (mean, std), the last two only with --student-weights."""
     if not args.student_weights:
         return build_backbone(args.student_arch, args.stem or "imagenet", image_size, flag="--student_arch"), None, ()
     arch = args.student_arch if "student_arch" in args.given else None
@@ -89,7 +88,7 @@ def views_of(aug: str, image_size: int, teacher_size: int, needs: CombinedNeeds)
 
 
 def ready(teacher: FrozenEncoder, process: Process) -> list[str]:
-    """The teacher as fast as it gets, on its device; what is to be said of it."""
+    """Move the teacher to its device in its fastest form; returns notes for the log."""
     folded = teacher.fold()
     place(teacher, process.device)
     return [f"{folded} of the teacher's batch norms were folded into its convolutions"] if folded else []

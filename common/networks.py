@@ -1,4 +1,4 @@
-"""What the root scripts share beside flags: a network opened from --weights, and its features of a source of images."""
+"""Opening the network that --weights names, and computing its features of a source of images."""
 
 from __future__ import annotations
 
@@ -42,29 +42,28 @@ class Network:
     """Which network."""
 
     weights: Annotated[str, Setting(
-        f"checkpoint of the network{{source}}, {NAME_HELP}; '{UNTRAINED}' takes fresh weights of --arch and --seed, "
-        "the baseline of a network that has learnt nothing", "--weights --pretrained_weights", metavar="PATH",
-        basic=True, check=check_weights)]
+        f"checkpoint of the network{{source}}, {NAME_HELP}; '{UNTRAINED}' gives --arch random weights (by --seed), "
+        "as a baseline", "--weights --pretrained_weights", metavar="PATH", basic=True, check=check_weights)]
     arch: Annotated[str | None, Setting(
-        f"{ARCH_HELP}; default: found from the checkpoint", "-a --arch",
+        f"{ARCH_HELP}; default: determined from the checkpoint", "-a --arch",
         metavar="ARCH", basic=True)] = None
 
 
 @dataclass(frozen=True)
 class Features:
-    """Where features are kept, and in which numbers."""
+    """Where and in which type features are cached."""
 
     features: Annotated[str | None, Setting(
-        "folder in which features are kept, written as they are made and found again; shared by all processes; "
-        "default: {source} (nothing for untrained ones); 'none' keeps nothing, and every process then holds all "
-        "features in memory", metavar="DIR", resumable=True, basic=True)] = None
+        "folder for the feature cache, which all processes share and later commands use again; default: {source} (no "
+        "cache for an untrained network); 'none': no cache, and every process then holds all features in memory",
+        metavar="DIR", resumable=True, basic=True)] = None
     dtype: Annotated[str, Setting(
-        "numbers in which features are kept: float32 (default), or half the disk and memory: float16 (3 digits, up to "
-        "65,504) or bfloat16 (2 digits, any size)", choices=sorted(STORED))] = "float32"
+        "type in which features are stored: float32 (default), or, with half the disk space and memory, float16 (3 "
+        "digits, up to 65,504) or bfloat16 (2 digits, any size)", choices=sorted(STORED))] = "float32"
 
 
 def add_weights_flags(parser: argparse.ArgumentParser, several: bool = False, required: bool = True) -> cli.Group:
-    """--weights (a list of files where ``several``), --arch, and how the file is read."""
+    """Add --weights (a list of files if ``several``), --arch, and the flags that say how the file is read."""
     group = parser.add_argument_group("network")
     found = declared(Network)
     if several:
@@ -79,17 +78,17 @@ def add_weights_flags(parser: argparse.ArgumentParser, several: bool = False, re
 
 def add_features_flags(group: cli.Group,
                        default: str = "features/ beside the weights, or ./features for a name") -> None:
-    """Where features are kept (without the flag in ``default``), and in which numbers."""
+    """Add the flags of the feature cache; ``default`` describes its folder if --features is not given."""
     add_settings(group, Features, source=default)
 
 
 def open_network(args: argparse.Namespace, process: Process, weights: str | None = None, flag: str = "--weights",
                  ) -> tuple[FrozenEncoder, dict[str, Any]]:
-    """The encoder on this process's device, and what identifies it. ``weights``: another file than --weights, which
-    ``flag`` gave."""
+    """The encoder on this process's device, and the values that identify it. ``weights``: a file other than --weights,
+    which ``flag`` gave."""
     if getattr(args, "features", None) in FEATURES:
-        raise UserError(f"--features {args.features} would be the folder in which features are kept; what of a "
-                        f"transformer is its feature says --feature {args.features}")
+        raise UserError(f"--features {args.features} would name the folder of the feature cache; to choose which "
+                        f"tokens of a transformer are its feature, give --feature {args.features}")
     seed_everything(args.seed)
     weights = weights or args.weights
     quiet = getattr(args, "json", False) or not process.is_main
@@ -113,7 +112,7 @@ def open_network(args: argparse.Namespace, process: Process, weights: str | None
 
 def features_identity(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace,
                       identity: dict[str, Any], transform: Transform | None = None) -> dict[str, Any]:
-    """What features are made from and by. ``transform`` says in str() what it does; None for the paper's."""
+    """The values that identify features in the cache. ``transform``: None for the paper's; its str() is recorded."""
     transform = transform or eval_transform(encoder.backbone.spec.image_size)
     bad = f"skip, above {args.max_pixels} pixels too" if args.on_bad_image == "skip" else args.on_bad_image
     return {**identity, "data": source.identity(), "first": str(Path(source.location(0)).absolute()),
@@ -123,13 +122,13 @@ def features_identity(encoder: FrozenEncoder, source: ImageSource, args: argpars
 def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace, process: Process, label: str,
                 identity: dict[str, Any] | None = None, transform: Transform | None = None, folder: Path | None = None,
                 batch_size: int | None = None) -> tuple[torch.Tensor, ImageSource]:
-    """Features [n, d], and the source of just their images, in the given source's order. With an ``identity`` they are
-    kept in --features and found again.
+    """Features [n, d], and the source of exactly these images, in the order of ``source``. With an ``identity``
+    they are read from and written to the cache of --features.
 
-    With --on-bad-image skip, images that could not be opened are in neither, since another's picture is not theirs; a
-    sentence names them, also where kept features are used. ``transform`` is the paper's for mining and k-NN by default;
-    ``folder`` is where features are kept without --features, by default features/ beside the weights; ``batch_size``
-    images are one forward pass, by default --batch-size.
+    With --on-bad-image skip, images that could not be opened are missing from both; a sentence names them, also if the
+    features come from the cache. ``transform``: by default the paper's for mining and k-NN. ``folder``: the cache if
+    --features is not given, by default features/ beside the weights. ``batch_size``: images per forward pass, by
+    default --batch-size.
     """
     def loader_of(indices: range) -> Any:
         return evaluation_loader(source, encoder.backbone.spec.image_size, batch_size or args.batch_size, args.workers,
@@ -152,8 +151,8 @@ def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Name
     if not len(bad):
         return features, source
     if len(bad) == len(source):
-        raise UserError(f"{label}: none of the {len(source):,} images of {source.title} could be opened; look at "
-                        f"{source.location(0)}")
+        raise UserError(f"{label}: none of the {len(source):,} images of {source.title} could be opened; check "
+                        f"{source.location(0)}, for example")
     if process.is_main:
         shown = ", ".join(source.shown(i) for i in bad[:5]) + ", ..." * (len(bad) > 5)
         print(f"{label}: {len(bad):,} of {len(source):,} images could not be opened and are left out: {shown}",
@@ -163,7 +162,8 @@ def features_of(encoder: FrozenEncoder, source: ImageSource, args: argparse.Name
 
 
 def features_folder(args: argparse.Namespace, default: Path | None = None) -> Path | None:
-    """Where features are kept; None for nowhere, which is also what an unwritable default place comes to."""
+    """The folder of the feature cache; None for no cache, which is also the result if the default folder cannot be
+    written to."""
     if args.features == "none":
         return None
     if not args.features and default is None:
@@ -181,18 +181,19 @@ def features_folder(args: argparse.Namespace, default: Path | None = None) -> Pa
 
 
 def refuse_zero_rows(features: torch.Tensor, rows: range, source: ImageSource) -> None:
-    """A zero row has no neighbours and is refused by name; each rank looks through its own ``rows``."""
+    """Raise :class:`UserError` on every rank if a row of ``features`` is all zeros, which has no neighbours; each rank
+    checks its own ``rows``."""
     problem = None
     for first in range(rows.start, rows.stop, ROWS_AT_ONCE):
         part = features[first:min(first + ROWS_AT_ONCE, rows.stop)]
         zero = torch.nonzero((part == 0).all(dim=1)).flatten()
         if len(zero):
             problem = (f"the features of {source.location(first + int(zero[0]))} are all zero, so it has no "
-                       "neighbours; look at the image, or at the checkpoint")
+                       "neighbours; check the image and the checkpoint")
             break
     agree(problem)
 
 
 def share_of(count: int, process: Process) -> range:
-    """This rank's part of ``count`` things; the parts differ by one at most."""
+    """This rank's share of ``count`` items; shares differ by at most one."""
     return range(count * process.rank // process.world_size, count * (process.rank + 1) // process.world_size)

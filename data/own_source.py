@@ -1,4 +1,4 @@
-"""A data set of one's own, FILE.py:NAME, as a source of images."""
+"""The user's own data set, FILE.py:NAME, as a source of images."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PROBES = 16
 
 
 class OwnSource(ImageSource):
-    """What NAME(split) returns, a sequence of images. Of its attributes ``names`` and ``classes`` are taken, and
-    ``labels`` or torchvision's ``targets``. A worker that is not forked makes the data set anew from the same file."""
+    """The images that NAME(split) returns. Its attributes ``names`` and ``classes`` are used, and ``labels``
+    or torchvision's ``targets``. A worker that is not forked creates the data set again from the same file."""
 
     def __init__(self, own: Own, split: str) -> None:
-        """Raises :class:`UserError` for a data set of another kind, and where its first image cannot be had."""
+        """Raises :class:`UserError` if this is not such a data set, or if its first image cannot be read."""
         self.own, self.split, self.rows = own, split, None
         with own.blamed(f"while it makes the {split} images"):
             self.dataset = own.value(split)
@@ -52,7 +52,7 @@ class OwnSource(ImageSource):
                 raise own.error(f"cannot give image 0 ({error})", WANTED) from None
 
     def item(self, i: int) -> Any:
-        """What the data set holds for image i, without its label. Raises BadImage for whatever its code raises."""
+        """The entry of the data set for image i, without its label. Raises BadImage if its code raises anything."""
         try:
             found = self.dataset[int(i if self.rows is None else self.rows[i])]
         except Exception as error:
@@ -69,17 +69,17 @@ class OwnSource(ImageSource):
         if pixels.ndim == 3 and pixels.shape[0] == 3 and isinstance(found, torch.Tensor):
             pixels = pixels.transpose(1, 2, 0)
         if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3))):
-            raise BadImage(f"{type(found).__name__} {pixels.dtype} {list(pixels.shape)} is no image")
+            raise BadImage(f"{type(found).__name__} {pixels.dtype} {list(pixels.shape)} is not an image")
         pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
         return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 
     def encoded(self, i: int) -> bytes | None:
-        """The file's content where the data set gives a path."""
+        """The content of the image's file, if the data set gives a path; else None."""
         found = self.item(i)
         return read_bytes(found) if isinstance(found, str | Path) else None
 
     def identity(self) -> str:
-        """The fingerprint, and SHA-256 over the code and the pixels of a few images: what the code reads may change."""
+        """The fingerprint, and SHA-256 of the code and the pixels of a few images, as the files it reads may change."""
         if self._identity is None:
             digest = hashlib.sha256(self.own.sha256.encode())
             for i in np.unique(np.linspace(0, len(self) - 1, PROBES).round().astype(int)):

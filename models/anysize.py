@@ -1,8 +1,8 @@
-"""Trunks for images of any size and proportions: pooled features, and maps of features.
+"""Trunks for images of any size and aspect ratio: pooled features, and feature maps.
 
-A convolutional trunk takes such images as it is. A vision transformer's positions are interpolated, bicubic, as Caron
-et al. do ("Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021), and pixels that do not fill a whole
-patch are cut off.
+A convolutional trunk takes such images unchanged. For a vision transformer, position embeddings are interpolated
+(bicubic), as in Caron et al. ("Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021), and pixels that
+do not fill a whole patch are cut off.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from runtime.errors import UserError
 
 
 class AnySize(nn.Module):
-    """``backbone`` (of models.backbones) for images [b, 3, H, W] of any H and W: pooled features [b, d]."""
+    """``backbone`` (of models.backbones) for images [b, 3, H, W] with any H and W: pooled features [b, d]."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -31,19 +31,20 @@ class AnySize(nn.Module):
             try:
                 return self.backbone(images)
             except (AssertionError, RuntimeError, ValueError) as error:
-                raise UserError(f"{self.backbone.spec.arch} does not take an image of {images.shape[3]} x "
+                raise UserError(f"{self.backbone.spec.arch} does not take images of {images.shape[3]} x "
                                 f"{images.shape[2]} pixels ({' '.join(str(error).split())[:100]}); give another size, "
-                                "or a network whose images may have any") from None
+                                "or a network that takes images of any size") from None
         return feature_of(self.backbone, vit_tokens(self.backbone, images)[0])
 
 
 class FeatureMap(nn.Module):
-    """``backbone`` up to a map of features: images [b, 3, H, W] to [b, d, h, w], h and w about H and W by ``stride``.
+    """``backbone`` up to a feature map: images [b, 3, H, W] to [b, d, h, w], where h and w are about H / stride and
+    W / stride.
 
-    For a transformer: the patch tokens after its last layer. For a convolutional trunk: the last stage with a
-    stride of 16 or less (a ResNet's layer3), whose strided convolutions lose their stride until the map has
-    ``stride``; 8 is usual for tracking objects (Jabri et al., "Space-Time Correspondence as a Contrastive
-    Random Walk", NeurIPS 2020). Raises :class:`UserError` for a trunk that has no such map.
+    For a transformer, the map consists of the patch tokens after its last layer. For a convolutional trunk it is the
+    output of the last stage with a stride of at most 16 (a ResNet's layer3); the strides of convolutions are removed
+    until the map has ``stride``. A stride of 8 is usual for tracking objects (Jabri et al., "Space-Time Correspondence
+    as a Contrastive Random Walk", NeurIPS 2020). Raises :class:`UserError` for a trunk that has no such map.
     """
 
     def __init__(self, backbone: nn.Module, stride: int = 8) -> None:
@@ -53,7 +54,7 @@ class FeatureMap(nn.Module):
         if self.is_transformer:
             self.stride = patch_of(backbone)
             return
-        self.backbone = copy.deepcopy(backbone)  # its strides are changed
+        self.backbone = copy.deepcopy(backbone)  # because the strides are changed below
         self.stage, self.stride = _stage(self.backbone)
         while self.stride > stride:
             _refine(self.backbone, self.stride)
@@ -92,7 +93,8 @@ PROBE = 256  # pixels
 
 @torch.no_grad()
 def _shapes(backbone: nn.Module) -> dict[nn.Module, tuple[int, int]]:
-    """Height of each module's input and output in the order in which they finish, if both are maps [b, d, h, w]."""
+    """Heights of the input and output of each module for which both are maps [b, d, h, w], in the order in which the
+    modules finish."""
     shapes: dict[nn.Module, tuple[int, int]] = {}
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
@@ -115,8 +117,8 @@ def _shapes(backbone: nn.Module) -> dict[nn.Module, tuple[int, int]]:
 
 
 def _stage(backbone: nn.Module) -> tuple[nn.Module, int]:
-    """The last stage with stride 16 or less, and its stride. Stages are children; a child in which the map shrinks by
-    more than 2 contains several stages, its own children."""
+    """The last stage with a stride of at most 16, and its stride. A stage is a child module; a child that shrinks the
+    map by more than a factor of 2 contains several stages, namely its own children."""
     shapes = _shapes(backbone)
 
     def stages(module: nn.Module) -> Iterator[nn.Module]:
@@ -129,19 +131,19 @@ def _stage(backbone: nn.Module) -> tuple[nn.Module, int]:
 
     found = [(child, _power_of_two(shapes[child][1])) for child in stages(backbone)]
     fitting = [(child, stride) for child, stride in found if stride <= 16]
-    if len(fitting) < 2:  # a lone stem does not count as a stage
-        raise UserError(f"{backbone.spec.arch} has no map of features with a stride of 16 pixels or less; take a "
-                        "convolutional network (a ResNet) or a vision transformer")
+    if len(fitting) < 2:  # the stem alone is not a stage
+        raise UserError(f"{backbone.spec.arch} has no feature map with a stride of at most 16 pixels; give a "
+                        "convolutional network such as a ResNet, or a vision transformer")
     return fitting[-1]
 
 
 def _power_of_two(side: int) -> int:
-    """The stride of a map of this side; without padding it is a little smaller."""
+    """The stride of a map with this side, rounded to a power of 2, since without padding maps are a little smaller."""
     return 2 ** round(math.log2(PROBE / side))
 
 
 def _refine(backbone: nn.Module, stride: int) -> None:
-    """Remove the stride of 2 by which modules reach a total stride of ``stride``."""
+    """Remove the stride of the modules that bring the total stride from ``stride`` / 2 to ``stride``."""
     for module, (before, after) in _shapes(backbone).items():
         if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) or after == before:
             continue

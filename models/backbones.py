@@ -1,4 +1,4 @@
-"""Any torchvision or timm classifier as a feature extractor: without its head, and with its feature width known."""
+"""Any torchvision or timm classifier as a feature extractor: without its head, and with a known feature width."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from models.vit import VITS, build_vit
 from runtime.errors import UserError, memory_that_ran_out
 from runtime.own import OWN_HELP, is_own, load_own
 
-STEMS = ("imagenet", "cifar", "cifar_pad2")  # the last is solo-learn's: a 3x3 convolution padded by 2
+STEMS = ("imagenet", "cifar", "cifar_pad2")  # cifar_pad2 is solo-learn's: a 3x3 convolution with padding 2
 TIMM = "timm:"
-ARCH_HELP = f"a torchvision classifier by name, {TIMM}NAME, or {OWN_HELP}"
+ARCH_HELP = f"name of a torchvision classifier, {TIMM}NAME, or {OWN_HELP}"
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a trunk is. ``record()`` is what rebuilds it and goes into every checkpoint."""
+    """The description of a trunk. Checkpoints store ``record()``, which is enough to build the trunk again."""
 
     arch: str
     stem: str
-    image_size: int  # fixed for transformers only
+    image_size: int  # only transformers require this size
     feature_dim: int
-    head_name: str  # the child that was the classifier
-    feature: str = "pool"  # of models.tokens.FEATURES, auto resolved
+    head_name: str  # the child module that was the classifier
+    feature: str = "pool"  # one of models.tokens.FEATURES except auto
     code_sha256: str = ""  # of the file of one's own network
 
     def __str__(self) -> str:
@@ -46,23 +46,25 @@ class Spec:
         return {"arch": self.arch, "stem": self.stem, "image_size": self.image_size, "feature": self.feature}
 
     def identity(self) -> dict[str, Any]:
-        """:meth:`record`, and the hash of one's own network's file: what checkpoints hold."""
+        """:meth:`record`, and for the user's own network the hash of its file, as checkpoints store them."""
         return {**self.record(), **({"code_sha256": self.code_sha256} if self.code_sha256 else {})}
 
 
 def arch_names() -> list[str]:
-    """Names of all torchvision classifiers, and of the networks that torchvision has no builder for: small vision
-    transformers, and the original CoSS code's mobile networks."""
+    """The names of all torchvision classifiers, and of networks that torchvision has no builder for: small vision
+    transformers, and the mobile networks of the original CoSS code."""
     return [*torchvision.models.list_models(module=torchvision.models), *VITS, *ORIGINALS]
 
 
 def known_arch(arch: object) -> bool:
-    """Whether this is the name of a network that a library has; FILE.py:NAME is none, and never taken from a file."""
+    """Whether this is the name of a library's network. FILE.py:NAME is not, so a checkpoint cannot make us run one;
+    timm's names are not looked up."""
     return isinstance(arch, str) and (arch in arch_names() or arch.startswith(TIMM))
 
 
 def check_arch(arch: str, flag: str) -> str:
-    """``arch`` if it can be built, else an error on ``flag`` with the nearest names. One's own file is run."""
+    """``arch`` if it is known; of FILE.py:NAME the file is run. Raises :class:`UserError`, which names ``flag`` and
+    similar names, if it is not."""
     if is_own(arch):
         return str(load_own(arch, flag))
     if known_arch(arch):
@@ -77,14 +79,15 @@ def build_backbone(arch: str, stem: str = "imagenet", image_size: int = 224, fea
                    flag: str = "--arch") -> nn.Module:
     """A freshly initialised trunk that maps images [b, 3, H, W] to pooled features [b, feature_dim].
 
-    ``arch`` is a torchvision classifier, one of :data:`models.vit.VITS` or :data:`models.original.ORIGINALS`, or
-    ``timm:NAME`` for a network of timm's, or one's own FILE.py:NAME (models.own). Its parameters keep the library's
-    names, without the head's; ``.spec`` describes it.
+    ``arch`` is a torchvision classifier, one of :data:`models.vit.VITS` or :data:`models.original.ORIGINALS`,
+    ``timm:NAME``, or the user's own FILE.py:NAME (models.own). The parameters keep the library's names, but there is no
+    head; ``.spec`` describes the trunk.
 
-    ``stem="cifar"`` makes the first convolution 3x3 with stride 1 and removes the max-pool after it
-    (MoCo's and SimCLR's CIFAR networks), for images of about 32 pixels; ``cifar_pad2`` pads it by 2, as solo-learn.
+    ``stem="cifar"``, for images of about 32 pixels, makes the first convolution 3x3 with stride 1 and removes the
+    max-pool after it, as MoCo and SimCLR do for CIFAR; ``cifar_pad2`` also pads it by 2, as solo-learn does.
 
-    ``feature``: what a transformer gives for an image, one of :data:`models.tokens.FEATURES`. ``flag`` is for messages.
+    ``feature``: which tokens of a transformer are the feature, one of :data:`models.tokens.FEATURES`. ``flag``, which
+    gave ``arch``, is for messages.
     """
     check_arch(arch, flag)
     model = assemble(arch, stem, image_size, feature, flag)
@@ -106,7 +109,7 @@ def assemble(arch: str, stem: str = "imagenet", image_size: int = 224, feature: 
     elif arch in ORIGINALS:
         model = build_original(arch)
         head_name, width = "fc", model.fc.in_features
-        model.fc = nn.Identity()  # the classifier alone: dropout before it is there while a student is distilled
+        model.fc = nn.Identity()  # only the classifier: dropout before it stays during distillation, as in the original
     else:
         refuse_split_patches(arch, _patch_by_name(arch), image_size, f"{prefix}image-size")
         try:
@@ -136,28 +139,29 @@ def _assemble_own(arch: str, stem: str, image_size: int, feature: str, flag: str
 
 
 def _patch_by_name(arch: str) -> int | None:
-    """Of torchvision's and our own transformers, which end in it: vit_b_16."""
+    """The patch size of a transformer of torchvision or models.vit, which is the end of its name: vit_b_16."""
     return VITS[arch][0] if arch in VITS else int(arch.split("_")[2]) if arch.startswith("vit_") else None
 
 
 class WithoutStorage(TorchFunctionMode):
-    """``torch.empty``, with which layers make their weights, makes tensors of a shape and nothing else."""
+    """Makes ``torch.empty``, by which layers allocate their weights, return tensors on the meta device, without
+    memory."""
 
     def __torch_function__(self, func, types, positional=(), named=None):  # noqa: ANN001, ANN204
         return func(*positional, **{**(named or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
 def require_timm(why: str) -> None:
-    """Refuse where timm is missing, in a sentence that begins with ``why``."""
+    """Raise :class:`UserError`, which begins with ``why``, if timm is not installed."""
     try:
         importlib.import_module("timm")
     except ImportError:
-        raise UserError(f"{why} and timm is missing; pip install timm") from None
+        raise UserError(f"{why}, but timm is not installed; run `pip install timm`") from None
 
 
 def timm_config(name: str, what: str) -> Any:
-    """timm's record of its network ``name``, with a tag or without; None if it has none. Raises :class:`UserError`,
-    whose sentence begins with ``what``, for a name that timm does not know."""
+    """timm's configuration of its network ``name``, with or without a tag; None if it has none. Raises
+    :class:`UserError`, which begins with ``what``, if timm does not know the name."""
     require_timm(f"{what} is a network of timm's")
     import timm
 
@@ -167,15 +171,16 @@ def timm_config(name: str, what: str) -> Any:
                         + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"))
     try:
         return timm.get_pretrained_cfg(name)
-    except RuntimeError:  # a network of timm's behind which there is a tag that is none of its weights'
+    except RuntimeError:  # timm knows the network, but not the tag after its name
         arch = name.partition(".")[0]
         raise UserError(f"{what}: timm has no weights of that tag, only "
-                        f"{', '.join(timm.list_models(f'{arch}.*', pretrained=True))}; give one of these, or {arch} "
-                        "alone") from None
+                        f"{', '.join(timm.list_models(f'{arch}.*', pretrained=True))}; give one of these, or only "
+                        f"{arch}") from None
 
 
 def _build_timm(arch: str, image_size: int, pooled: bool, flag: str) -> tuple[nn.Module, str, int]:
-    """The network, its head's name, its width; ``pooled``: with CLIP's projection into the space of its texts."""
+    """The network, the name of its head, and its feature width. ``pooled``: with CLIP's projection into the space that
+    it shares with texts."""
     name = arch.removeprefix(TIMM)
     config = timm_config(name, f"{flag} {arch}")
     import timm
@@ -188,12 +193,13 @@ def _build_timm(arch: str, image_size: int, pooled: bool, flag: str) -> tuple[nn
         projected = 0
     head_name = model.pretrained_cfg.get("classifier") or "head"
     return model, head_name if isinstance(head_name, str) else head_name[0], projected or getattr(
-        model, "head_hidden_size", model.num_features)  # MobileNetV3 and its kin are wider behind the pooling
+        model, "head_hidden_size", model.num_features)  # MobileNetV3 and similar networks are wider after the pooling
 
 
 @torch.no_grad()
 def _try_out(model: nn.Module, flag: str) -> None:
-    """One image through the trunk: it must give features of the width found, or the image is too small for it."""
+    """Pass one image through the trunk. Raises :class:`UserError` if the image size does not suit the trunk, or if the
+    features do not have the expected width."""
     spec = model.spec
     try:
         shape = model.eval()(torch.zeros(1, 3, spec.image_size, spec.image_size)).shape
@@ -204,20 +210,20 @@ def _try_out(model: nn.Module, flag: str) -> None:
         raise UserError(f"{flag} {spec.arch} does not work at --image-size {spec.image_size} "
                         f"({' '.join(str(error).split())[:120]}); give larger images or another architecture") from None
     if shape != (1, spec.feature_dim):
-        raise UserError(f"{flag} {spec.arch} gives features of shape {list(shape)} where [1, {spec.feature_dim}] was "
-                        "expected; this architecture is not supported")
+        raise UserError(f"{flag} {spec.arch} gives features of shape {list(shape)}, expected [1, {spec.feature_dim}]; "
+                        "this architecture is not supported, so choose another")
     model.train()
 
 
 def check_batch(module: nn.Module, images: int, flag: str = "--batch-size") -> None:
-    """Refuse one image per process for a network with batch norm, which needs at least two for statistics."""
+    """Raise :class:`UserError` for one image per process if the network has batch norm, which needs at least two."""
     if images < 2 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
-        raise UserError(f"{flag} leaves one image per step for each process, and the network has batch norm; "
-                        "give at least 2")
+        raise UserError(f"{flag} gives each process one image per step, but the network has batch norm, which needs at "
+                        "least 2; raise it, or start fewer processes")
 
 
 def attach_head(backbone: nn.Module, head: nn.Module) -> nn.Module:
-    """Put ``head`` where the classifier was (MoCo's ``encoder.fc = MLP``); returns ``backbone``."""
+    """Put ``head`` in the place of the classifier (MoCo's ``encoder.fc = MLP``); returns ``backbone``."""
     name = backbone.spec.head_name
     place = backbone.get_submodule(name)
     if isinstance(place, nn.Sequential):  # norm and flatten layers that belong to the trunk
@@ -228,7 +234,7 @@ def attach_head(backbone: nn.Module, head: nn.Module) -> nn.Module:
 
 
 def builder_options(arch: str, image_size: int) -> dict[str, Any]:
-    """Builder arguments that matter for feature extraction."""
+    """The arguments of a torchvision builder that matter for feature extraction."""
     parameters = inspect.signature(torchvision.models.get_model_builder(arch)).parameters
     options: dict[str, Any] = {}
     if arch.startswith("vit_"):
@@ -241,16 +247,18 @@ def builder_options(arch: str, image_size: int) -> dict[str, Any]:
 
 
 def _remove_head(model: nn.Module) -> tuple[str, int]:
-    """Cut the classifier off in place; returns the name of its child and the width of what went into it.
+    """Remove the classifier in place; returns the name of the child module that held it, and the classifier's input
+    width.
 
-    The head is the last child with parameters. From its first linear (or, in SqueezeNet, convolutional)
-    layer on everything goes, and dropout before it; norm and flatten layers before it stay (ConvNeXt, MaxViT).
+    The head is the last child with parameters. Its first linear (in SqueezeNet, convolutional) layer and everything
+    after that is removed, and dropout before it; norm and flatten layers before it stay (ConvNeXt, MaxViT).
     """
     name, head = [(n, c) for n, c in model.named_children() if any(True for _ in c.parameters())][-1]
     layers = list(head.children()) if isinstance(head, nn.Sequential) else [head]
     cut = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d)), None)
     if cut is None:
-        raise UserError(f"--arch {type(model).__name__}: no linear classifier in its last part '{name}'")
+        raise UserError(f"--arch {type(model).__name__}: its last part '{name}' has no linear classifier, so its "
+                        "features are unknown; choose another architecture")
     kept = [layer for layer in layers[:cut] if not isinstance(layer, nn.Dropout)]
     if isinstance(layers[cut], nn.Conv2d):
         kept += [nn.AdaptiveAvgPool2d(1), nn.Flatten(1)]
@@ -258,7 +266,7 @@ def _remove_head(model: nn.Module) -> tuple[str, int]:
     else:
         width = layers[cut].in_features
     setattr(model, name, nn.Sequential(*kept) if kept else nn.Identity())
-    for child_name, child in model.named_children():  # GoogLeNet and Inception keep theirs beside the head
+    for child_name, child in model.named_children():  # in GoogLeNet and Inception, dropout is beside the head
         if isinstance(child, nn.Dropout):
             setattr(model, child_name, nn.Identity())
     return name, width
@@ -268,8 +276,8 @@ def _use_cifar_stem(model: nn.Module, arch: str, padding: int) -> None:
     modules = list(model.named_modules())
     convs = [i for i, (_, m) in enumerate(modules) if isinstance(m, nn.Conv2d)]
     if not convs or modules[convs[0]][1].kernel_size == modules[convs[0]][1].stride:
-        raise UserError(f"--stem cifar needs a convolutional stem, but {arch} cuts the image into patches; "
-                        "leave the flag out")
+        raise UserError(f"--stem cifar needs a convolutional stem, but {arch} cuts the image into patches; omit the "
+                        "flag")
     name, old = modules[convs[0]]
     new = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=padding, bias=old.bias is not None)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""The student as it is trained: trunk and head, and nothing else."""
+"""The student during training: trunk and head."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from models.teachers import IMAGENET_MEAN, IMAGENET_STD, Encoder, Normalise
 
 
 class Distiller(nn.Module):
-    """Everything that trains, so that DistributedDataParallel wraps all of it. Teacher and loss are separate.
+    """Everything that is trained, so that DistributedDataParallel can wrap it. Teacher and loss are separate.
 
-    State dict keys are ``backbone.*`` and ``proj_head.*``, as in the original code. ``head``: [b, d_s] -> [b, d], or a
-    tuple of several, of models.heads.
+    State dict keys are ``backbone.*`` and ``proj_head.*``, as in the original code. ``head``, from models.heads, maps
+    [b, d_s] to [b, d], or to a tuple of several such outputs.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, mean: Sequence[float] = IMAGENET_MEAN,
@@ -25,9 +25,11 @@ class Distiller(nn.Module):
         self.normalise, self.mean, self.std = Normalise(mean, std), tuple(mean), tuple(std)
 
     def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
-        """Batches of images uint8 [b, 3, H, W] to outputs [b, d]: of every head for the first, then for the second.
+        """Batches of images uint8 [b, 3, H, W] to outputs [b, d]: those of every head for the first batch, then those
+        for the second, and so on.
 
-        Each batch passes separately, so that batch norm uses the statistics of one view, as in the methods' own code.
+        Each batch has a separate forward pass, so that batch norm uses the statistics of one view, as in the original
+        code of the methods.
         """
         outputs: list[Tensor] = []
         for images in views:
@@ -36,25 +38,25 @@ class Distiller(nn.Module):
         return tuple(outputs)
 
     def student_state(self) -> dict[str, Tensor]:
-        """Trunk and head, under the original's names, each tensor in the plain order whatever it is while training."""
+        """The state dict of trunk and head, under the original's names, with contiguous tensors."""
         return {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
 
     def encoder(self) -> Encoder:
-        """The trunk as it is used afterwards: without the head, on the same device."""
+        """The trunk as an encoder, without the head, on the same device."""
         return Encoder(self.backbone, self.mean, self.std).to(self.normalise.shift.device)
 
     def record(self) -> dict[str, Any]:
-        """What the student is, for its checkpoint."""
+        """The description of the student that its checkpoint records."""
         return {**self.backbone.spec.identity(), "mean": list(self.mean), "std": list(self.std)}
 
 
 @torch.no_grad()
 def agreement(student: Tensor, teacher: Tensor | None = None) -> dict[str, Tensor]:
-    """How close the student is to the teacher, whatever the loss: for the log. Outputs [b, d] each; without a teacher,
-    or if widths differ, only the first measure.
+    """Measures, for the log, of how close the student is to the teacher, independent of the loss. Outputs are [b, d]
+    each. Without a teacher, or if the widths differ, only ``student_norm``.
 
-    ``student_norm``: mean row norm; ``row_cosine``: mean cosine of rows; ``dim_correlation``: mean over
-    dimensions of the Pearson correlation with the same dimension of the teacher, over the batch, in [-1, 1].
+    ``student_norm``: mean norm of the rows; ``row_cosine``: mean cosine of corresponding rows; ``dim_correlation``:
+    Pearson correlation over the batch of each dimension with the teacher's, in [-1, 1], averaged over dimensions.
     """
     s = student.float()
     if teacher is None or teacher.shape != student.shape:

@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN with a feature pyramid around a trunk of ours."""
+"""torchvision's Faster R-CNN with a feature pyramid, on one of our trunks."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ PYRAMID = 256  # channels
 
 def faster_rcnn(trunk: nn.Module, mean: Sequence[float], std: Sequence[float], classes: int, norm: str = "batch",
                 sizes: Sequence[int] = (800,), longest: int = 1333) -> FasterRCNN:
-    """A detector of ``classes`` classes, labelled from 1, whose ``trunk`` is a ResNet with its weights.
+    """A detector of ``classes`` classes, labelled from 1, on a ResNet ``trunk``, whose weights it keeps.
 
-    It takes float images [3, H, W] in [0, 1], of any sizes, and normalises them by ``mean`` and ``std``. Their shorter
-    side is made one of ``sizes``, drawn for each while it trains, the last in evaluation, the longer at most
-    ``longest``. ``norm``: ``batch`` trains all layers, batch norm too, and has it in the pyramid, MoCo's protocol (He
-    et al., CVPR 2020, section 4.2); ``frozen`` makes the trunk's batch norm a fixed scale and keeps stem and first
-    stage as they are, the usual protocol after supervised pre-training. Raises :class:`UserError` for other networks.
+    It takes float images [3, H, W] in [0, 1] of any sizes and normalises them by ``mean`` and ``std``. It resizes the
+    shorter side to one of ``sizes``, random for each image in training and the last in evaluation, and the longer side
+    to at most ``longest`` pixels. ``norm``: ``batch`` trains all layers including batch norm, which is in the pyramid
+    too, as in MoCo's protocol (He et al., CVPR 2020, section 4.2); ``frozen`` makes the trunk's batch norm a fixed
+    scale and freezes the stem and the first stage, the usual protocol after supervised pretraining. Raises
+    :class:`UserError` for other networks.
     """
     if not isinstance(trunk, ResNet):
-        raise UserError(f"the detector is built around a ResNet and --weights is a {trunk.spec.arch}; give the "
-                        "checkpoint of a ResNet")
+        raise UserError(f"--weights is a {trunk.spec.arch}, expected a ResNet, on which the detector is built; give "
+                        "the checkpoint of a ResNet")
     if trunk.spec.stem != "imagenet":
-        raise UserError(f"--weights has the stem {trunk.spec.stem}, made for small images, and a detector's anchors "
-                        "are for the imagenet stem; give a network with that one")
+        raise UserError(f"--weights has the stem {trunk.spec.stem}, which is for small images, but the detector's "
+                        "anchors are for the stem imagenet; give a network with that stem")
     trunk.requires_grad_(True)
     if norm == "frozen":
         freeze_norm(trunk)
@@ -46,7 +47,7 @@ def faster_rcnn(trunk: nn.Module, mean: Sequence[float], std: Sequence[float], c
 
 
 def freeze_norm(module: nn.Module) -> None:
-    """Turn each batch norm in ``module`` into the fixed scale and shift that it is in evaluation mode."""
+    """Replace each batch norm in ``module`` by the fixed scale and shift that it applies in evaluation mode."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             fixed = FrozenBatchNorm2d(child.num_features, child.eps)
@@ -58,7 +59,7 @@ def freeze_norm(module: nn.Module) -> None:
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
-    """The trained parameters for an optimizer: no weight decay on those of normalisation, as in detectron2."""
+    """The trained parameters for an optimizer, without weight decay for those of normalisation, as in detectron2."""
     scales = {id(p) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
               for p in module.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -67,6 +68,6 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
 
 
 def _width(stage: nn.Sequential) -> int:
-    """Channels that a stage gives."""
+    """The number of output channels of a stage."""
     convolutions = [m for m in stage[-1].children() if isinstance(m, nn.Conv2d)]
     return convolutions[-1].out_channels

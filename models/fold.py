@@ -1,4 +1,4 @@
-"""Batch norm in evaluation mode is an affine map: folded into the convolution before it, it costs nothing."""
+"""Folding batch norm, which is an affine map in evaluation mode, into the convolution before it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ KINDS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, n
 
 
 def fold_batch_norm(network: nn.Module) -> tuple[nn.Module, int]:
-    """A copy of a frozen ``network`` whose batch norms are folded into the convolutions before them, and how many.
+    """A copy of a frozen ``network`` whose batch norms are folded into the convolutions before them, and their number.
 
-    The copy has the same modules under the same names; a convolution has gained a bias, and its norm is an identity.
-    Products are taken in float64 and rounded once. What cannot be traced (control flow that depends on the images) is
-    copied as it is, with 0.
+    The copy has modules with the same names; a convolution gets a bias, and its batch norm becomes an identity.
+    Products are computed in float64 and rounded once. A network that cannot be traced (its control flow depends on the
+    images) is copied unchanged, with the number 0.
     """
     network = copy.deepcopy(network).eval()
     pairs = foldable(network)
@@ -29,10 +29,11 @@ def fold_batch_norm(network: nn.Module) -> tuple[nn.Module, int]:
 
 
 def foldable(network: nn.Module) -> list[tuple[str, str]]:
-    """(convolution, batch norm) by name: each is called once, and nothing else sees the convolution's output."""
+    """The names of (convolution, batch norm) pairs that can be folded: each module is called once, and nothing else
+    uses the output of the convolution."""
     try:
         graph = fx.Tracer().trace(network)
-    except Exception:  # tracing runs the network's own code on a stand-in for images, which may object in any way
+    except Exception:  # tracing runs the network's code with a placeholder for images, and that may raise anything
         return []
     modules = dict(network.named_modules(remove_duplicate=False))
     calls = Counter(id(modules[node.target]) for node in graph.nodes if node.op == "call_module")

@@ -1,8 +1,8 @@
 """The student's head, by name; and a pretrained network's own head, rebuilt from its tensors.
 
-The second is MoCo's MLP, SimSiam's projector, a classifier. Its names are those of an ``nn.Sequential``
-(``0.weight``, ``2.weight`` ...) or of one layer (``weight``, ``bias``). Layers without tensors do not appear in the
-file; in every public head of this kind they are ReLUs.
+A pretrained head may be MoCo's MLP, SimSiam's projector, or a classifier. Its tensors have the names of an
+``nn.Sequential`` (``0.weight``, ``2.weight`` ...) or of one layer (``weight``, ``bias``). Layers without tensors do not
+appear in the file; in every public head of this kind they are ReLUs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from runtime.errors import UserError
 from runtime.settings import Setting
 
 HeadNorm = Annotated[bool, Setting(
-    "batch norm after both layers of the head, as in SimCLR v2 and MoCo v3; default none, as in MoCo v2 and all "
-    "of the methods' papers, but small networks and short trainings hardly learn without it", "--head-bn")]
+    "add batch norm after both layers of the head, as in SimCLR v2 and MoCo v3; default: no batch norm, as in MoCo v2 "
+    "and the papers of all methods, but small networks and short trainings hardly learn without it", "--head-bn")]
 
-WIDE = 2048  # of the hidden layer, in the code of CoSS, BINGO and DisCo
+WIDE = 2048  # width of the hidden layer in the code of CoSS, BINGO and DisCo
 
 
 def mlp(width: int, hidden: int, out: int, batch_norm: bool = False) -> nn.Sequential:
-    """Linear(width, hidden), ReLU, Linear(hidden, out); with ``batch_norm`` one after each linear layer."""
+    """Linear(width, hidden), ReLU, Linear(hidden, out), and with ``batch_norm`` batch norm after each linear layer."""
     layers = [nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out),
               nn.BatchNorm1d(out, affine=False)]
     return nn.Sequential(*(x for x in layers if batch_norm or not isinstance(x, nn.BatchNorm1d)))
@@ -40,15 +40,15 @@ HEADS: dict[str, Callable[[int, int, bool], nn.Module]] = {  # (width of the tru
 
 
 def build_head(name: str, width: int, out: int, batch_norm: bool = False) -> nn.Module:
-    """The student's head [b, width] -> [b, out], by a name of ``HEADS``; ``none`` leaves the width as it is.
+    """The student's head [b, width] -> [b, out], by a name of ``HEADS``; ``none`` keeps the width.
 
-    ``batch_norm``: one after each layer, in heads with two layers.
+    ``batch_norm``: add batch norm after each layer of a head with two layers.
     """
     return HEADS[name](width, out, batch_norm)
 
 
 class Heads(nn.ModuleDict):
-    """Several heads on one trunk: [b, width] -> a tuple of [b, out], one each."""
+    """Several heads on one trunk: [b, width] -> a tuple with [b, out] of each head."""
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         return tuple(head(features) for head in self.values())
@@ -56,27 +56,28 @@ class Heads(nn.ModuleDict):
 
 def build_heads(wanted: Sequence[tuple[str, str | None]], width: int, outs: Mapping[str | None, int],
                 batch_norm: bool = False) -> nn.Module:
-    """The head for each (name, what it is compared with): alone as it is, several as :class:`Heads`."""
+    """A head for each (name, target) in ``wanted``; ``outs`` gives the width of each target. Several are joined in
+    :class:`Heads`."""
     heads = {f"{name}_{to or 'alone'}": build_head(name, width, outs[to], batch_norm) for name, to in wanted}
     return Heads(heads) if len(heads) > 1 else next(iter(heads.values()))
 
 
 def head_from(tensors: Mapping[str, Tensor], whose: str) -> nn.Sequential:
-    """The head [b, d_trunk] -> [b, d_head] that ``tensors`` fill, all of them.
+    """The head [b, d_trunk] -> [b, d_head] with these ``tensors``, all of which it uses.
 
-    Linear layers with or without bias, batch norm with or without weights, and a ReLU at each missing number
-    between two layers. Raises :class:`UserError`, beginning with ``whose``, for any other head (DINO's, for example).
+    It consists of linear layers with or without bias, batch norm with or without weights, and a ReLU for each missing
+    number between two layers. Raises :class:`UserError`, beginning with ``whose``, for any other head, such as DINO's.
     """
     layers: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         match = re.fullmatch(r"(?:(\d+)\.)?(weight|bias|running_mean|running_var|num_batches_tracked)", name)
         if match is None:
-            raise UserError(f"{whose} holds {name}, expected linear layers and batch norm in a row; "
-                            "take a loss, or an export, without it")
+            raise UserError(f"{whose} holds {name}, expected linear layers and batch norm; "
+                            "choose a loss, or an export, that needs no head")
         layers.setdefault(int(match[1] or 0), {})[match[2]] = value
     if not layers:
-        raise UserError(f"{whose} has no head in it; take the file of the pre-training, or a loss, or an "
-                        "export, that needs none")
+        raise UserError(f"{whose} has no head; give the checkpoint of the pretraining, which has one, or choose a "
+                        "loss, or an export, that needs no head")
     head = nn.Sequential()
     for number in range(min(layers), max(layers) + 1):
         head.append(_layer(layers[number], whose) if number in layers else nn.ReLU(inplace=True))
@@ -88,12 +89,12 @@ def head_from(tensors: Mapping[str, Tensor], whose: str) -> nn.Sequential:
 
 
 def width_of(head: nn.Module, width: int) -> int:
-    """The output width of a head whose input has ``width`` numbers."""
+    """The output width of a head with input width ``width``."""
     return [width, *(layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear))][-1]
 
 
 def describe(head: nn.Sequential) -> str:
-    """``Linear(512, 512), ReLU, Linear(512, 128)``."""
+    """The layers of a head in words: ``Linear(512, 512), ReLU, Linear(512, 128)``."""
     return ", ".join(f"Linear({layer.in_features}, {layer.out_features})" if isinstance(layer, nn.Linear)
                      else type(layer).__name__ for layer in head)
 
@@ -104,5 +105,5 @@ def _layer(tensors: dict[str, Tensor], whose: str) -> nn.Module:
         return nn.BatchNorm1d(len(tensors["running_mean"]), affine=weight is not None)
     if weight is None or weight.ndim != 2:
         raise UserError(f"{whose} holds a layer of shape {list(weight.shape) if weight is not None else 'unknown'}, "
-                        "expected a linear layer or batch norm; take a loss, or an export, without it")
+                        "expected a linear layer or batch norm; choose a loss, or an export, that needs no head")
     return nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in tensors)

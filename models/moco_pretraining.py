@@ -1,4 +1,4 @@
-"""MoCo v2's two networks, with an MLP head and shuffled batch norm; losses/moco.py has its loss and queue.
+"""The two networks of MoCo v2, with an MLP head and shuffled batch norm; losses/moco.py has its loss and queue.
 
 He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, algorithm 1 and
 section 3.3; Chen et al., "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297.
@@ -27,19 +27,19 @@ class MoCoEncoders(nn.Module):
     ``bn_parts``: see :func:`models.momentum.shuffled`.
 
     ``head_bn`` puts batch norm after both linear layers of the head, as SimCLR v2 and MoCo v3 do and MoCo v2 does
-    not. A fresh network maps all images to nearly one direction, which drifts; until it has learnt otherwise the
-    loss is lowered by telling new keys from old ones, not images. On small networks that takes longer than a short
-    training lasts; centring the features ends it at once.
+    not. A randomly initialised network maps all images to nearly one direction, which drifts. At first it therefore
+    lowers the loss by telling new keys from old ones instead of telling images apart. With small networks this phase
+    can outlast a short training; centring the features prevents it.
 
-    ``freeze_trunk``: only the head trains; the trunk keeps every tensor, the statistics of its batch norm included.
-    ``mean``, ``std``: what the trunk was trained with, of images in [0, 1].
+    ``freeze_trunk``: only the head is trained; all tensors of the trunk stay unchanged, including the statistics of its
+    batch norm. ``mean``, ``std``: the normalisation that the trunk was trained with, for images in [0, 1].
     """
 
     def __init__(self, backbone: nn.Module, moco_dim: ContrastedWidth = 128, moco_m: Momentum = 0.999,
                  bn_parts: BatchNormParts = 8, head_bn: HeadNorm = False,
                  freeze_trunk: Annotated[bool, Setting(
-                     "train the head alone, on the trunk of --weights as it is: for losses that compare with a "
-                     "teacher's own head (--loss seed, disco, ...) where its file has none")] = False,
+                     "train only the head, on the frozen trunk of --weights, for losses that need the teacher's own "
+                     "head (--loss seed, disco, ...) if its file has none")] = False,
                  mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
         self.spec = backbone.spec
@@ -60,18 +60,18 @@ class MoCoEncoders(nn.Module):
         return self
 
     def forward(self, query_images: Tensor, key_images: Tensor) -> tuple[Tensor, Tensor]:
-        """Two views of the same images, uint8 [b, 3, H, W]; returns q and, without gradient, k, [b, dim] each."""
+        """Two views of the same images, uint8 [b, 3, H, W], to q, and k without gradient, [b, dim] each."""
         q = self.encoder_q(self.normalise(query_images))
         follow(self.encoder_k, self.encoder_q, self.momentum)
         return q, self.encode_keys(key_images)
 
     def encode_keys(self, images: Tensor) -> Tensor:
-        """k in the order of ``images``, computed over a batch shuffled across processes (section 3.3)."""
+        """k for ``images``, in their order, computed on a batch that is shuffled across processes (section 3.3)."""
         keys, = shuffled(lambda part: (self.encoder_k(self.normalise(part)),), images, self.bn_parts)
         return keys
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """The query encoder with its head, under the keys of MoCo's released files."""
+        """The state dict of the query encoder with its head, under the keys of MoCo's released files."""
         return {f"module.encoder_q.{k}": v.contiguous() for k, v in self.encoder_q.state_dict().items()}
 
     def trunk(self) -> Encoder:
@@ -84,5 +84,5 @@ class MoCoEncoders(nn.Module):
         return Encoder(trunk, self.mean, self.std).to(next(self.parameters()).device)
 
     def record(self) -> dict[str, Any]:
-        """What the encoder is, for its checkpoint."""
+        """The description of the encoder that its checkpoint records."""
         return {**self.spec.identity(), "mean": list(self.mean), "std": list(self.std)}

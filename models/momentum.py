@@ -1,5 +1,5 @@
-"""Moving averages of a network: one to be saved beside it, and one that gives targets, with batch norm over shuffled
-images.
+"""Moving averages of a network: one that is saved beside it, and one that gives targets, with batch norm over a
+shuffled batch.
 
 He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, equation 2 and section 3.3.
 """
@@ -16,39 +16,40 @@ from torch import Tensor, nn
 from runtime.device import all_gather, broadcast, distributed, send
 from runtime.settings import Setting
 
-ContrastedWidth = Annotated[int, Setting("width of the contrasted features; default {default}, MoCo's", "--moco-dim",
-                                         least=1, metavar="D")]
-Momentum = Annotated[float, Setting("momentum of the copy that follows the network; default {default}, MoCo's",
+ContrastedWidth = Annotated[int, Setting("width of the contrasted features; default {default}, as in MoCo",
+                                         "--moco-dim", least=1, metavar="D")]
+Momentum = Annotated[float, Setting("momentum of the moving average of the network; default {default}, as in MoCo",
                                     "--moco-m", least=0, below=1, metavar="M")]
 BatchNormParts = Annotated[int, Setting(
-    "parts over all processes into which the shuffled batch of the momentum copy is split for batch norm, so that its "
-    "statistics do not reveal the positive; default {default}, as on MoCo's 8 GPUs", "--bn-parts", least=1,
-    metavar="N")]
+    "number of parts, over all processes, into which the shuffled batch of the momentum copy is split for batch norm, "
+    "so that its statistics do not reveal the positive; default {default}, as on MoCo's 8 GPUs; parts have at least 2 "
+    "images, so a small batch is split into fewer", "--bn-parts", least=1, metavar="N")]
 
 
 class MovingAverage(nn.Module):
-    """A copy of a network that follows it and never trains, with its running statistics: the weights to save."""
+    """An exponential moving average of a network's weights and running statistics, to be saved beside the network."""
 
     def __init__(self, network: nn.Module, ema: Annotated[float, Setting(
-            "keep a moving average of the student with this decay (0.999, 0.9999) and write it to student_ema.pth; "
-            "default {default}, none", least=0, below=1, metavar="X")]) -> None:
+            "keep a moving average of the student's weights with this decay (such as 0.999 or 0.9999) and write it to "
+            "student_ema.pth; default {default}, no average", least=0, below=1, metavar="X")]) -> None:
         super().__init__()
         self.network, self.decay = copy.deepcopy(network).requires_grad_(False), ema
 
     def update(self, network: nn.Module) -> None:
-        """One step towards ``network``, after an update of it."""
+        """Take one step towards ``network``; call this after each update of it."""
         follow(self.network, network, self.decay, buffers=True)
 
 
 class MomentumStudent(MovingAverage):
-    """A moving average with batch-norm statistics of its own: uint8 images [b, 3, H, W] to its outputs [b, d]."""
+    """A moving average of the student with batch-norm statistics of its own: uint8 images [b, 3, H, W] to outputs
+    [b, d]."""
 
     def __init__(self, student: nn.Module, momentum: float = 0.999, bn_parts: int = 8) -> None:
         super().__init__(student, momentum)
         self.bn_parts = bn_parts
 
     def update(self, student: nn.Module) -> None:
-        """One step towards the student; before the forward passes of each training step, as in MoCo."""
+        """Take one step towards the student; call this before the forward passes of each training step, as in MoCo."""
         follow(self.network, student, self.decay)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -57,8 +58,8 @@ class MomentumStudent(MovingAverage):
 
 @torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, momentum: float, buffers: bool = False) -> None:
-    """average <- momentum * average + (1 - momentum) * network, for parameters; with ``buffers`` for running statistics
-    too, and counts of batches are taken over. Without it each network keeps its own."""
+    """average <- momentum * average + (1 - momentum) * network, for parameters. With ``buffers``, also for running
+    statistics, and counts of batches are copied; without, each network keeps its own."""
     slow, fast = ([*x.parameters(), *(x.buffers() if buffers else ())] for x in (average, network))
     pairs = list(zip(slow, fast, strict=True))
     moving = [pair for pair in pairs if pair[0].is_floating_point()]
@@ -70,18 +71,19 @@ def follow(average: nn.Module, network: nn.Module, momentum: float, buffers: boo
 
 @torch.no_grad()
 def shuffled(encode: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, bn_parts: int) -> tuple[Tensor, ...]:
-    """``encode(images)`` in their order, computed over a batch that is shuffled across processes and cut into parts.
+    """``encode(images)`` in the order of ``images``, computed on a batch that is shuffled across processes and split
+    into parts.
 
-    ``bn_parts``: the number of parts over all processes. The query's and the key's batch statistics must not come
-    from the same images, or the network recognises its positive by them; MoCo has 8 GPUs; a single process splits its
-    batch instead.
+    Query and key must not get batch statistics of the same images, or the network recognises the positive by these.
+    MoCo shuffles the batch over 8 GPUs; fewer processes split their batches instead. ``bn_parts``: the number of parts
+    over all processes; a process makes fewer if a part would have less than two images.
     """
     everything = all_gather(images)
     order = broadcast(send(torch.randperm(len(everything), device="cpu"), images.device))
     world = len(everything) // len(images)
     rank = torch.distributed.get_rank() if distributed() else 0
     mine = order.view(world, -1)[rank]
-    # A part of one image has no batch statistics.
+    # At least two images per part, because one image has no batch statistics.
     parts = everything[mine].tensor_split(max(1, min(bn_parts // world, len(mine) // 2)))
     outputs = [torch.cat(pieces) for pieces in zip(*map(encode, parts), strict=True)]
     back = torch.argsort(order).view(world, -1)[rank]

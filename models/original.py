@@ -1,14 +1,16 @@
-"""The mobile networks of the original CoSS code, under its own names: its files are read and written as they are.
+"""The mobile networks of the original CoSS code, with its parameter names, so that its files are read and written
+unchanged.
 
-Tan and Le, "EfficientNet", ICML 2019, as efficientnet_pytorch, SEED and CoSS build it, and Howard et al., "Searching
-for MobileNetV3", ICCV 2019, as SEED and CoSS do. Beside torchvision's of the same shapes:
+Tan and Le, "EfficientNet", ICML 2019, as built by efficientnet_pytorch, SEED and CoSS, and Howard et al., "Searching
+for MobileNetV3", ICCV 2019, as built by SEED and CoSS. Differences from torchvision's networks, whose values are in
+brackets:
 
-    EfficientNet   batch norm with eps 1e-3 and momentum 0.01 (1e-5 and 0.1); "same" padding, one pixel more at the
-                   right and bottom of convolutions with stride 2; PyTorch's own initialisation (He's); dropout on the
-                   pooled features stays while a student is distilled (it goes with the classifier)
-    MobileNetV3    batch norm with eps 1e-5 and momentum 0.1 (1e-3 and 0.01); squeeze-and-excitation before the
-                   activation in blocks that expand (after); features behind the hidden layer, 1,280 or 1,024 wide
-                   (pooled ones, 960 or 576), with dropout while a student is distilled
+    EfficientNet   batch norm with eps 1e-3 and momentum 0.01 [1e-5 and 0.1]; "same" padding, with one more pixel at
+                   the right and bottom of convolutions with stride 2; PyTorch's default initialisation [He]; dropout
+                   on the pooled features during distillation [removed with the classifier]
+    MobileNetV3    batch norm with eps 1e-5 and momentum 0.1 [1e-3 and 0.01]; squeeze-and-excitation before the
+                   activation in blocks that expand [after it]; features after the hidden layer, 1,280 or 1,024 wide
+                   [pooled features, 960 or 576], with dropout during distillation
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EFFICIENTNETS = {  # width, depth, the image size that its padding is for, dropout
+EFFICIENTNETS = {  # width factor, depth factor, the image size that the padding is for, dropout
     "efficientnet_b0_coss": (1.0, 1.0, 224, 0.2),
     "efficientnet_b1_coss": (1.0, 1.1, 240, 0.2),
     "efficientnet_b2_coss": (1.1, 1.2, 260, 0.3),
     "efficientnet_b3_coss": (1.2, 1.4, 300, 0.3),
 }
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
-          (1, 3, 1, 6, 320))  # of B0: blocks, kernel, stride of the first, expansion, channels
-MOBILENETS = {  # blocks of (kernel, expanded channels, channels, squeeze-and-excitation, Hardswish, stride), last width
+          (1, 3, 1, 6, 320))  # of B0: number of blocks, kernel, stride of the first block, expansion, channels
+MOBILENETS = {  # blocks (kernel, expanded channels, channels, squeeze-and-excitation, Hardswish, stride), feature width
     "mobilenetv3_large": ((
         (3, 16, 16, 0, 0, 1), (3, 64, 24, 0, 0, 2), (3, 72, 24, 0, 0, 1), (5, 72, 40, 1, 0, 2), (5, 120, 40, 1, 0, 1),
         (5, 120, 40, 1, 0, 1), (3, 240, 80, 0, 1, 2), (3, 200, 80, 0, 1, 1), (3, 184, 80, 0, 1, 1),
@@ -43,24 +45,25 @@ ORIGINALS = (*EFFICIENTNETS, *MOBILENETS)
 
 
 def build_original(arch: str) -> nn.Module:
-    """One of ``ORIGINALS`` with a classifier ``fc`` of 1,000 classes, initialised by the same draws as there."""
+    """One of ``ORIGINALS`` with a classifier ``fc`` of 1,000 classes, initialised by the original's random numbers."""
     return EfficientNet(*EFFICIENTNETS[arch]) if arch in EFFICIENTNETS else MobileNetV3(*MOBILENETS[arch])
 
 
 def of_the_paper(arch: str) -> str:
-    """What is to be said of a student that has the name of a row of the paper, and is torchvision's; '' for others."""
+    """A note for torchvision's networks that have the name of a row of the paper; '' for all others."""
     named = f"{arch}_coss"
-    return (f"{arch} is torchvision's; the paper's row is {named}, the original's own network with other batch norm, "
-            "padding, dropout and initial weights") if named in EFFICIENTNETS else ""
+    return (f"{arch} is torchvision's network; the paper's row is {named}, the original's own network, which differs "
+            "in batch norm, padding, dropout and initial weights") if named in EFFICIENTNETS else ""
 
 
 def name_there(arch: str) -> str:
-    """What the original calls an architecture of ours, and records in its files."""
+    """The original's name for one of our architectures, which its files record."""
     return arch.removesuffix("_coss")
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with stride 2 over an even number of pixels, padded as TensorFlow does: more at the far sides."""
+    """A convolution with stride 2 over an even number of pixels, padded as in TensorFlow: more at the right and
+    bottom."""
 
     def forward(self, images: Tensor) -> Tensor:
         total = self.kernel_size[0] - self.stride[0]
@@ -68,7 +71,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class EfficientNet(nn.Module):
-    """Images [b, 3, H, W] to logits [b, 1000], by way of pooled features, 1,280 of B0."""
+    """Images [b, 3, H, W] to logits [b, 1000]; the pooled features before ``fc`` are 1,280 wide for B0."""
 
     def __init__(self, width: float, depth: float, size: int, dropout: float) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ class EfficientNet(nn.Module):
 
 
 class MBConv(nn.Module):
-    """An inverted bottleneck, left out of some images with probability ``drop`` where it has a skip connection."""
+    """An inverted bottleneck. If it has a skip connection, training skips it for an image with probability ``drop``."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expand: int, size: int) -> None:
         super().__init__()
@@ -126,7 +129,7 @@ class MBConv(nn.Module):
 
 
 class MobileNetV3(nn.Module):
-    """Images [b, 3, H, W] to logits [b, 1000], by way of features [b, ``width``] behind a hidden layer."""
+    """Images [b, 3, H, W] to logits [b, 1000]; the features [b, ``width``] before ``fc`` come from a hidden layer."""
 
     def __init__(self, blocks: tuple[tuple[int, ...], ...], width: int) -> None:
         super().__init__()
@@ -171,7 +174,7 @@ class InvertedResidual(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Of MobileNetV3, its layers linear ones."""
+    """MobileNetV3's squeeze-and-excitation, with linear layers."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -184,8 +187,8 @@ class SqueezeExcitation(nn.Module):
 
 
 def _same_conv(channels: int, out: int, kernel: int, stride: int, size: int, groups: int = 1) -> tuple[nn.Conv2d, int]:
-    """A convolution without bias, "same"-padded for maps of ``size`` pixels whatever they have, and its output's size.
-    """
+    """A convolution without bias with the "same" padding for maps of ``size`` pixels, and the size of its output. The
+    padding is fixed, whatever the size of the maps in use."""
     uneven = stride == 2 and size % 2 == 0
     conv = (SameConv2d(channels, out, kernel, stride, groups=groups, bias=False) if uneven else
             nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False))
@@ -202,6 +205,6 @@ def _conv_norm(channels: int, out: int, kernel: int, stride: int) -> nn.Sequenti
 
 
 def _divisible(channels: float) -> int:
-    """The nearest multiple of 8, at least 8 and no less than nine tenths of ``channels``."""
+    """The nearest multiple of 8 that is at least 8 and at least nine tenths of ``channels``."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest + 8 * (nearest < 0.9 * channels)

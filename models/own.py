@@ -1,4 +1,4 @@
-"""A network of one's own, FILE.py:NAME, as a trunk: tried with a forward pass, its maps pooled."""
+"""The user's own network, FILE.py:NAME, as a trunk: a forward pass checks it, and feature maps are pooled."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from runtime.errors import memory_that_ran_out
 from runtime.own import Own
 
-HEAD = "head_of_coss"  # an empty place behind the features, for whoever attaches a head
+HEAD = "head_of_coss"  # name of the identity after the features, which an attached head replaces
 
 
 class OwnNetwork:
-    """Put before the network's own class: features [b, d] by its own forward pass, a map [b, d, h, w] averaged."""
+    """A mix-in before the network's own class: features [b, d] of its own forward pass, or the mean of its feature map
+    [b, d, h, w]."""
 
     pools = False
 
@@ -22,10 +23,10 @@ class OwnNetwork:
 
 
 def build_own(own: Own, image_size: int) -> tuple[nn.Module, int]:
-    """The network that the function or class makes, and the width of its features.
+    """The network that the function or class returns, and the width of its features.
 
-    It is called without arguments; the network takes normalised images, float32 [b, 3, S, S], and gives features
-    [b, d] or a map [b, d, h, w]. Parameters keep their names. Raises :class:`UserError` for anything else.
+    The function is called without arguments. The network must map normalised images, float32 [b, 3, S, S], to features
+    [b, d] or a feature map [b, d, h, w]; :class:`UserError` is raised otherwise. Parameters keep their names.
     """
     with own.blamed("while it builds the network"):
         model = own.value()

@@ -1,4 +1,4 @@
-"""A network where it computes, in the memory layout and by the convolutions that are fastest there."""
+"""Placing a network on its device, with the memory layout and the convolutions that are fastest there."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ Network = TypeVar("Network", bound="nn.Module")
 
 
 def place(network: Network, device: torch.device) -> Network:
-    """``network`` on ``device``, its weights channels last; on a CPU its plain convolutions become :class:`CPUConv2d`.
-
-    Names, parameters and state dicts stay the same.
-    """
+    """Move ``network`` to ``device`` with weights in channels-last layout; on a CPU its plain convolutions become
+    :class:`CPUConv2d`. Names, parameters and state dicts stay the same."""
     network = network.to(device, memory_format=torch.channels_last)
     for module in network.modules() if device.type == "cpu" else ():
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
@@ -24,11 +22,11 @@ def place(network: Network, device: torch.device) -> Network:
 
 
 class CPUConv2d(nn.Conv2d):
-    """A convolution that goes round what oneDNN is slow at (docs/results/SPEED.md has the times).
+    """A convolution that avoids cases in which oneDNN is slow (docs/results/SPEED.md has the times).
 
-    On maps of a few pixels, where most of a kernel lies on padding, it is one product of matrices, two to four times as
-    fast. A depthwise one that trains and has a stride or a large kernel is computed in float32 under autocast, since
-    its gradient in bfloat16 takes up to twenty times as long.
+    On maps of a few pixels, where padding covers most of the kernel, it is one matrix product, which is two to four
+    times as fast. A depthwise convolution that is trained and has a stride or a large kernel is computed in float32
+    under autocast, because its gradient in bfloat16 takes up to twenty times as long.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -48,10 +46,10 @@ class CPUConv2d(nn.Conv2d):
 
     def _product(self, images: Tensor) -> Tensor:
         if torch.is_autocast_enabled("cpu"):
-            images = images.to(torch.get_autocast_dtype("cpu"))  # before each pixel is copied into its windows
+            images = images.to(torch.get_autocast_dtype("cpu"))  # now, because below each pixel is copied several times
         (high, wide), (down, right), (top, left) = self.kernel_size, self.stride, self.padding
         x = F.pad(images.permute(0, 2, 3, 1), (0, 0, left, left, top, top))                      # [b, H, W, c]
         x = x.unfold(1, high, down).unfold(2, wide, right).permute(0, 1, 2, 4, 5, 3)             # [b, h, w, kh, kw, c]
-        rows = x.reshape(x.shape[:3].numel(), -1)  # two dimensions, or a product may become one for each image
+        rows = x.reshape(x.shape[:3].numel(), -1)  # two dimensions; with more, F.linear may make a product per image
         y = F.linear(rows, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)                # [b h w, n]
         return y.view(*x.shape[:3], -1).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""The frozen teacher: a trunk from a checkpoint, its input normalisation, and nothing that trains."""
+"""Encoders: a trunk with its input normalisation; and the frozen encoder, which serves as the teacher."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalise(nn.Module):
-    """uint8 images [b, 3, H, W] to float32, ``(x / 255 - mean) / std``, on the device where they are.
+    """uint8 images [b, 3, H, W] to float32, ``(x / 255 - mean) / std``, on their device.
 
-    Not in state dicts: a checkpoint's description records the normalisation, not its weights.
+    Its buffers are not in state dicts: a checkpoint records mean and std in its description, not among its weights.
     """
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
@@ -25,7 +25,7 @@ class Normalise(nn.Module):
         self.register_buffer("factor", 1 / (255 * torch.tensor(std)).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Channels last: plain convolutions run faster so, SqueezeNet's forward pass several times on a CPU.
+        # Channels last makes plain convolutions faster, SqueezeNet's forward pass on a CPU several times.
         images = images.to(self.shift.dtype, memory_format=torch.channels_last)
         return images.sub_(self.shift).mul_(self.factor)
 
@@ -44,9 +44,9 @@ class Encoder(nn.Module):
 
 
 class FrozenEncoder(Encoder):
-    """An encoder that never trains: no gradients, and always in evaluation mode, whatever a caller asks for.
+    """An encoder that is never trained: it has no gradients and stays in evaluation mode, even if .train() is called.
 
-    ``head`` is the pre-trained network's own head [b, d] -> [b, d_head], for the losses that ask for it, else None.
+    ``head`` is the pretrained network's own head [b, d] -> [b, d_head] if the loss needs it, else None.
     """
 
     def __init__(self, backbone: nn.Module, mean: Sequence[float] = IMAGENET_MEAN,
@@ -64,7 +64,7 @@ class FrozenEncoder(Encoder):
         return self
 
     def use_batch_statistics(self) -> None:
-        """From now on batch norm uses each batch's statistics; the running ones stay bit for bit the same."""
+        """Make batch norm use the statistics of each batch from now on; the running statistics do not change."""
         self.by_batch = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for module in self.by_batch:
             module.track_running_stats = False
@@ -75,17 +75,17 @@ class FrozenEncoder(Encoder):
         return super().forward(images)
 
     def targets(self, images: Tensor, kinds: Sequence[str]) -> tuple[Tensor, ...]:
-        """The student's targets for each of ``kinds``: ``features`` [b, d], or the output of its own ``head``."""
+        """One target for each of ``kinds``: ``features`` [b, d], or the output [b, d_head] of ``head``."""
         with torch.inference_mode():
             features = self(images)
             found = [features if kind == "features" else self.head(features) for kind in kinds]
-        return tuple(x.clone() for x in found)  # ordinary tensors again, which a loss's graph may keep
+        return tuple(x.clone() for x in found)  # ordinary tensors, which autograd may save, unlike inference tensors
 
     def fold(self) -> int:
-        """Fold batch norms into the convolutions before them (models.fold); returns how many were.
+        """Fold batch norms into the convolutions before them (models.fold); returns how many were folded.
 
         Features stay the same to within 1e-5 of their length in float32. The tensors then differ from the file's.
-        Batch norm that uses each batch's statistics cannot be folded.
+        Batch norm that uses the statistics of each batch is not folded.
         """
         if self.by_batch:
             return 0
@@ -93,9 +93,10 @@ class FrozenEncoder(Encoder):
         return count
 
     def round(self, dtype: torch.dtype | None) -> None:
-        """Round the weights of convolutions and linear layers to ``dtype`` once, not in each step anew; None: nothing.
+        """Round the weights of convolutions and linear layers to ``dtype`` once, instead of in each step; None: do
+        nothing.
 
-        Under autocast to that ``dtype`` every answer stays the same to the bit, and they must be asked for there.
+        Afterwards the encoder must run under autocast to ``dtype``, where its outputs are bit-identical to before.
         """
         for module in self.modules() if dtype else ():
             if isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,8 +1,8 @@
-"""Vision transformers of self-supervised teachers for which torchvision has no builder.
+"""Vision transformers of self-supervised teachers that torchvision has no builder for.
 
 Touvron et al., "Training data-efficient image transformers", ICML 2021, table 1 (tiny and small); Caron et al.,
 "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021 (patches of 8); Chen et al., "An Empirical
-Study of Training Self-Supervised Vision Transformers", ICCV 2021, section 4 (MoCo v3's small one has 12 heads).
+Study of Training Self-Supervised Vision Transformers", ICCV 2021, section 4 (MoCo v3's small ViT has 12 heads).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models import VisionTransformer
 
-VITS = {  # patch, width, heads; each of 12 layers, the MLP four times as wide
+VITS = {  # (patch size, width, heads); all have 12 layers and an MLP four times as wide
     "vit_ti_16": (16, 192, 3),
     "vit_s_16": (16, 384, 6),
     "vit_s_16_12h": (16, 384, 12),
@@ -32,7 +32,8 @@ def vit_options(arch: str, image_size: int) -> dict[str, int]:
 
 
 def attention_heads(backbone: nn.Module) -> int | None:
-    """The heads of a transformer's first layer, torchvision's or timm's, which no tensor's shape tells; else None."""
+    """The number of attention heads of a torchvision or timm transformer, which the shapes of its tensors do not show;
+    None for other networks."""
     if isinstance(backbone, VisionTransformer):
         return backbone.encoder.layers[0].num_heads
     try:

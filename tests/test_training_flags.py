@@ -126,7 +126,7 @@ def test_another_optimizer_clipped_and_averaged(work):
 def test_a_part_of_one_image_is_refused(work):
     done = distil(work, "never", "-b", 3, "--micro-batch", 2, student="resnet18")
     assert done.rc == 2
-    assert "--micro-batch leaves one image per step" in done.err
+    assert "--micro-batch gives each process one image per step" in done.err
     assert not (work / "never").exists()
 
 

@@ -498,7 +498,7 @@ def test_a_file_without_a_projector(tmp_path, sources):
     code, _, error = run_here("--weights", tmp_path / "bare.pth", "--to", "torchvision", "--output",
                               tmp_path / "o.pth", "--with-projector")
     assert code == 2
-    assert "has no head in it" in error
+    assert "has no head; give" in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["bare.pth"]
 

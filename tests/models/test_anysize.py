@@ -102,5 +102,5 @@ def test_other_trunks(arch, stem, stage, stride):
 def test_trunks_without_a_map(monkeypatch):
     backbone = build_backbone("shufflenet_v2_x0_5", image_size=64).eval()
     monkeypatch.setattr("models.anysize._shapes", lambda _: {})
-    with pytest.raises(UserError, match="no map of features"):
+    with pytest.raises(UserError, match="no feature map"):
         FeatureMap(backbone)

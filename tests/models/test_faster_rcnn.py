@@ -83,7 +83,7 @@ def test_bottlenecks_have_wider_maps():
 
 
 def test_networks_that_it_cannot_stand_on():
-    with pytest.raises(UserError, match="a ResNet and --weights is a squeezenet1_1"):
+    with pytest.raises(UserError, match="--weights is a squeezenet1_1, expected a ResNet"):
         faster_rcnn(build_backbone("squeezenet1_1", image_size=64), MEAN, STD, classes=2)
     with pytest.raises(UserError, match="has the stem cifar"):
         faster_rcnn(build_backbone("resnet18", "cifar", 32), MEAN, STD, classes=2)

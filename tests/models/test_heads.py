@@ -94,9 +94,9 @@ DINO_HEAD = {"mlp.0.weight": torch.zeros(4, D), "mlp.0.bias": torch.zeros(4), "m
 
 @pytest.mark.parametrize(("content", "says"), [
     ({"teacher": {**under("backbone.", state()), **under("head.", DINO_HEAD)}}, "the head teacher.head.* holds"),
-    (training(under("module.encoder_q.", state())), "has no head in it"),
+    (training(under("module.encoder_q.", state())), "has no head; give"),
     (training({**under("encoder_q.", state()), "encoder_q.fc.0.weight": torch.zeros(3, D, 1, 1)}), "shape [3, 512, 1"),
-    (state(), "has no head in it"),
+    (state(), "has no head; give"),
 ], ids=["DINO", "none", "convolution", "bare"])
 def test_refused(tmp_path, content, says):
     torch.save(content, tmp_path / "file.pth")
@@ -106,4 +106,4 @@ def test_refused(tmp_path, content, says):
     assert says in text
     assert text.startswith(f"--distill {tmp_path / 'file.pth'}")
     assert "\n" not in text
-    assert "; take " in text
+    assert "choose a loss, or an export, that needs no head" in text
