@@ -6,8 +6,8 @@
         --sampler cf --closek-info nn/closek_info.npy --nearest-k 15 --total-k 31 -b 64 --output run/
 
 Defaults are those of the paper's ResNet rows (CoSS, ECCV 2024). Without torchrun it runs as one process. The folder
---output gets config.json, metrics.jsonl, log.txt, TensorBoard events, checkpoint.pth (to resume from) and student.pth
-(to use).
+--output gets config.json, metrics.jsonl, log.txt, TensorBoard events, checkpoint.pth (to resume from), student.pth
+and student_trunk.pth (to use).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.report import Report
-from common import cli, cli_original, distillation, methods, sampling
+from common import afterwards, cli, cli_original, distillation, methods, sampling
 from data.cache import pooled
 from data.checks import check_apart
 from data.datasets import open_source
@@ -141,7 +141,10 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         trainer.epoch(epoch, step)
         after_epoch(run, epoch, args, sampler, student, knn)
         run.save(epoch, {name: network.student_state() for name, network in exports.items()})
-    run.finish(bad_images.summary() if bad_images.counts else "")
+    arch = student.backbone.spec.arch
+    run.finish(bad_images.summary() if bad_images.counts else "", uses=[
+        *afterwards.write_trunks(run.output, exports, arch, process),
+        *afterwards.use_student(run.output / "student.pth", args.data, args.distill if teacher else None, arch)])
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -191,7 +194,8 @@ def describe(args: argparse.Namespace, process: Process, source: ImageSource, sa
     return Description(config, {**student.record(), "teacher": config["teacher"]},
                        {name: module for name, module in kept.items() if module is not None}, exports,
                        args.resumable | FREE | of_losses.keys(), alike,
-                       f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "")
+                       f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
+                       [afterwards.trunk_name(name) for name in exports])
 
 
 def say_plan(run: Run, args: argparse.Namespace, source: ImageSource, sampler: RandomSampler, report: Report | None,

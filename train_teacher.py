@@ -23,7 +23,7 @@ import torch
 from checkpoints.by_name import look_at_weights
 from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
-from common import cli
+from common import afterwards, cli
 from data.augment import PRESETS, augmentation
 from data.cache import pooled
 from data.checks import check_apart
@@ -155,7 +155,8 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         if knn and knn.is_due(epoch + 1, args.knn_every, args.epochs):
             run.note(epoch, "knn", {"top1": run.scored(lambda: knn.score(moco.trunk()))}, knn.description)
         run.save(epoch, {"teacher.pth": moco.encoder_state()})
-    run.finish(bad_images.summary() if bad_images.counts else "")
+    run.finish(bad_images.summary() if bad_images.counts else "",
+               uses=afterwards.use_teacher(run.output / "teacher.pth", args.data, spec.arch))
 
 
 def build_moco(args: argparse.Namespace, image_size: int) -> tuple[MoCoEncoders, Report | None]:

@@ -35,7 +35,7 @@ def refuse_inputs(folder: Path, config: Mapping[str, Any], exports: Iterable[str
 
 
 def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str], exports: Iterable[str],
-                     first_epoch: int = 0) -> None:
+                     results: Iterable[str] = (), first_epoch: int = 0) -> None:
     """Raise :class:`UserError` if ``folder`` holds a run other than ``config`` (by its config.json, its checkpoint or
     one of its ``exports``), files under these names that no run of ours wrote, or this run's result of more than one
     epoch (from ``first_epoch`` on) without a checkpoint, which a new start would overwrite."""
@@ -59,7 +59,7 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str]
             raise UserError(f"--output {folder} holds this run's {path.name} after {epoch} epochs but no checkpoint to "
                             f"resume from, so a new start would replace it; {ELSEWHERE}")
         known = True
-    for path in (folder / METRICS, folder / LOG):
+    for path in (folder / name for name in (*results, METRICS, LOG)):
         if path.exists() and not known:
             raise UserError(f"--output {folder} holds {path.name} but no {CONFIG} that names its run, and this "
                             f"run would replace it; {ELSEWHERE}")

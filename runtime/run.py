@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,7 +45,7 @@ class Description:
     checkpoint holds, by name. ``exports``: names of the files that :meth:`Run.save` will write beside it.
     ``resumable``: settings that may differ on resume (:func:`runtime.state.check_same_run`). ``alike``: what else must
     be equal on every rank, by its readable name. ``per_process``: what in its mathematics depends on the number of
-    processes, '' for nothing.
+    processes, '' for nothing. ``results``: names of the files that are written there at the end.
     """
 
     config: Mapping[str, Any]
@@ -55,6 +55,7 @@ class Description:
     resumable: Set[str] = frozenset()
     alike: Mapping[str, str] = field(default_factory=dict)
     per_process: str = ""
+    results: Collection[str] = ()
 
 
 @dataclass
@@ -101,9 +102,9 @@ class Run:
         folder, closing = Path(settings.output), process.closing.enter_context(contextlib.ExitStack())
 
         def check(own: bool) -> None:
-            refuse_inputs(folder, config, exports)
+            refuse_inputs(folder, config, [*exports, *what.results])
             if not own:
-                refuse_other_run(folder, config, volatile, exports, start_epoch or 0)
+                refuse_other_run(folder, config, volatile, exports, what.results, start_epoch or 0)
 
         path, state, notes = _find(folder, resume, check, process, what.per_process, closing)
         state = restore_on_all(modules, state, path, process)
@@ -231,9 +232,10 @@ class Run:
         self.log.scalars(self.steps, epoch, values, group)
         self.log.say(f"epoch {epoch + 1}: {description}: " + "  ".join(f"{k} {v:.2f}" for k, v in values.items()))
 
-    def finish(self, *lines: str) -> None:
-        """Log the end of the run, close the log, release the folder and restore the signal handlers."""
-        for line in (*filter(None, lines), f"done: {self.output}"):
+    def finish(self, *lines: str, uses: Sequence[str] = ()) -> None:
+        """Log ``lines``, the end of the run, and what can be done with its result (``uses``); close the log, release
+        the folder and restore the signal handlers."""
+        for line in (*filter(None, lines), f"done: {self.output}", *uses):
             self.log.say(line)
         self.closing.close()
 

@@ -116,7 +116,7 @@ def disturbed(script: str, flags: Sequence[str], output: Path, processes: int, l
             except subprocess.TimeoutExpired:
                 done[kill(process, draw)] += 1
         code = process.wait(900)
-        if code == 0 and "done: " in log.read_text().splitlines()[-1]:
+        if code == 0 and "\ndone: " in log.read_text():
             return done, starts, time.monotonic() - began
         if code == 2 or starts > 10 * kills + 10:
             raise SystemExit(f"it ended with {code}:\n{log.read_text()[-3000:]}")

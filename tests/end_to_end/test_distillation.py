@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_teacher_run_leaves_mocos_layout(teacher_run):
 def test_what_a_run_leaves(run, teacher, neighbours):
     assert {path.name.partition(".tfevents")[0] for path in run.iterdir()} == {
         "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "checkpoint-000000010.pth", "student.pth",
-        "events.out"}
+        "student_trunk.pth", "events.out"}
     config = json.loads((run / "config.json").read_text())
     assert config["student_arch"] == STUDENT
     assert config["losses"]["coss"] == {"l_0": 1.0, "l_1": 1.0, "s_temp": 0.1, "t_temp": 0.07, "space_batch": "local"}
@@ -56,6 +57,24 @@ def test_what_a_run_leaves(run, teacher, neighbours):
     log = (run / "log.txt").read_text()
     assert hashlib.sha256(teacher.read_bytes()).hexdigest()[:16] in log
     assert "MoCo layout" in log
+
+
+def test_the_end_of_a_run_says_how_its_student_is_loaded_and_evaluated(run):
+    """The line for torchvision alone is run; the trunk's file is the student's trunk, and nothing else."""
+    said = (run / "log.txt").read_text().partition(f"done: {run}\n")[2].splitlines()
+    lines = [line.partition("    ")[2].strip() for line in said if "    " in line]
+    loaded, in_python, *commands = lines
+    names = {}
+    exec(loaded, names)
+    trunk = {k.removeprefix("backbone."): v for k, v in load(run / "student.pth")["state_dict"].items() if
+             k.startswith("backbone.")}
+    found = names["model"].state_dict()
+    assert trunk.keys() == found.keys() and all(torch.equal(trunk[k], found[k]) for k in trunk)
+    assert in_python == f"import coss; rows = coss.load('{run}/student.pth').embed('photos/')"
+    assert [line.split()[:3] for line in commands] == [["python", "compute_knn.py", "eval"],
+                                                       ["python", "evaluate.py", "overlap"]]
+    data = commands[0].split()[commands[0].split().index("--data") + 1]
+    assert {path.name for path in Path(data).iterdir()} == {"train", "val"}  # not train/, where nothing can be scored
 
 
 def test_tensorboard_events_hold_the_metrics(run):

@@ -29,7 +29,7 @@ def settings(folder, config=CONFIG):
 
 
 def check(folder):
-    refuse_other_run(folder, CONFIG, {"output"}, EXPORTS)
+    refuse_other_run(folder, CONFIG, {"output"}, EXPORTS, ["student_trunk.pth"])
 
 
 def refusal(folder):
@@ -85,7 +85,7 @@ def test_a_finished_run_whose_checkpoints_were_deleted_is_not_wiped_by_its_own_c
     assert "this run's student.pth after 5 epochs but no checkpoint" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "student_trunk.pth"])
 def test_a_log_of_unknown_origin_is_refused(tmp_path, name):
     (tmp_path / name).write_text("of the user\n")
     assert f"holds {name} but no config.json" in refusal(tmp_path)
