@@ -95,12 +95,15 @@ def _joined(named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shaped(named: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """What transformers keeps in fewer dimensions than timm, and SigLIP's pooling, whose query timm keeps apart."""
+    """What transformers keeps in fewer dimensions than timm, SigLIP's pooling, whose query timm keeps apart, and CLIP's
+    projection, which has a bias in timm."""
     for name, value in named.items():
         if name == "cls_token" and value.ndim == 1:
             yield name, value[None, None]
         elif name == "pos_embed" and value.ndim == 2:
             yield name, value[None]
+        elif name == "visual_projection.weight":  # CLIP's, into the space of its texts
+            yield from (("head.weight", value), ("head.bias", value.new_zeros(len(value))))
         elif name.startswith("attn_pool.qkv."):
             kind, width = name.rpartition(".")[2], len(value) // 3
             yield from ((f"attn_pool.q.{kind}", value[:width]), (f"attn_pool.kv.{kind}", value[width:]))

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from checkpoints.by_name import locate
 from checkpoints.hugging_face import read_folder, weight_files
-from checkpoints.match import Checkpoint, Layout, has_convolution
+from checkpoints.match import Checkpoint, Layout
 from checkpoints.report import few
 from checkpoints.safe_load import read_file
+from checkpoints.trunk import has_convolution
 from models.backbones import STEMS
 from runtime.errors import Damaged, UserError
 from runtime.inert import Inert
@@ -60,7 +61,8 @@ LAYOUTS = (
            authors="visual."),
     Layout("transformers (CLIP, SigLIP)", "vision_model.", "CLIP's and SigLIP's model.safetensors of Hugging Face "
            "transformers", ("visual_projection.",), dropped=("text_model.", "text_projection.", "logit_scale",
-           "logit_bias", "*embeddings.position_ids"), signs=("vision_model.embeddings.",)),
+           "logit_bias", "*embeddings.position_ids"), signs=("vision_model.embeddings.",),
+           elsewhere=("visual_projection.weight",)),
     *(Layout(f"transformers ({prefix[:-1]})", prefix, reads, ("classifier.", "*pooler."), dropped=("decoder.",),
              signs=(f"{prefix}embeddings.",)) for prefix, reads in TRANSFORMERS.items()),
     Layout("transformers", "", "transformers' DINOv2, DINOv3, ViT, ViT-MAE, MSN, I-JEPA, CLIP and SigLIP, alone",

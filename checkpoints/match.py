@@ -17,7 +17,7 @@ from checkpoints.identify import COUNTER, Identity, has_family
 from checkpoints.report import Report, few
 from checkpoints.safe_load import file_sha256
 from checkpoints.timm_names import OPENAI
-from checkpoints.trunk import Trunk
+from checkpoints.trunk import Trunk, has_convolution
 from checkpoints.values import other_rotation, refuse_unsound, sentence, trouble
 from models.backbones import TIMM, Spec, known_arch
 from models.heads import head_from
@@ -55,6 +55,7 @@ class Layout:
     archs: Mapping[str, str] = field(default_factory=dict)  # names that its files record -> ours
     own: Mapping[str, tuple[Colours, Colours]] = field(default_factory=dict)  # mean and std of single architectures
     authors: str = ""  # the prefix that timm's converter knows the branch by
+    elsewhere: tuple[str, ...] = ()  # tensors without the prefix that belong to the branch: CLIP's projection
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,11 @@ class Checkpoint:
         spec = backbone.spec
         inside, dropped, strays = self._sorted()
         laid, how, resampled = self.trunk.lay(backbone)
-        raw = {name: [self.prefix + x for x in made] or [name] for name, made in laid.sources.items()}
-        for name in how.head:
-            place = next((p for p in self._dropped_prefixes() if raw[name][0].startswith(p)), None)
-            place = place or self.prefix + name.partition(".")[0] + "."
-            dropped.setdefault(place, [0, "head"])[0] += max(1, len(laid.sources[name]))
+        raw = {name: [self._in_file(x) for x in made] or [name] for name, made in laid.sources.items()}
+        for given in dict.fromkeys(x for name in how.head for x in raw[name]):
+            place = next((p for p in self._dropped_prefixes() if given.startswith(p)), None)
+            place = place or self.prefix + given.removeprefix(self.prefix).partition(".")[0] + "."
+            dropped.setdefault(place, [0, "head"])[0] += 1
         for name in laid.left_out:
             place = self.prefix + re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
             dropped.setdefault(place, [0, "left out by timm's converter"])[0] += 1
@@ -242,7 +243,9 @@ class Checkpoint:
         dropped: dict[str, list[Any]] = {k + ".": [n, "outside the weights"] for k, n in self.outside.items()}
         strays = []
         for key, value in self.tensors.items():
-            if key.startswith(self.prefix):
+            if key in self.layout.elsewhere:
+                inside[key] = value
+            elif key.startswith(self.prefix):
                 inside[key[len(self.prefix):]] = value
             elif place := next((p for p in self._dropped_prefixes() if key.startswith(p)), None):
                 why = ("another branch" if place in (self.layout.prefix, *self.layout.branches) else
@@ -256,6 +259,10 @@ class Checkpoint:
         """Everything that a file may contain in addition to the branch, most specific first."""
         trunks = (p for p in (self.layout.prefix, *self.layout.branches) if p != self.prefix and p)
         return (*trunks, *map(self._absolute, self.layout.head), *self.layout.dropped)
+
+    def _in_file(self, name: str) -> str:
+        """The name in the file of the branch's tensor ``name``."""
+        return name if name in self.layout.elsewhere else self.prefix + name
 
     def _absolute(self, pattern: str) -> str:
         return self.prefix + pattern[1:] if pattern.startswith("*") else pattern
@@ -310,12 +317,6 @@ class Checkpoint:
             ("of another shape", report.reshaped)) if keys]
         return (f"{self.path} ({report.layout} layout) does not fit {report.arch} with stem '{report.stem}'"
                 f"{says}: trunk tensors {', '.join(findings)}; {self.trunk.advice(report.arch, report.stem)}")
-
-
-def has_convolution(tensors: dict[str, Tensor], prefix: str) -> bool:
-    """Whether ``prefix`` leads to a trunk of convolutions or patches, which RADIO embeds by a matrix."""
-    return any(value.ndim == 4 and name.startswith(prefix) for name, value in tensors.items()) or (
-        f"{prefix}model.patch_generator.embedder.weight" in tensors)
 
 
 def _timm_colours(backbone: nn.Module, name: str) -> Colours | None:

@@ -144,3 +144,9 @@ def _fit_positions(tensors: dict[str, Tensor], backbone: nn.Module) -> list[str]
         return []
     tensors[name] = fitted[0]
     return [fitted[1]]
+
+
+def has_convolution(tensors: dict[str, Tensor], prefix: str) -> bool:
+    """Whether ``prefix`` leads to a trunk of convolutions or patches, which RADIO embeds by a matrix."""
+    return any(value.ndim == 4 and name.startswith(prefix) for name, value in tensors.items()) or (
+        f"{prefix}model.patch_generator.embedder.weight" in tensors)

@@ -18,7 +18,7 @@ from helpers.sources import (
 
 from checkpoints.authors import to_authors
 from checkpoints.frozen import load_frozen
-from checkpoints.layouts import find_layout
+from checkpoints.layouts import find_layout, read_checkpoint
 from checkpoints.match import Checkpoint
 from checkpoints.timm_names import timm_candidates
 from checkpoints.translation import translate
@@ -161,3 +161,20 @@ def test_plain_transformers_at_two_sizes(kind, config, feature, transformers, tm
         with torch.no_grad():
             out = getattr(theirs, "vit", theirs)(pixel_values=images(size)).last_hidden_state
             close(encoder.backbone(images(size)), out[:, 1:].mean(1) if feature == "mean" else out[:, 0])
+
+
+def test_clips_projection(transformers, tmp_path):
+    """Into the space of its texts: a tensor beside the image half's."""
+    config = transformers.CLIPVisionConfig(**SMALL, **MLP, projection_dim=16)
+    model = randomise(transformers.CLIPVisionModelWithProjection(config))
+    model.save_pretrained(tmp_path)
+    checkpoint, name = read_checkpoint(tmp_path), "vit_base_patch32_clip_quickgelu_224.openai"
+    for size in (56, 84):
+        ours = timm.create_model(name, num_classes=16, **{**OURS, "patch_size": 14, "img_size": size}).eval()
+        ours.spec = Spec(TIMM + name, "imagenet", size, 16, "head")
+        assert not checkpoint.load_into(ours).dropped
+        if size == 56:
+            with torch.no_grad():
+                close(ours(images(56)), model(pixel_values=images(56)).image_embeds)
+    report = checkpoint.load_into(shrunk(name, **OURS, patch_size=14))  # without it
+    assert report.dropped == {"visual_projection.": 1}
