@@ -29,7 +29,7 @@ from runtime.own import is_own
 from runtime.store import check_content
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these in front
-CONTAINERS = ("state_dict", "model_state_dict", "classy_state_dict.base_model.model", "model")
+CONTAINERS = ("state_dict", "model_state_dict", "classy_state_dict.base_model.model", "model", "module")  # DeepSpeed's
 TRAINING_STATE = ("optimizer", "scaler", "lr_scheduler", "scheduler", "loss", "fp16_scaler", "amp", "updater", "args")
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)

@@ -4,12 +4,12 @@ A small network of each, two blocks of 64 channels, gives the features of timm's
 What timm's converters compute is timm's; that each is reached, and that nothing is lost on the way, is checked here.
 """
 
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import authors
+from helpers.authors import FILES
 from helpers.sources import (
     _no_initialisation,  # noqa: F401
     images,
@@ -33,32 +33,6 @@ def hollow(name):
     return {key: torch.empty(value.shape, device="meta") for key, value in model.state_dict().items()}
 
 
-SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2}
-PATCH14, PATCH16, PATCH32 = (56, 84), (64, 96), (64, 96)
-Family = namedtuple("Family", "network names sizes options", defaults=(PATCH16, SMALL))
-# timm's network with the tag that is found, its authors' names, sizes that are compared, arguments that shrink it
-FILES = {
-    "DINOv2": Family("vit_small_patch14_dinov2.lvd142m", authors.dinov2, PATCH14),
-    "DINOv2, registers": Family("vit_small_patch14_reg4_dinov2.lvd142m", authors.dinov2, PATCH14),
-    "DINOv2, training": Family("vit_small_patch14_dinov2.lvd142m", authors.dinov2_training, PATCH14),
-    "DINOv2, giant": Family("vit_giant_patch14_dinov2.lvd142m", authors.dinov2_gated, PATCH14,
-                            {**SMALL, "mlp_ratio": 5.5}),
-    "DINOv3": Family("vit_small_patch16_dinov3.lvd1689m", authors.dinov3),
-    "DINOv3 with biases": Family("vit_small_patch16_dinov3_qkvb.lvd1689m", authors.dinov3),
-    "DINOv3 S+": Family("vit_small_plus_patch16_dinov3.lvd1689m", authors.dinov3),
-    "DINOv3, ConvNeXt": Family("convnext_tiny.dinov3_lvd1689m", authors.dinov3_convnext, PATCH16,
-                               {"dims": (8, 16, 32, 64), "depths": (1, 1, 2, 1)}),
-    "EVA-02": Family("eva02_tiny_patch14_224.mim_in22k", authors.eva02, PATCH14),
-    "EVA-02 B": Family("eva02_base_patch14_224.mim_in22k", authors.eva02, PATCH14),
-    "EVA-CLIP": Family("eva02_base_patch16_clip_224.merged2b", authors.eva_clip),
-    "EVA-CLIP, giant": Family("eva_giant_patch14_clip_224.merged2b", authors.eva_clip, PATCH14),
-    "OpenAI's CLIP": Family("vit_base_patch32_clip_quickgelu_224.openai", authors.openai, PATCH32),
-    "SigLIP": Family("vit_base_patch16_siglip_224.webli", authors.siglip),
-    "I-JEPA": Family("vit_huge_patch14_gap_224.in1k_ijepa", authors.ijepa, PATCH14),
-    "AIMv2": Family("aimv2_large_patch14_224.apple_pt", authors.aimv2, PATCH14),
-    "BEiT": Family("beit_base_patch16_224.in22k_ft_in22k", authors.beit),
-    "RADIO": Family("vit_base_patch16_radio_v3.c_radio", authors.radio),
-}
 HUGE = ("DINOv2, giant", "EVA-CLIP, giant", "I-JEPA")  # whose released sizes take long to build
 
 

@@ -2,6 +2,7 @@
 timm's converters do, for networks of any width and depth, with numbers or without."""
 
 import re
+from collections import namedtuple
 
 import torch
 
@@ -155,3 +156,31 @@ def radio(tensors):
            "cls_token.token": torch.cat([tensors["cls_token"], tensors["reg_token"]], 1)[0]}
     return {**under("radio_model.model.", {**kept, **under("patch_generator.", odd)}),
             "radio_model.input_conditioner.norm_mean": torch.zeros(3, 1, 1), "radio_model.summary_idxs": torch.zeros(3)}
+
+
+SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2}
+PATCH14, PATCH16, PATCH32 = (56, 84), (64, 96), (64, 96)
+Family = namedtuple("Family", "network names sizes options", defaults=(PATCH16, SMALL))
+# timm's network with the tag that is found, its authors' names, sizes that are compared, arguments that shrink it
+FILES = {
+    "DINOv2": Family("vit_small_patch14_dinov2.lvd142m", dinov2, PATCH14),
+    "DINOv2, registers": Family("vit_small_patch14_reg4_dinov2.lvd142m", dinov2, PATCH14),
+    "DINOv2, training": Family("vit_small_patch14_dinov2.lvd142m", dinov2_training, PATCH14),
+    "DINOv2, giant": Family("vit_giant_patch14_dinov2.lvd142m", dinov2_gated, PATCH14,
+                            {**SMALL, "mlp_ratio": 5.5}),
+    "DINOv3": Family("vit_small_patch16_dinov3.lvd1689m", dinov3),
+    "DINOv3 with biases": Family("vit_small_patch16_dinov3_qkvb.lvd1689m", dinov3),
+    "DINOv3 S+": Family("vit_small_plus_patch16_dinov3.lvd1689m", dinov3),
+    "DINOv3, ConvNeXt": Family("convnext_tiny.dinov3_lvd1689m", dinov3_convnext, PATCH16,
+                               {"dims": (8, 16, 32, 64)}),
+    "EVA-02": Family("eva02_tiny_patch14_224.mim_in22k", eva02, PATCH14),
+    "EVA-02 B": Family("eva02_base_patch14_224.mim_in22k", eva02, PATCH14),
+    "EVA-CLIP": Family("eva02_base_patch16_clip_224.merged2b", eva_clip),
+    "EVA-CLIP, giant": Family("eva_giant_patch14_clip_224.merged2b", eva_clip, PATCH14),
+    "OpenAI's CLIP": Family("vit_base_patch32_clip_quickgelu_224.openai", openai, PATCH32),
+    "SigLIP": Family("vit_base_patch16_siglip_224.webli", siglip),
+    "I-JEPA": Family("vit_huge_patch14_gap_224.in1k_ijepa", ijepa, PATCH14),
+    "AIMv2": Family("aimv2_large_patch14_224.apple_pt", aimv2, PATCH14),
+    "BEiT": Family("beit_base_patch16_224.in22k_ft_in22k", beit),
+    "RADIO": Family("vit_base_patch16_radio_v3.c_radio", radio),
+}
