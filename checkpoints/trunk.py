@@ -16,6 +16,7 @@ from checkpoints.identify import (
     Identity,
     difference,
     fit,
+    has_family,
     hollow_trunk,
     identify,
     near_miss,
@@ -89,7 +90,7 @@ class Trunk:
         """The image size, in pixels, that the file's position table is for."""
         if not arch.startswith(TIMM):
             return transformer_image_size(self.shapes)
-        return native_size({k: v.shape for k, v in to_authors(self.hollow).items()})
+        return native_size({self.authors + k: v.shape for k, v in to_authors(self.hollow).items()})
 
     def stem(self) -> str:
         """``cifar`` for a ResNet whose first convolution is 3x3; for others the shapes do not tell."""
@@ -99,8 +100,10 @@ class Trunk:
 
     def fitting(self, image_size: int | None = None) -> list[Identity]:
         """The architectures that the trunk fills exactly: torchvision's and our own before timm's."""
-        found = identify(self.shapes, self.hints, image_size or self.says.get("image_size")) or [
-            identity for identity, how in self._in_timm() if how.exact]
+        found: list[Identity] = []
+        if has_family(self.shapes) or not self._timm_names:
+            found = identify(self.shapes, self.hints, image_size or self.says.get("image_size"))
+        found = found or [identity for identity, how in self._in_timm() if how.exact]
         kept = told_apart([x.arch for x in found], self.says.get("hidden_act"), "mean" in self.says)
         heads = self.says.get("heads")
         return [x for x in found if x.arch in kept and heads in (None, attention_heads(hollow_trunk(x)))]
@@ -122,13 +125,17 @@ class Trunk:
             return "its trunk fits, so save that alone, without what is left over, and give that"
         return f"it fits {fits[0].arch} with stem '{fits[0].stem}', so give that"
 
+    @functools.cached_property
+    def _timm_names(self) -> list[str]:
+        """timm's networks that names and width suggest."""
+        return timm_candidates({self.authors + k: v.shape for k, v in to_authors(self.hollow).items()})
+
     def _in_timm(self) -> list[tuple[Identity, Fit]]:
         """Those of timm's networks whose authors' files look so, and how the trunk fits them."""
-        authors = {self.authors + k: v.shape for k, v in to_authors(self.hollow).items()}
         found = []
-        for arch in timm_candidates(authors):
+        for arch in self._timm_names:
             require_timm(f"{self.whose} holds a network that is timm's here")
-            identity = Identity(arch, "imagenet", evaluated_size(arch) or native_size(authors) or 224)
+            identity = Identity(arch, "imagenet", evaluated_size(arch) or self.native_size(arch) or 224)
             try:
                 found.append((identity, self.lay(hollow_trunk(identity), self.hollow)[1]))
             except Exception:  # noqa: BLE001 - a network that cannot be built so, or whose converter fails, cannot be it
