@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Size, nn
 
+from checkpoints.report import differences
 from models.backbones import TIMM, Spec, WithoutStorage, arch_names, assemble, known_arch
 
 # GoogLeNet's and Inception's second classifiers, and what stands for hidden patches while a transformer is trained
@@ -44,7 +45,8 @@ NAME_IT = "; take timm's own network with --arch timm:NAME"
 
 @dataclass
 class Fit:
-    """How a file's names and shapes lie in a trunk: names in the file that match, are missing or are unexpected."""
+    """How the names and shapes in a file fit a trunk: the keys that match, are missing, are unexpected, or differ in
+    shape."""
 
     found: list[str] = field(default_factory=list)
     head: list[str] = field(default_factory=list)
@@ -54,8 +56,12 @@ class Fit:
 
     @property
     def exact(self) -> bool:
-        """Every tensor of the trunk filled, in its shape, and none left over."""
+        """Whether every tensor of the trunk is filled with one of its shape, and there are no unexpected keys."""
         return not (self.missing or self.unexpected or self.reshaped)
+
+    def difference(self) -> str:
+        """The keys that do not fit, in words."""
+        return differences(self.missing, self.unexpected, self.reshaped)
 
 
 @dataclass(frozen=True)
@@ -149,13 +155,7 @@ def near_miss(shapes: Shapes, asked: str = "") -> str:
         arch, "imagenet", transformer_image_size(shapes) or 224)))]
     if not fits or not (best := max(fits, key=lambda x: len(x[1].found) - len(x[1].missing)))[1].found:
         return "nothing that torchvision has is like it"
-    return f"nearest is {best[0]}, of which {difference(best[1])}"
-
-
-def difference(how: Fit) -> str:
-    """What does not fit, as the end of a sentence."""
-    return ", ".join(f"{len(names)} {what} ({names[0]})" for names, what in (
-        (how.missing, "missing"), (how.unexpected, "too many"), (how.reshaped, "of another shape")) if names)
+    return f"nearest is {best[0]}, with {best[1].difference()}"
 
 
 @functools.cache

@@ -1,8 +1,8 @@
-"""Strict reading of checkpoint files: which layout a file has, which tensors fill a trunk, which are left over.
+"""Reading checkpoint files by a table of layouts: which layout a file has, and which of its tensors are the trunk.
 
-One table of layouts; nothing else in the project knows the name of a key. Matching is strict both ways: every
-tensor of the trunk is filled and no tensor that looks like a trunk's is left over. (ResNet-34 weights fill a
-ResNet-18 completely, so filling alone proves nothing.)
+Nothing else in the project knows the name of a key. Matching is strict both ways: every tensor of the trunk must be
+filled, and there may be no unexpected keys that could belong to a trunk. (ResNet-34 weights fill a ResNet-18
+completely, so filling alone proves nothing.)
 """
 
 from __future__ import annotations

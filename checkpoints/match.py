@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.identify import COUNTER, Identity, has_family
-from checkpoints.report import Report, few
+from checkpoints.report import Report
 from checkpoints.safe_load import file_sha256
 from checkpoints.timm_names import OPENAI
 from checkpoints.trunk import Trunk, has_convolution
@@ -312,11 +312,8 @@ class Checkpoint:
     def _mismatch(self, report: Report) -> str:
         arch = report.recorded_arch
         says = f"; the file says it holds {arch}" if arch and arch != report.arch else ""
-        findings = [f"{len(keys)} {what} ({few(keys)})" for what, keys in (
-            ("missing", report.missing), ("left over", report.unexpected),
-            ("of another shape", report.reshaped)) if keys]
         return (f"{self.path} ({report.layout} layout) does not fit {report.arch} with stem '{report.stem}'"
-                f"{says}: trunk tensors {', '.join(findings)}; {self.trunk.advice(report.arch, report.stem)}")
+                f"{says}: of the trunk's keys {report.difference()}; {self.trunk.advice(report.arch, report.stem)}")
 
 
 def _timm_colours(backbone: nn.Module, name: str) -> Colours | None:

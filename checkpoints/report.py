@@ -1,4 +1,4 @@
-"""What happened to each key of a checkpoint file; printed, logged, and saved with the run."""
+"""The report of what happened to each key of a checkpoint file, which is printed, logged, and saved with the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.errors import printable
 
 @dataclass
 class Report:
-    """The match of one file and one trunk. ``ok``: whether the trunk is complete; ``error`` says why not."""
+    """The match between one file and one trunk; ``error`` says why the file does not fit."""
 
     file: str
     sha256: str = ""
@@ -39,11 +39,15 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Every tensor of the trunk filled and none left over."""
+        """Whether the file fits: every tensor of the trunk is filled, and there are no unexpected keys."""
         return self.error is None and self.matched > 0
 
+    def difference(self) -> str:
+        """The keys that do not fit, in words."""
+        return differences(self.missing, self.unexpected, self.reshaped)
+
     def record(self) -> dict[str, Any]:
-        """As a plain dict, for JSON and for checkpoints."""
+        """The report as a plain dict, for JSON and for checkpoints."""
         return {**asdict(self), "ok": self.ok}
 
     def __str__(self) -> str:
@@ -53,17 +57,23 @@ class Report:
         notes = "".join(f"; {note}" for note in self.notes)
         return printable(
             f"{self.file}: {self.layout} layout{branch if self.branch else ''}, {self.arch} (stem {self.stem}, "
-            f"{self.image_size} px{feature}), {self.matched} trunk tensors matched, 0 missing, 0 left over, dropped "
+            f"{self.image_size} px{feature}), {self.matched} trunk tensors matched, 0 missing, 0 unexpected, dropped "
             f"{dropped or 'nothing'}; mean {colours(self.mean)}, std {colours(self.std)}; "
             f"sha256 {self.sha256[:16]}…{notes}")
 
 
+def differences(missing: Sequence[str], unexpected: Sequence[str], reshaped: Sequence[str]) -> str:
+    """The keys of a file that do not fit a trunk, in words; '' if all do."""
+    return ", ".join(f"{len(keys)} {what} ({few(keys)})" for what, keys in (
+        ("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)) if keys)
+
+
 def colours(values: Sequence[float] | None) -> str:
-    """Three numbers as people read them."""
+    """The mean or std of red, green and blue, for messages."""
     return " ".join(f"{value:g}" for value in values or ())
 
 
 def few(items: Sequence[str], most: int = 3) -> str:
-    """The first of a list, and how many more there are."""
+    """The first ``most`` of a list, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(item[:200] for item in items[:most]) + more

@@ -14,7 +14,6 @@ from checkpoints.authors import to_authors
 from checkpoints.identify import (
     Fit,
     Identity,
-    difference,
     fit,
     has_family,
     hollow_trunk,
@@ -114,7 +113,7 @@ class Trunk:
         if not others:
             return near_miss(self.shapes, asked)
         arch, how = max(others, key=lambda x: len(x[1].found) - len(x[1].missing) - len(x[1].unexpected))
-        return f"nearest is {arch}, of which {difference(how)}"
+        return f"nearest is {arch}, with {how.difference()}"
 
     def advice(self, arch: str, stem: str) -> str:
         """What to do where the file does not fit the architecture that was given, as the end of a sentence."""
@@ -122,7 +121,7 @@ class Trunk:
         if not fits:
             return self.near_miss(arch)
         if any(x.arch.partition(".")[0] == arch.partition(".")[0] and x.stem == stem for x in fits):
-            return "its trunk fits, so save that alone, without what is left over, and give that"
+            return "its trunk fits, so save only that, without the unexpected keys, and give the new file"
         return f"it fits {fits[0].arch} with stem '{fits[0].stem}', so give that"
 
     @functools.cached_property

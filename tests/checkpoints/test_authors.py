@@ -155,7 +155,7 @@ def test_what_is_wrong_is_said_and_not_the_flag_that_was_given(small, tmp_path):
     assert "blocks.3.attn.qkv.weight holds 442,368 NaN" in refusal(broken, None)
     odd = {**tensors, "patch_embed.proj.weight": torch.ones(384, 3, 16, 16)}  # which timm would resample
     assert "1 of another shape (patch_embed.proj.weight" in refusal(odd, named)
-    assert "left over (blocks.12.ls1.gamma)" in refusal({**tensors, "blocks.12.ls1.gamma": torch.ones(384)}, named)
+    assert "unexpected (blocks.12.ls1.gamma)" in refusal({**tensors, "blocks.12.ls1.gamma": torch.ones(384)}, named)
 
 
 @pytest.mark.parametrize(("name", "wanted"), [

@@ -154,7 +154,7 @@ def test_a_deeper_network_fills_the_trunk_and_is_refused_for_what_is_left(tmp_pa
     deeper = torchvision.models.resnet34().state_dict()
     assert set(build_backbone("resnet18").state_dict()) < set(deeper)  # filling alone proves nothing
     text = refusal(save({"arch": "resnet34", "state_dict": deeper}, tmp_path), arch="resnet18")
-    assert "left over" in text
+    assert "unexpected" in text
     assert "layer1.2.conv1.weight" in text
     assert "the file says it holds resnet34" in text
     assert "missing" not in text
@@ -164,7 +164,7 @@ def test_a_shallower_network_is_refused_for_what_is_missing(tmp_path):
     text = refusal(save(moco(torchvision.models.resnet18()), tmp_path), arch="resnet34")
     assert "missing" in text
     assert "layer1.2.conv1.weight" in text
-    assert "left over" not in text
+    assert "unexpected" not in text
 
 
 @pytest.mark.parametrize("key", ["conv1.weight", "layer4.0.bn2.running_var", "layer3.0.downsample.1.bias"])
@@ -180,13 +180,13 @@ def test_one_key_too_many(tmp_path, model, key):
     state = moco(model)
     state["state_dict"][key] = torch.zeros(2)
     text = refusal(save(state, tmp_path))
-    assert f"1 left over ({key.removeprefix('module.')})" in text
+    assert f"1 unexpected ({key.removeprefix('module.')})" in text
 
 
 @pytest.mark.parametrize("where", ["has.encoder_q.inside", "sub.backbone.conv1.weight"])
 def test_prefixes_count_only_at_the_start(tmp_path, model, where):
     state = {**trunk_of(model), where: torch.zeros(1)}
-    assert f"1 left over ({where})" in refusal(save(state, tmp_path))
+    assert f"1 unexpected ({where})" in refusal(save(state, tmp_path))
 
 
 def test_the_other_stem(tmp_path):
@@ -201,7 +201,7 @@ def test_the_other_stem(tmp_path):
 def test_another_family(tmp_path, model):
     text = refusal(save(moco(model), tmp_path), arch="mobilenet_v3_small")
     assert "missing" in text
-    assert "left over" in text
+    assert "unexpected" in text
     assert ARCH in text
 
 

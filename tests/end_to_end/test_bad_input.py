@@ -33,7 +33,7 @@ DISTIL_REFUSALS = {
     "no such checkpoint": (["--distill", "{bad}/nowhere.pth"], ["--distill", "nowhere.pth"]),
     "web page": (["--distill", "{bad}/html.pth"], ["--distill", "html.pth", "web page"]),
     "checkpoint of another arch": (["--distill", "{bad}/resnet34.pth", "-k", "resnet18"],
-                                   ["resnet34.pth", "left over", "resnet18"]),
+                                   ["resnet34.pth", "unexpected", "resnet18"]),
     "neighbours of another data set": (["--data", "{bad}/flat"], ["--closek-info", "12"]),
     "too few columns": (["--total-k", "13"], ["--closek-info", "12 neighbours", "--total-k", "13"]),
     "nearest-k above total-k": (["--nearest-k", "7"], ["--nearest-k 7", "--total-k 6"]),

@@ -110,7 +110,7 @@ NETWORK = "from torch import nn\nimport torch\n"
                "        return {'loss': teacher.sum()}\n", ["without gradient"]),
     ("--loss", "from losses.base import Loss, Needs\nclass build(Loss):\n    needs = Needs(head='big')\n",
      ["no student's head big"]),
-    ("--data", "def build(split):\n    return [1, 2]\n", ["cannot give image 0 (int int64 [] is no image)"]),
+    ("--data", "def build(split):\n    return [1, 2]\n", ["cannot give image 0 (int int64 [] is not an image)"]),
     ("--data", "def build(split):\n    return 3\n", ["gives a int with 0 images for 'train'"]),
     ("--data", "def build():\n    return 3\n", ["fails while it makes the train images (TypeError"]),
 ])
