@@ -17,7 +17,7 @@ if __name__ == "__main__":
     begin(__file__)
 
 import argparse
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from checkpoints.report import Report
 from common import afterwards, cli, cli_original, distillation, methods, sampling
+from common.first_step import check_step, long_queue, small_images
 from data.cache import pooled
 from data.checks import check_apart
 from data.datasets import open_source
@@ -55,6 +56,8 @@ from runtime.own import code_record
 from runtime.run import Description, Run
 from runtime.settings import add_settings
 
+LESS_MEMORY = ("split the batch with --micro-batch (64, or less than now), or lower --batch-size or "
+               "--nearest-k")
 # Entries of config.json that may differ when a run resumes, beside the settings declared as resumable: files of weights
 # may have moved (their content is compared). The settings of --loss are compared as "losses", with their defaults.
 FREE = {"processes", "teacher", "distill", "student_weights"}
@@ -114,6 +117,13 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                                student_dim=student.backbone.spec.feature_dim).to(process.device)
         updater = Updater(optimization.build(student), process.device, args.amp, args.clip_grad,
                           partial(average.update, student) if average else None)
+        notes += check_step(lambda images: pass_of(images, loss, student, needs, teacher, momentum),
+                            [x for x in (student, teacher, momentum) if x], views, sampler.images_per_step,
+                            -(-sampler.images_per_step // parts), updater, args.workers, process, LESS_MEMORY,
+                            4 if needs.pairs else 2)
+        small, size_flags = small_images(source, image_size)
+        notes += [f"{small}; {size_flags} takes far less time and memory (with --teacher-image-size {image_size} if "
+                  "the teacher needs it)" if small else "", long_queue(loss, len(source), "--queue-size")]
         knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
                if args.knn_every else None)
 
@@ -212,6 +222,16 @@ def say_plan(run: Run, args: argparse.Namespace, source: ImageSource, sampler: R
             run.log.say(line)
 
 
+def pass_of(views: Sequence[Tensor], loss: Objective, student: Distiller, needs: CombinedNeeds,
+            teacher: FrozenEncoder | None, momentum: MomentumStudent | None) -> Any:
+    """All forward passes of a step, which change nothing but buffers; returns what the backward pass starts from."""
+    inputs = loss.inputs(views)
+    with torch.no_grad():
+        targets = [teacher.targets(x, needs.teacher) for x in inputs.teacher]
+        targets += [momentum.network(x) for x in inputs.momentum]
+    return targets, student(*inputs.student)
+
+
 def step_of(loss: Objective, forward: Callable[..., tuple[Tensor, ...]], student: Distiller, needs: CombinedNeeds,
             teacher: FrozenEncoder | None, momentum: MomentumStudent | None, micro_batch: int,
             ) -> Callable[[Batch], dict[str, Tensor]]:
@@ -258,5 +278,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, less_memory="split the batch with --micro-batch (64, or less than now), or lower --batch-size or "
-                                 "--nearest-k")
+    run_script(main, less_memory=LESS_MEMORY)

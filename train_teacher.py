@@ -19,11 +19,13 @@ if __name__ == "__main__":
 import argparse
 
 import torch
+from torch import Tensor
 
 from checkpoints.by_name import look_at_weights
 from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
 from common import afterwards, cli
+from common.first_step import check_step, long_queue, small_images
 from data.augment import PRESETS, augmentation
 from data.cache import pooled
 from data.checks import check_apart
@@ -117,6 +119,12 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         check_batch(moco, sampler.images_per_step)
         moco.encoder_q = hardware.synchronised(moco.encoder_q, process)  # the key's images are shuffled instead
         updater = Updater(optimization.build(moco), process.device, args.amp, args.clip_grad)
+        small, size_flags = small_images(source, image_size)
+        less = f"give {size_flags}, since {small}, or " * bool(small) + "lower --batch-size or --image-size"
+        notes = check_step(lambda images: pass_of(moco, *images), [moco], views, sampler.images_per_step,
+                           sampler.images_per_step, updater, args.workers, process, less)
+        notes += [f"{small}; {size_flags} takes far less time and memory" if small else "",
+                  long_queue(loss, len(source), "--moco-k")]
         knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
                if args.knn_every else None)
 
@@ -130,7 +138,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     what = Description(config, moco.record(), modules, ["teacher.pth"], args.resumable | {"processes", "weights"},
                        knn.fingerprints() if knn else {})
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
-    for line in (cli.ignored_flags_note(args), *cli.unused(args), f"data: {source.description}",
+    for line in (cli.ignored_flags_note(args), *cli.unused(args), f"data: {source.description}", *notes,
                  f"weights: {report}" if report else None,
                  f"MoCo v2: {spec.arch}{', its head alone' * args.freeze_trunk}, {args.epochs} epochs of "
                  f"{len(sampler)} steps of {args.batch_size} images, queue {args.queue_size}, on {process.world_size} "
@@ -142,7 +150,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         moco.encoder_k.compile()
     model = wrap(moco, process)
 
-    def step(batch: Batch) -> dict[str, torch.Tensor]:
+    def step(batch: Batch) -> dict[str, Tensor]:
         q, k = model(*batch.views)  # two views, uint8 [b, 3, S, S], on the device
         return loss(student=q, momentum=k)
 
@@ -157,6 +165,13 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         run.save(epoch, {"teacher.pth": moco.encoder_state()})
     run.finish(bad_images.summary() if bad_images.counts else "",
                uses=afterwards.use_teacher(run.output / "teacher.pth", args.data, spec.arch))
+
+
+def pass_of(moco: MoCoEncoders, query_images: Tensor, key_images: Tensor) -> tuple[Tensor, Tensor]:
+    """Both forward passes of a step, which change nothing but buffers."""
+    q = moco.encoder_q(moco.normalise(query_images))
+    with torch.no_grad():
+        return q, moco.encoder_k(moco.normalise(key_images))
 
 
 def build_moco(args: argparse.Namespace, image_size: int) -> tuple[MoCoEncoders, Report | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,15 @@ AGREEMENT_K = 10  # nearest neighbours whose classes are compared
 
 # A row of a contact sheet: (heading of a column group, indices of its images).
 Row = list[tuple[str, list[int]]]
+
+
+def typical_side(source: ImageSource, images: int = 9) -> int:
+    """The median of the longer sides, in pixels, of some images spread evenly over ``source``; 0 if none opens."""
+    sides = []
+    for i in np.linspace(0, len(source) - 1, min(images, len(source))).round().astype(int).tolist():
+        with contextlib.suppress(BadImage):
+            sides.append(max(source.pixels(i).shape[1:]))
+    return int(np.median(sides)) if sides else 0
 
 
 def check_neighbours(path: Path, source: ImageSource) -> list[str]:

@@ -28,6 +28,7 @@ __all__ = ["BadImageLog", "Batch", "DATA_PATHS", "CACHES", "ViewDataset", "build
 
 DATA_PATHS = ("fast", "pil")
 CACHES = ("none", "host", "device")
+PREFETCHED = 2  # batches that each worker makes ahead
 
 
 class ViewDataset(Dataset):
@@ -257,6 +258,11 @@ def _empty_view(count: int, size: int, channels_last: bool) -> torch.Tensor:
     return flat.view(count, size, size, 3).permute(0, 3, 1, 2) if channels_last else flat.view(count, 3, size, size)
 
 
+def waiting_batches(workers: int) -> int:
+    """How many batches a training loader holds at most: those that its ``workers`` have made, and the current one."""
+    return PREFETCHED * workers + 1
+
+
 def loader_options(workers: int, device_type: str, persistent: bool) -> dict:
     """Keyword arguments of a DataLoader whose data set returns whole batches."""
     options = {
@@ -266,7 +272,7 @@ def loader_options(workers: int, device_type: str, persistent: bool) -> dict:
         "generator": torch.Generator(),  # else the start of each epoch draws from the global random state
     }
     if workers:
-        options |= {"persistent_workers": persistent, "prefetch_factor": 2,
+        options |= {"persistent_workers": persistent, "prefetch_factor": PREFETCHED,
                     "worker_init_fn": partial(_start_worker, most_pixels())}
     return options
 

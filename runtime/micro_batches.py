@@ -69,7 +69,7 @@ class MicroBatches:
             return self.model(*batches)
         parts = list(zip(*(batch.tensor_split(count) for batch in batches), strict=True))
         random = _random_state(batches[0].device)
-        with torch.no_grad(), _buffers_put_back(self.model):
+        with torch.no_grad(), buffers_put_back(self.model):
             found = [self.model(*part) for part in parts]
         outputs = tuple(torch.cat(pieces).requires_grad_() for pieces in zip(*found, strict=True))
         self.first = parts, outputs, random
@@ -94,8 +94,9 @@ class MicroBatches:
 
 
 @contextmanager
-def _buffers_put_back(model: nn.Module) -> Iterator[None]:
-    buffers = list(model.buffers())
+def buffers_put_back(*models: nn.Module) -> Iterator[None]:
+    """Whatever happens to the buffers of ``models``, they are as before at the end."""
+    buffers = [buffer for model in models for buffer in model.buffers()]
     before = [buffer.clone() for buffer in buffers]
     yield
     for buffer, value in zip(buffers, before, strict=True):
