@@ -46,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def in_all(args: argparse.Namespace) -> evaluation.Steps:
     """What `evaluate.py all` with ``args`` runs of it."""
     return [(f"finetune {share}", evaluation.on_data(args, "--labels", share)) for share in args.labels] or [
-        ("finetune", "it needs --labels")]
+        ("finetune", evaluation.lacks(args, "data", "labels"))]
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:

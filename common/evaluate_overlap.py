@@ -44,8 +44,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def in_all(args: argparse.Namespace) -> evaluation.Steps:
     """What `evaluate.py all` with ``args`` runs of it."""
-    return [("overlap", evaluation.on_data(args, "--teacher", args.teacher, "--names", "student", *evaluation.WHOLE)
-             if args.data and args.teacher else "it needs --data and --teacher")]
+    own = ["--teacher", str(args.teacher), *evaluation.WHOLE]
+    return [("overlap", evaluation.on_data(args, *own, needs=["teacher"]))]
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:

@@ -48,8 +48,7 @@ def _named_folder(text: str) -> tuple[str, str]:
 
 def in_all(args: argparse.Namespace) -> evaluation.Steps:
     """What `evaluate.py all` with ``args`` runs of it."""
-    return [("robustness", ["--train", args.data, "--ood", *args.ood] if args.data and args.ood else
-             "it needs --data and --ood")]
+    return [("robustness", evaluation.lacks(args, "data", "ood") or ["--train", args.data, "--ood", *args.ood])]
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:

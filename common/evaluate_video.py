@@ -62,7 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def in_all(args: argparse.Namespace) -> evaluation.Steps:
     """What `evaluate.py all` with ``args`` runs of it."""
-    return [("video", ["--data", args.davis, *evaluation.WHOLE] if args.davis else "it needs --davis")]
+    return [("video", evaluation.lacks(args, "davis") or ["--data", args.davis, *evaluation.WHOLE])]
 
 
 def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:

@@ -76,9 +76,16 @@ def add_common_flags(parser: argparse.ArgumentParser, *names: str, data: str = L
     return group
 
 
-def on_data(args: argparse.Namespace, *flags: str) -> list[str] | str:
-    """``flags`` of an evaluation on --data, or why it is left out of `evaluate.py all`."""
-    return ["--data", args.data, *flags] if args.data else "it needs --data"
+def on_data(args: argparse.Namespace, *flags: str, needs: Sequence[str] = ()) -> list[str] | str:
+    """``flags`` of an evaluation on --data, or why it is left out of `evaluate.py all`. ``needs``: names of other flags
+    without which it cannot be."""
+    return lacks(args, "data", *needs) or ["--data", args.data, *flags]
+
+
+def lacks(args: argparse.Namespace, *names: str) -> str | None:
+    """Which of the flags of these names were not given, in words; None if all were."""
+    missing = [f"--{name}" for name in names if not getattr(args, name)]
+    return f"it needs {' and '.join(missing)}" if missing else None
 
 
 WHOLE = ("--subset", "1")  # of test images

@@ -15,14 +15,17 @@ NOT_A_NAME = {"compared"}  # text columns that describe how a number was compute
 Evaluations = Mapping[str, Mapping[str, Any]]  # name -> record
 
 
-def long_table(evaluations: Evaluations) -> list[dict[str, Any]]:
+def long_table(evaluations: Evaluations, name_one: bool = True) -> list[dict[str, Any]]:
     """A row for each number of each evaluation's own table: ``evaluation``, ``what`` (the texts that name the row),
-    ``metric``, ``value``. A cell such as 71.2 ± 0.4 counts as a number with an interval."""
+    ``metric``, ``value``. A cell such as 71.2 ± 0.4 counts as a number with an interval. ``name_one``: a student is
+    named where it is the only one, too."""
     rows = []
     for name, record in evaluations.items():
-        for row in record.get("table", ()):
+        table = record.get("table", ())
+        unnamed = NOT_A_NAME | ({"student"} if len(table) == 1 and not name_one else set())
+        for row in table:
             what = ", ".join(value for column, value in row.items()
-                             if column not in NOT_A_NAME and isinstance(value, str) and number(value) is None)
+                             if column not in unnamed and isinstance(value, str) and number(value) is None)
             rows += [{"evaluation": name, "what": what, "metric": metric, "value": value}
                      for metric, value in row.items() if number(value) is not None]
     return rows
@@ -66,8 +69,8 @@ def _is_record(record: Any) -> bool:
 
 def compared(first: Evaluations, second: Evaluations) -> list[dict[str, Any]]:
     """A row for each number in either: ``A``, ``B`` and ``B - A``, None if one lacks it."""
-    tables = [{(row["evaluation"], row["what"], row["metric"]): number(row["value"]) for row in long_table(each)}
-              for each in (first, second)]
+    tables = [{(row["evaluation"], row["what"], row["metric"]): number(row["value"])
+               for row in long_table(each, name_one=False)} for each in (first, second)]
     rows = []
     for key in dict.fromkeys([*tables[0], *tables[1]]):
         a, b = (table.get(key) for table in tables)
@@ -93,6 +96,8 @@ def differences(first: Evaluations, second: Evaluations) -> list[str]:
         if other:
             said.append(f"{name}: other settings ({'; '.join(other[:6])})")
         one, two = (each.get("compared", {}) for each in (a, b))
+        if len(one) == len(two) == 1:  # whatever they are called
+            two = dict(zip(one, two.values(), strict=True))
         said += [f"{name}: other features of {student} ({one[student]}; {two[student]})"
                  for student in one.keys() & two.keys() if one[student] != two[student]]
     return sorted(said)

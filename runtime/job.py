@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
+from runtime.boards import BOARDS, check_board
 from runtime.nonfinite import POLICIES
 from runtime.settings import Setting, Used
 
@@ -71,6 +72,10 @@ class RunSettings:
     print_freq: Annotated[int, Setting(
         "steps between lines of the log and of metrics.jsonl; default {default}, the original's",
         "-p --print-freq", least=1, metavar="N", resumable=True)] = 500
+    log_to: Annotated[str, Setting(
+        "where curves go beside metrics.jsonl: tensorboard (default), or wandb, there and to Weights & Biases "
+        "(WANDB_PROJECT, WANDB_MODE=offline in the environment)", choices=BOARDS, resumable=True,
+        check=check_board)] = "tensorboard"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from runtime.boards import TensorBoard, WeightsAndBiases
 from runtime.device import all_reduce_mean
 from runtime.errors import UserError, without_codes
 from runtime.outputs import check_output_file, no_link
@@ -31,9 +32,9 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], is_main: bool, first_step: int = 0,
-                 within_epoch: bool = False) -> None:
+                 within_epoch: bool = False, log_to: str = "tensorboard") -> None:
         """``first_step``: the next global step. Lines that an interrupted run wrote beyond it are dropped, and, with
-        ``within_epoch``, also per-epoch lines at that step. Raises :class:`UserError` if the folder or a file in it
+        ``within_epoch``, also per-epoch lines at that step. ``log_to``: one of runtime.boards.BOARDS. Raises :class:`UserError` if the folder or a file in it
         cannot be written."""
         self.is_main, self.folder, self.screen = is_main, folder, True
         self.problem: UserError | None = None
@@ -41,13 +42,13 @@ class RunLog:
             return
         for name in (METRICS, LOG):
             check_output_file(folder / name, "--output")
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank writes
         save_json(config, folder / CONFIG)
         try:
             dropped = _drop_after(folder / METRICS, first_step, within_epoch)
             self.metrics = _opened(folder / METRICS, "a")
             self.text = _opened(folder / LOG, "a" if first_step else "w")
-            self.board = SummaryWriter(_utf8_name(folder), purge_step=first_step + 1)
+            self.boards = [TensorBoard(folder, first_step)]
+            self.boards += [WeightsAndBiases(folder, config)] if log_to == "wandb" else []
         except OSError as error:
             raise UserError(f"--output {folder} cannot be written ({error.strerror or error}); make room, or choose "
                             "another folder") from None
@@ -79,20 +80,21 @@ class RunLog:
             line = {"step": step, "epoch": epoch + 1, "group": group, **values}
             with self._noting_trouble():
                 print(json.dumps(line), file=self.metrics, flush=True)
-                for name, value in values.items():
-                    self.board.add_scalar(f"{group}/{name}", value, step)
+                for board in self.boards:
+                    board.scalars(group, values, step)
 
     def sync(self) -> None:
         """Flush everything to disk, before a checkpoint records that it was written."""
         if self.is_main:
             with self._noting_trouble():
                 os.fsync(self.metrics.fileno())
-                self.board.flush()
+                for board in self.boards:
+                    board.flush()
 
     def close(self) -> None:
         """Flush and close everything."""
         if self.is_main:
-            for file in (self.board, self.metrics, self.text):
+            for file in (*self.boards, self.metrics, self.text):
                 with self._noting_trouble():
                     file.close()
 
@@ -104,15 +106,6 @@ class RunLog:
             self.problem = self.problem or UserError(
                 f"{self.folder} cannot be written any more ({error.strerror or error}); make room, and start the same "
                 "command again to resume")
-
-
-def _utf8_name(folder: Path) -> str:
-    """A name of ``folder`` for TensorBoard, which supports only UTF-8 names."""
-    try:
-        os.fsencode(folder).decode()
-    except UnicodeDecodeError:
-        return f"/proc/self/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY)}"  # for the life of the process
-    return str(folder)
 
 
 def _opened(path: Path, mode: str) -> TextIO:

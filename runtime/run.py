@@ -118,7 +118,8 @@ class Run:
         def open_log() -> None:
             nonlocal log
             starts = [*(starts_before(folder) if state else []), start_of(process.device)]
-            log = RunLog(folder, {**config, "starts": starts}, True, steps, within_epoch=step > 0)
+            log = RunLog(folder, {**config, "starts": starts}, True, steps, within_epoch=step > 0,
+                         log_to=settings.log_to)
 
         on_first_rank(open_log, process)
         closing.callback(log.close)

@@ -40,9 +40,11 @@ def test_what_is_not_alike_is_said():
 
 
 def test_students_with_other_heads_are_still_paired():
-    a, b = ({"overlap": {**record("overlap", [{"student": "s", "CKA": cka, "compared": how}]), "compared": {"s": how}}}
-            for cka, how in ((0.5, "both heads"), (0.75, "student's head, teacher's trunk")))
-    assert [tuple(row.values()) for row in compared(a, b)] == [("overlap", "s", "CKA", 0.5, 0.75, 0.25)]
+    hows = (("s", 0.5, "both heads"), ("t", 0.75, "student's head, teacher's trunk"))
+    a, b = ({"overlap": {**record("overlap", [{"student": name, "CKA": cka, "compared": how}]),
+                         "compared": {name: how}}} for name, cka, how in hows)
+    assert [tuple(row.values()) for row in compared(a, b)] == [("overlap", "", "CKA", 0.5, 0.75, 0.25)]
+    assert long_table(a)[0]["what"] == "s"
     assert differences(a, b) == ["overlap: other features of s (both heads; student's head, teacher's trunk)"]
 
 
