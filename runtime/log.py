@@ -34,8 +34,8 @@ class RunLog:
     def __init__(self, folder: Path, config: dict[str, Any], is_main: bool, first_step: int = 0,
                  within_epoch: bool = False, log_to: str = "tensorboard") -> None:
         """``first_step``: the next global step. Lines that an interrupted run wrote beyond it are dropped, and, with
-        ``within_epoch``, also per-epoch lines at that step. ``log_to``: one of runtime.boards.BOARDS. Raises :class:`UserError` if the folder or a file in it
-        cannot be written."""
+        ``within_epoch``, also per-epoch lines at that step. ``log_to``: one of runtime.boards.BOARDS.
+        Raises :class:`UserError` if the folder or a file in it cannot be written."""
         self.is_main, self.folder, self.screen = is_main, folder, True
         self.problem: UserError | None = None
         if not is_main:
