@@ -1,4 +1,4 @@
-"""Files of the same networks under several libraries' names, brought to the names of the networks' authors.
+"""Renaming tensors from several libraries' names to those of the networks' authors.
 
 Those are what timm's converters read, and for plain vision transformers timm's own names. Read here: Hugging Face
 transformers (queries, keys and values apart) and DINOv2's training (blocks in chunks).
@@ -60,7 +60,7 @@ _CONVNEXT = (
         ("depthwise_conv", "dwconv"), ("layer_norm", "norm"), ("pointwise_conv1", "pwconv1"),
         ("pointwise_conv2", "pwconv2"))),
     ("stages.{i}.layers.{j}.gamma", "stages.{i}.{j}.gamma"), ("layer_norm.", "norm."))
-LIBRARIES = (  # a name that only files of this kind have, and what becomes of their names; the first that fits counts
+LIBRARIES = (  # a name that only files of this kind have, and the rules for renaming; the first that matches is used
     (r"encoder\.layer\.0\.", _VIT), (r"layer\.0\.mlp\.gate_proj\.", (*_GATED_MLP, *_DINOV3)),
     (r"layer\.0\.attention\.q_proj\.", (*_PLAIN_MLP, *_DINOV3)),
     (r"embeddings\.patch_embedding\.", _CLIP), (r"stages\.0\.layers\.0\.depthwise_conv\.", _CONVNEXT),
@@ -75,12 +75,12 @@ def to_authors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rules_for(names: Collection[str]) -> tuple[tuple[str, str], ...]:
-    """The rules of the library that these names are of."""
+    """The renaming rules of the library that these names come from; () for none."""
     return next((rules for sign, rules in LIBRARIES if any(re.match(sign, name) for name in names)), ())
 
 
 def _joined(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values of a layer in one tensor; a bias that is not there is zero."""
+    """Join queries, keys and values of each layer into one tensor; a missing bias is zero."""
     out: dict[str, Tensor] = {}
     for name, value in named.items():
         layer, _, part = name.partition(".attn.")
@@ -112,12 +112,12 @@ def _shaped(named: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 class Trace(TorchFunctionMode):
-    """Which of ``tensors`` each tensor made within the block comes from, whatever is done to them there."""
+    """Records, for each tensor that is computed within the block, which of ``tensors`` it depends on."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._names = {id(value): (name,) for name, value in tensors.items()}
-        self._kept = list(tensors.values())  # an object that is gone would leave its id to another
+        self._kept = list(tensors.values())  # keeps them alive, because ids of deleted objects are used again
 
     def __torch_function__(self, func, types, positional=(), named=None):  # noqa: ANN001, ANN204
         made = func(*positional, **(named or {}))
@@ -130,5 +130,5 @@ class Trace(TorchFunctionMode):
         return made
 
     def sources(self, tensor: Tensor) -> tuple[str, ...]:
-        """Names of the tensors that ``tensor`` was made from; none if it is new."""
+        """The names of the tensors that ``tensor`` depends on; none if it depends on none of them."""
         return self._names.get(id(tensor), ())

@@ -1,6 +1,7 @@
-"""Pretrained weights by name: timm's, torchvision's, Hugging Face's, fetched into these libraries' own caches.
+"""Pretrained weights by name, from timm, torchvision and Hugging Face, downloaded into these libraries' own caches.
 
-A name stands for a local file or folder, which is then read like any other: nothing here opens one, but for its hash.
+A name is resolved to a local file or folder, which is then read like any other. This module opens files only to compute
+their hashes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from runtime.outputs import no_link
 TORCHVISION, HUB = "torchvision:", "hf:"
 NAME_HELP = f"or by name, {TIMM}NAME, {TORCHVISION}WEIGHTS, {HUB}OWNER/NAME"
 SILENCE = 60.0  # seconds without a byte, after which a download is given up
-Found = tuple[Path, str | None]  # a file or a folder, and the architecture that the name says
+Found = tuple[Path, str | None]  # a file or a folder, and the architecture if the name implies one
 
 
 def is_name(weights: str | Path) -> bool:
@@ -37,10 +38,10 @@ def is_name(weights: str | Path) -> bool:
 
 
 def locate(weights: str | Path, flag: str) -> Found:
-    """The file or folder of ``weights``, a path or a name, and the architecture that a name says.
+    """The file or folder of ``weights``, a path or a name, and the architecture if the name implies one.
 
-    A name is looked up once in a process; its weights are fetched unless the library's cache holds them. Raises
-    :class:`UserError` for a name that is not known, and where they can be had in neither way.
+    A name is looked up once per process; its weights are downloaded unless the library's cache holds them. Raises
+    :class:`UserError` for an unknown name, and if the weights are not cached and cannot be downloaded.
     """
     return _fetched(str(weights), flag) if is_name(weights) else (Path(weights), None)
 
@@ -54,20 +55,20 @@ def look_at_weights(weights: str | Path, flag: str) -> None:
 
 
 def sha256_of(weights: str | Path, flag: str) -> str | None:
-    """SHA-256 of the weights, of a folder that of its files; None if the file is missing."""
+    """SHA-256 of the weights, or of the files of a folder with weights; None if a file is missing."""
     path, _ = locate(weights, flag)
     files = weight_files(path, flag) if path.is_dir() else [path]
     return file_sha256(*files) if all(file.is_file() for file in files) else None
 
 
 def folder_beside(weights: str | Path) -> Path:
-    """Where what is made with ``weights`` goes by default: their folder; for a name the current one, as a cache is no
-    place for it."""
+    """The default folder for results computed with ``weights``: their own folder, or for a name the current one, as
+    results do not belong in a cache."""
     return Path() if is_name(weights) else Path(weights).parent
 
 
 def short_name(weights: str | Path) -> str:
-    """What a table calls the network: the name without its source, or the file's name without its ending."""
+    """The network's name in tables: the name without its source, or the file's name without its suffix."""
     return str(weights).partition(":")[2].rpartition("/")[2] if is_name(weights) else Path(weights).stem
 
 
@@ -78,7 +79,7 @@ def _fetched(name: str, flag: str) -> Found:
 
 
 def _timm(name: str, what: str) -> Found:
-    """The file of timm's record of the network: on the hub, or, for some older ones, at an address."""
+    """The file that timm's configuration of the network names: on the hub or, for some older networks, at a URL."""
     config = timm_config(name, what)
     if config is None or not (config.hf_hub_id or config.url):
         raise UserError(f"{what}: timm has no pretrained weights of this network; give another of its names "
@@ -102,8 +103,8 @@ def _torchvision(name: str, what: str) -> Found:
         versions = torchvision.models.get_model_weights(arch)
         if version in versions.__members__:
             return _from_address(versions[version].url, what), arch
-        raise UserError(f"{what} is not one of torchvision's weights; of {arch} there are "
-                        f"{', '.join(f'{TORCHVISION}{x}' for x in versions)}, so give one of these")
+        raise UserError(f"{what} is not one of torchvision's weights; for {arch} give one of "
+                        f"{', '.join(f'{TORCHVISION}{x}' for x in versions)}")
     near = difflib.get_close_matches(kind, [x for x in vars(torchvision.models) if x.endswith("_Weights")], n=3)
     raise UserError(f"{what} is not one of torchvision's weights of a classifier; "
                     + (f"did you mean {', '.join(near)}?" if near else "give, for example, "
@@ -123,22 +124,22 @@ SOURCES: dict[str, Callable[[str, str], Found]] = {TIMM: _timm, TORCHVISION: _to
 
 
 def _from_address(url: str, what: str) -> Path:
-    """The file of an address in torch.hub's cache, put there if it is missing; its hash must be what its name says."""
+    """The file of a URL in torch.hub's cache, downloaded if it is missing. Its hash must match the one in its name."""
     place = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     named = re.search(r"-([0-9a-f]{8,64})\.\w+$", place.name)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():
             with _alone(place.with_name(f".{place.name}.lock")), _patience():
-                if not place.exists():  # no other process has fetched it meanwhile
+                if not place.exists():  # unless another process has downloaded it meanwhile
                     torch.hub.download_url_to_file(url, str(place), named and named[1])
         fits = not named or file_sha256(place).startswith(named[1])
-    except (OSError, RuntimeError) as error:  # RuntimeError is a wrong hash
-        raise UserError(f"{what}: {url} could not be fetched ({_words(error)}); on a machine that has network "
-                        f"download it, put it at {place}, and start again") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError means a wrong hash
+        raise UserError(f"{what}: {url} could not be downloaded ({_words(error)}); download it on a machine with "
+                        f"network access, put it at {place}, and start again") from None
     if not fits:
         raise UserError(f"{what}: {place} is damaged or another file, since its SHA-256 does not begin with "
-                        f"{named[1]}; remove it, so that it is fetched again")
+                        f"{named[1]}; remove it, so that it is downloaded again")
     return place
 
 
@@ -155,10 +156,11 @@ def _patience() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock ``path``; other processes of this machine, and mostly of others on a shared disk, wait for it."""
+    """Hold the lock ``path``. Other processes wait for it, on this machine and usually also on others with the same
+    disk."""
     file = no_link(path, os.O_RDWR | os.O_CREAT)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: then each fetches its own, and the last stays
+        with contextlib.suppress(OSError):  # without file locks each process downloads the file, and the last one stays
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
@@ -175,12 +177,12 @@ def _has_hub() -> bool:
 
 
 def _from_hub(repository: str, revision: str, files: Sequence[str], what: str, by_hand: str) -> tuple[Path, str]:
-    """The folder of a model in huggingface_hub's cache, and the first of ``files`` that is there, alone or in parts.
-    ``by_hand``: what to download otherwise, with ``{page}`` for the address."""
+    """The folder of a model in huggingface_hub's cache, and the first of ``files`` that it holds, whole or in parts.
+    ``by_hand``: what to download manually instead, with ``{page}`` for the URL."""
     page = f"https://huggingface.co/{repository}"
     by_hand = f"download {by_hand.format(page=page)}"
     if not _has_hub():
-        raise UserError(f"{what}: huggingface_hub is missing; pip install huggingface_hub, or {by_hand}")
+        raise UserError(f"{what}: huggingface_hub is not installed; run `pip install huggingface_hub`, or {by_hand}")
     from huggingface_hub import constants, errors, snapshot_download
 
     offline: Exception | None = None
@@ -201,21 +203,21 @@ def _from_hub(repository: str, revision: str, files: Sequence[str], what: str, b
         "the hub cannot be reached" if offline else "the hub has none, or cannot be reached")
     command = f"hf download {repository}" + f" --revision {revision}" * bool(revision)
     raise UserError(f"{what}: {' or '.join(files)} of {page} is not in the cache {constants.HF_HUB_CACHE} and "
-                    f"{why}; on a machine that has network run {command} and copy models--"
+                    f"{why}; on a machine with network access run {command} and copy models--"
                     f"{repository.replace('/', '--')} from its cache into this one, or {by_hand}")
 
 
 def _refusal(error: Exception, page: str, revision: str, by_hand: str) -> str:
-    """Why the hub gives nothing, and what to do, as the rest of a sentence."""
+    """Why the hub refuses, and what to do, as the rest of a sentence."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        return f"{page} is given to those who accept its licence; do so there, and log in (hf auth login, or HF_TOKEN)"
+        return f"{page} requires accepting its licence; do that there, and log in (hf auth login, or HF_TOKEN)"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{page} does not exist or is private; look at the name, or log in (hf auth login, or HF_TOKEN)"
+        return f"{page} does not exist or is private; check the name, or log in (hf auth login, or HF_TOKEN)"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{page} has no revision {revision or 'main'}; give a branch, a tag or a commit of it"
-    return f"{page} could not be fetched ({_words(error)}); try again, or {by_hand}"
+    return f"{page} could not be downloaded ({_words(error)}); try again, or {by_hand}"
 
 
 def _words(error: Any) -> str:

@@ -1,7 +1,7 @@
-"""A network out, in a format that other programs read; written only once it was read back and gives the same features.
+"""Exporting a network to a format that other programs read, after checking that the file gives the same features.
 
-The file is written to a temporary folder next to its place, opened in the target's own way, its features are compared
-with the source's on the images given, and only then is it moved. After a difference nothing is left.
+The file is written to a temporary folder beside its final place and opened as the target program does. Its features are
+compared with the source's on the given images, and only if they agree is it moved to its place.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TARGETS: dict[str, Target] = {"torchvision": Torchvision(), "timm": Timm(), "saf
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written and how it was checked. ``difference`` is the largest, over the largest feature."""
+    """What was written and how it was checked. ``difference``: the largest one, divided by the largest feature."""
 
     target: str
     path: str
@@ -38,8 +38,8 @@ class Exported:
     sha256: str
     difference: float
     tolerance: float
-    images: dict[str, int]  # which, and how many of each, were compared
-    code: str  # loads it
+    images: dict[str, int]  # the images that were compared: {description: number}
+    code: str  # Python that loads the file
     projector: str | None = None
     projector_code: str | None = None
 
@@ -49,12 +49,12 @@ class Exported:
 
 
 def check_target(name: str, with_projector: bool = False) -> None:
-    """Refuse, before any work, a target whose packages are missing or that has no place for a projector."""
+    """Raise UserError, before any work, if the target's packages are not installed or it cannot store a projector."""
     target = TARGETS[name]
     if with_projector and not target.projector:
         able = ", ".join(key for key, other in TARGETS.items() if other.projector)
-        raise UserError(f"--with-projector: {name} has no place for a projector; leave the flag out, or choose --to "
-                        f"among {able}")
+        raise UserError(f"--with-projector: {name} cannot store a projector; omit the flag, or choose --to among "
+                        f"{able}")
     for package in target.packages:
         try:
             importlib.import_module(package)
@@ -64,13 +64,14 @@ def check_target(name: str, with_projector: bool = False) -> None:
 
 
 def check_output(name: str, path: Path, force: bool, with_projector: bool = False, source: Path | None = None) -> None:
-    """Refuse, before any work, a path that the result cannot have."""
+    """Raise UserError, before any work, if the result cannot be written to ``path``."""
     suffix, target = TARGETS[name].suffix, TARGETS[name]
     others = {other.suffix for other in TARGETS.values()} - {suffix, ".pth"}
     if path.suffix != suffix and (suffix != ".pth" or path.suffix in others):
-        raise UserError(f"--output {path} is a name for another format, and programs go by it; let it end in {suffix}")
+        raise UserError(f"--output {path} has the suffix of another format, by which programs would misread it; give a "
+                        f"name that ends in {suffix}")
     if not path.parent.is_dir():
-        raise UserError(f"--output {path}: the folder {path.parent} does not exist; make it or choose another")
+        raise UserError(f"--output {path}: the folder {path.parent} does not exist; create it or choose another")
     beside = [projector_path(path)] if with_projector and target.projector == "beside" else []
     for place in (path, *beside):
         check_output_file(place, "--output", inputs=[source] if source else [])
@@ -81,8 +82,8 @@ def check_output(name: str, path: Path, force: bool, with_projector: bool = Fals
 def export(network: Network, name: str, path: Path, images: Mapping[str, Tensor]) -> Exported:
     """Write ``network`` to ``path`` in the format ``name``, and its head if it has one.
 
-    ``images`` are float32 [b, 3, S, S], normalised, under words for what they are. Raises :class:`UserError`, and
-    leaves nothing, where the network does not fit the format or the file read back gives other features.
+    ``images``: {description: normalised images, float32 [b, 3, S, S]}. Raises :class:`UserError`, and leaves no file,
+    if the format cannot hold the network or the file gives other features when it is read back.
     """
     target, arch = TARGETS[name], network.trunk.spec.arch
     if reason := target.refuse(network):
@@ -103,9 +104,9 @@ def export(network: Network, name: str, path: Path, images: Mapping[str, Tensor]
             _sync(temporary)
             temporary.replace(final)
     except OSError as error:
-        raise UserError(f"--output {path} could not be written ({error.strerror or error}); make room or choose "
+        raise UserError(f"--output {path} could not be written ({error.strerror or error}); free some space or choose "
                         "another folder") from None
-    except Exception as error:  # whatever a library says of a file that it cannot take
+    except Exception as error:  # libraries raise many kinds of errors for a file that they cannot read
         raise UserError(f"--output {path} was not written: {arch} in the format {name} did not pass its check "
                         f"({_sentence(error)}); choose another --to") from error
     finally:
@@ -128,7 +129,7 @@ def _projector_code(target: Target, network: Network, path: Path) -> str | None:
 
 
 def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest difference over the largest magnitude, of any output."""
+    """The largest difference divided by the largest magnitude, over all outputs."""
     largest = 0.0
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape:
@@ -142,8 +143,8 @@ def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 def _write(network: Network, target: Target, path: Path, projector: Path | None) -> None:
-    """Write the file, and the projector's if it has one. Raises OSError where the disk was the trouble, whose own words
-    libraries do not always give: then it takes no more."""
+    """Write the file, and the projector's if there is one. Raises OSError if the disk is full, also if a library hides
+    that error: writing a probe file of the same size shows it."""
     try:
         target.write(network, path)
         if projector:

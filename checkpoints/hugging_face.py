@@ -1,4 +1,4 @@
-"""A model's folder as Hugging Face keeps it: config.json, weights in one file or several, and the normalisation."""
+"""A model's folder in Hugging Face's form: config.json, weights in one or several files, and the normalisation."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def weight_files(folder: Path, flag: str) -> list[Path]:
                                 "the whole folder again")
             if names:
                 return [folder / x for x in names]
-    raise UserError(f"{flag} {folder} is a folder without {WEIGHTS[0]} or {WEIGHTS[1]}; give a checkpoint's file, or a "
-                    "folder as Hugging Face keeps a model")
+    raise UserError(f"{flag} {folder} is a folder without {WEIGHTS[0]} or {WEIGHTS[1]}; give a checkpoint file, or the "
+                    "folder of a Hugging Face model")
 
 
 def read_folder(folder: Path, files: list[Path], flag: str, trust: bool = False) -> dict[str, Any]:
-    """The tensors of all ``files``, as one state dict, and what the folder's JSON files say of the network."""
+    """The tensors of all ``files`` as one state dict, and the description of the network in the folder's JSON files."""
     tensors: dict[str, Any] = {}
     for path in files:
         raw = read_file(path, flag, trust)
@@ -40,7 +40,7 @@ def read_folder(folder: Path, files: list[Path], flag: str, trust: bool = False)
 
 
 def about(folder: Path, flag: str) -> dict[str, Any]:
-    """``arch``, ``hidden_act``, ``heads``, ``mean`` and ``std``, of those that are there."""
+    """Those of ``arch``, ``hidden_act``, ``heads``, ``mean`` and ``std`` that the folder records."""
     config = _json(folder / "config.json", flag)
     if isinstance(config.get("architecture"), str) and isinstance(config.get("pretrained_cfg"), dict):
         return _about_timms(config["architecture"], config["pretrained_cfg"])
@@ -52,11 +52,11 @@ def about(folder: Path, flag: str) -> dict[str, Any]:
 
 
 def _about_timms(arch: str, record: dict[str, Any]) -> dict[str, Any]:
-    """What timm's config.json says, its tag where timm knows that."""
+    """The description in timm's config.json; the tag is included if timm knows it."""
     name = f"{arch}.{record.get('tag')}"
     try:
         timm_config(name, TIMM)
-    except UserError:  # of someone's own training, or timm is missing, which is said where the network is built
+    except UserError:  # the tag of the user's own training, or timm is not installed, which is reported later
         name = arch
     return {"arch": TIMM + name, **{key: record[key] for key in ("mean", "std") if record.get(key)}}
 

@@ -1,4 +1,4 @@
-"""Which architecture a set of tensor names and shapes belongs to, or which one it almost fits."""
+"""Identifying the architecture that a set of tensor names and shapes belongs to, or the nearest one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Size, nn
 from checkpoints.report import differences
 from models.backbones import TIMM, Spec, WithoutStorage, arch_names, assemble, known_arch
 
-# GoogLeNet's and Inception's second classifiers, and what stands for hidden patches while a transformer is trained
+# The auxiliary classifiers of GoogLeNet and Inception, and the tokens that replace masked patches in training.
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "mask_token", "masked_embed")
-COUNTER = ".num_batches_tracked"  # not a weight; older and converted files lack it
+COUNTER = ".num_batches_tracked"  # not a weight, and missing from older and converted files
 Shapes = Mapping[str, Size]
 
 FAMILIES = (  # if a name like this is present, only these architectures can fit
@@ -27,7 +27,7 @@ FAMILIES = (  # if a name like this is present, only these architectures can fit
     (r"_conv_stem\.", r"efficientnet_b\d_coss"), (r"features\.1\.conv\.0\.weight", r"mobilenetv3"),
     (r"features\.0\.0\.", r"mobilenet_|efficientnet|convnext|swin"), (r"features\.", r"alexnet|vgg|squeezenet"))
 
-NEAR_MISSES = (  # name, and what has it; with "…" timm has it under a name that must be given
+NEAR_MISSES = (  # a name, and the network that has it; "…" means that timm has the network, if its name is given
     (r"blocks\.(\d+\.)+ls1\.gamma$", "a transformer with LayerScale (as DINOv2's), which torchvision's ViT has not…"),
     (r"patch_embed\.proj\.\d+\.", "a transformer with a convolutional stem (MoCo v3's vit_conv), which torchvision's "
      "ViT has not"),
@@ -40,7 +40,7 @@ NEAR_MISSES = (  # name, and what has it; with "…" timm has it under a name th
      "L2 and Lite0 to Lite4"),
     (r"conv_stem\.weight$", "a mobile network under timm's names…"),
     (r".*/", "a network of JAX's (Haiku names); convert it to PyTorch first"))
-NAME_IT = "; take timm's own network with --arch timm:NAME"
+NAME_IT = "; use timm's own network with --arch timm:NAME"
 
 
 @dataclass
@@ -74,8 +74,8 @@ class Identity:
 
 
 def fit(shapes: Shapes, wanted: Shapes, spec: Spec, heads: tuple[str, ...] = ()) -> Fit:
-    """Lay ``shapes`` (a file's, in the trunk's names) over ``wanted`` (a trunk's state dict). ``heads`` are prefixes
-    of heads other than the classifier that the architecture itself has."""
+    """Compare ``shapes`` (of a file, under the trunk's names) with ``wanted`` (of a trunk's state dict). ``heads`` are
+    prefixes of heads other than the architecture's own classifier."""
     result = Fit()
     for name, shape in shapes.items():
         if name in wanted:
@@ -89,27 +89,27 @@ def fit(shapes: Shapes, wanted: Shapes, spec: Spec, heads: tuple[str, ...] = ())
 
 
 def identify(shapes: Shapes, first: Iterable[str] = (), image_size: int | None = None) -> list[Identity]:
-    """Every architecture that ``shapes`` fills exactly, those named in ``first`` before others of the same family.
+    """All architectures that ``shapes`` fit exactly, those named in ``first`` before others of the same family.
 
-    Architectures that differ in nothing but their number of heads (``vit_s_16``, ``vit_s_16_12h``) all come out.
+    Architectures that differ only in their number of heads (``vit_s_16``, ``vit_s_16_12h``) are all returned.
     """
     size = transformer_image_size(shapes) or image_size or 224
     hints = [arch for arch in first if known_arch(arch)]
     found: list[Identity] = []
     for arch in dict.fromkeys([*hints, *candidates(shapes)]):
-        if found and not arch.startswith("vit_"):  # only transformers have twins of equal shapes
+        if found and not arch.startswith("vit_"):  # only transformers can have equal shapes
             break
         for stem in ("imagenet", "cifar"):
             how = lay(shapes, Identity(arch, stem, size))
             if how is not None and how.exact:
                 found.append(Identity(arch, stem, size))
             if how is None or how.exact or how.missing or how.unexpected or len(how.reshaped) > 1:
-                break  # the other stem differs in the shape of one convolution, or in none
+                break  # the other stem differs at most in the shape of one convolution
     return found
 
 
 def lay(shapes: Shapes, identity: Identity) -> Fit | None:
-    """:func:`fit` against a trunk's shapes without building it; None if no such trunk can be built."""
+    """:func:`fit` for a trunk that needs no memory; None if no such trunk can be built."""
     try:
         wanted, spec = trunk_shapes(identity)
     except Exception:  # noqa: BLE001 - a network that cannot be built for this size cannot be it
@@ -126,15 +126,15 @@ def candidates(shapes: Shapes) -> list[str]:
 
 
 def has_family(shapes: Shapes) -> bool:
-    """Whether the names are of a family that is known."""
+    """Whether the names belong to a known family."""
     return any(re.match(sign, name) for sign, _ in FAMILIES for name in shapes) or "cls_token" in shapes
 
 
 def transformer_image_size(shapes: Shapes) -> int | None:
-    """The side of the images, in pixels, that a ViT's position embedding is for."""
+    """The side of the images, in pixels, that a ViT's position embeddings are for; None if that is unknown."""
     for patches, table in (("conv_proj.weight", "encoder.pos_embedding"), ("patch_embed.proj.weight", "pos_embed")):
         if {patches, table} <= shapes.keys() and len(shapes[table]) == 3:
-            count = shapes[table][1]  # of a square of patches, and of class and register tokens
+            count = shapes[table][1]  # a square number of patches, plus class and register tokens
             sides = [math.isqrt(count - more) for more in range(6) if math.isqrt(max(0, count - more)) ** 2
                      == count - more]
             return shapes[patches][-1] * sides[0] if sides else None
@@ -142,7 +142,7 @@ def transformer_image_size(shapes: Shapes) -> int | None:
 
 
 def near_miss(shapes: Shapes, asked: str = "") -> str:
-    """The architecture that this resembles, as the end of a sentence; ``asked`` is the one that --arch gave."""
+    """The most similar architecture, as the end of a sentence; ``asked`` is the one that --arch gave."""
     for sign, what in NEAR_MISSES:
         if any(re.match(sign, name) for name in shapes):
             advice = "; give another of timm's names" if asked.startswith(TIMM) else NAME_IT
@@ -150,22 +150,22 @@ def near_miss(shapes: Shapes, asked: str = "") -> str:
     stem, width = shapes.get("conv1.weight", Size()), 64
     if "layer1.0.conv1.weight" in shapes and len(stem) == 4 and stem[0] != width and stem[0] % width == 0:
         return (f"it is a ResNet widened {stem[0] // width} times (its first convolution has {stem[0]} channels), "
-                "which torchvision has not (its wide_resnet widens the inner layers alone)")
+                "which torchvision does not have (its wide_resnet widens only the inner layers)")
     fits = [(arch, how) for arch in candidates(shapes) if (how := lay(shapes, Identity(
         arch, "imagenet", transformer_image_size(shapes) or 224)))]
     if not fits or not (best := max(fits, key=lambda x: len(x[1].found) - len(x[1].missing)))[1].found:
-        return "nothing that torchvision has is like it"
+        return "torchvision has no similar network"
     return f"nearest is {best[0]}, with {best[1].difference()}"
 
 
 @functools.cache
 def trunk_shapes(identity: Identity) -> tuple[dict[str, Size], Spec]:
-    """Names and shapes of a trunk's state dict, without the memory for it."""
+    """Names and shapes of a trunk's state dict, and its Spec, without allocating memory."""
     model = hollow_trunk(identity)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}, model.spec
 
 
 def hollow_trunk(identity: Identity) -> nn.Module:
-    """A trunk without the memory for its weights."""
+    """A trunk on the meta device, without memory for its weights."""
     with torch.random.fork_rng(devices=[]), WithoutStorage():
         return assemble(identity.arch, identity.stem, identity.image_size)

@@ -127,11 +127,11 @@ LAYOUTS = (
 
 def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--weights", *, branch: str | None = None,
                     branch_flag: str = "--branch", trust: bool = False) -> Checkpoint:
-    """Read ``path``, a file, a folder of Hugging Face's or a name (:mod:`checkpoints.by_name`), without running code
-    from it, and find its layout.
+    """Read ``path`` and find its layout. It is a file, a Hugging Face folder or a name (:mod:`checkpoints.by_name`);
+    no code from it is run.
 
-    ``key`` names the container inside (dots lead deeper), ``branch`` the trunk where there are several, ``trust``
-    unpickles whatever is there.
+    ``key`` names the container within the file (dots separate levels), ``branch`` selects one of several trunks, and
+    ``trust`` allows unpickling, which runs code from the file.
     """
     path, arch = locate(path, flag)
     files = weight_files(path, flag) if path.is_dir() else [path]
@@ -146,7 +146,7 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     everything, raw = _flatten(raw), dict(dict.items(raw))
     if not everything:
         if whole := [f"{k} ({type(v).__module__}.{type(v).__name__})" for k, v in raw.items() if isinstance(v, Inert)]:
-            raise UserError(f"{flag} {path} holds no tensors but pickled objects ({few(whole)}), expected a state "
+            raise UserError(f"{flag} {path} holds no tensors, only pickled objects ({few(whole)}), expected a state "
                             "dict; save its state_dict() and give that, or, if you trust where it comes from, add "
                             "--trust-checkpoint")
         raise UserError(f"{flag} {path} holds no tensors, only {few(list(map(str, raw)))}; "
@@ -159,8 +159,8 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     if layout is None and is_own(raw.get("arch")):  # without a convolution
         layout = next(x for x in LAYOUTS if x.name == "CoSS")
     if layout is None:
-        raise UserError(f"{flag} {path} holds no image backbone: its tensors are {few(list(tensors))}; "
-                        "give the file of the pre-trained network itself")
+        raise UserError(f"{flag} {path} holds no image backbone, its tensors are {few(list(tensors))}; "
+                        "give the file of the pretrained network itself")
     checkpoint = Checkpoint(path, flag, layout, container.rstrip("."), layout.prefix, tensors, outside,
                             {**_meta(raw), **({"arch": arch} if arch else {})}, tuple(files))
     if branch is None:
@@ -173,12 +173,12 @@ def read_checkpoint(path: str | Path, key: str | None = None, flag: str = "--wei
     if prefix not in checkpoint.branches():
         there = [p.rstrip(".") for p in checkpoint.branches() if p]
         raise UserError(f"{branch_flag} {branch} is not in {path}; it holds "
-                        + (f"{', '.join(there)}" if there else "one trunk without a prefix, so leave the flag out"))
+                        + (f"{', '.join(there)}" if there else "one trunk without a prefix, so omit the flag"))
     return dataclasses.replace(checkpoint, prefix=prefix)
 
 
 def find_layout(tensors: dict[str, Tensor]) -> Layout | None:
-    """The first layout of the table whose signs are all there."""
+    """The first layout of the table all of whose signs are present."""
     return next((layout for layout in LAYOUTS if _matches(layout, tensors)), None)
 
 
@@ -189,10 +189,10 @@ def _flatten(raw: dict[Any, Any], above: tuple[int, ...] = ()) -> dict[str, Tens
         name = _strip_wrappers(str(name))
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.dtype.itemsize <= 8:
             value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
-        if isinstance(value, nn.Module):  # of a file that is trusted
+        if isinstance(value, nn.Module):  # only from a trusted file
             value = value.state_dict()
         if isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu":
-            tensors[name] = Tensor.detach(value)  # without attributes and without gradients
+            tensors[name] = Tensor.detach(value)  # without attributes and gradients
         elif isinstance(value, dict) and id(value) not in above:  # a pickle can hold a dictionary that holds itself
             tensors.update((f"{name}.{inner}", x) for inner, x in _flatten(value, (*above, id(value))).items())
     return tensors
@@ -200,14 +200,14 @@ def _flatten(raw: dict[Any, Any], above: tuple[int, ...] = ()) -> dict[str, Tens
 
 def _open_container(everything: dict[str, Tensor], raw: dict[str, Any], path: Path,
                     key: str | None) -> tuple[str, dict[str, Tensor]]:
-    """The container's path with a dot behind it, or nothing for a bare file, and its tensors."""
+    """The path of the container followed by a dot, or '' for a bare file, and its tensors."""
     def inside(name: str) -> dict[str, Tensor]:
         return {k[len(name) + 1:]: v for k, v in everything.items() if k.startswith(name + ".")}
 
     if key is not None:
         if tensors := inside(key):
             return key + ".", tensors
-        if not any(isinstance(v, Tensor) for v in raw.values()):  # the original takes a file without it for a bare one
+        if not any(isinstance(v, Tensor) for v in raw.values()):  # like the original, read a bare file without the key
             entries = [str(k) for k, v in raw.items() if isinstance(v, dict)] or [str(k) for k in raw]
             raise UserError(f"--checkpoint-key {key} is not in {path}; it holds {few(entries, 8)}")
     else:

@@ -1,4 +1,4 @@
-"""Laying one branch of a checkpoint file over a trunk, strictly both ways."""
+"""Matching one branch of a checkpoint file with a trunk, without missing or unexpected keys."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Colours = Sequence[float]
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to lay a trunk in a file, after the container is opened and the wrappers are stripped.
+    """How the keys of a file are arranged, after the container is opened and wrappers are removed.
 
-    ``prefix`` stands before the trunk's keys in the branch that the method's own evaluation uses, ``branches`` before
-    other trunks that may lie beside it. ``head`` are prefixes of the head, ``*`` standing for the branch's;
-    ``dropped`` of what belongs to neither. All are anchored at a key's start. A file has the first layout of the
-    table whose ``signs`` are all there (one is enough of those with ``|`` between them) and which has convolutions
-    behind its prefix. ``mean`` and ``std`` are what the network was trained with, of images in [0, 1].
+    ``prefix`` precedes the keys of the trunk that the method's own evaluation uses, ``branches`` precede other trunks
+    in the same file. ``head`` are prefixes of the head, in which ``*`` stands for the branch's prefix; ``dropped`` are
+    prefixes of everything else. All match only at the start of a key. A file has the first layout of the table whose
+    ``signs`` are all present (one is enough of those separated by ``|``) and that has convolutions under its prefix.
+    ``mean`` and ``std`` are the normalisation that the network was trained with, for images in [0, 1].
     """
 
     name: str
@@ -54,32 +54,33 @@ class Layout:
     cifar_stem: str = "cifar"
     archs: Mapping[str, str] = field(default_factory=dict)  # names that its files record -> ours
     own: Mapping[str, tuple[Colours, Colours]] = field(default_factory=dict)  # mean and std of single architectures
-    authors: str = ""  # the prefix that timm's converter knows the branch by
+    authors: str = ""  # the prefix that timm's converter expects for the branch
     elsewhere: tuple[str, ...] = ()  # tensors without the prefix that belong to the branch: CLIP's projection
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file read safely: its layout, the tensors of its container without wrappers, and what it says of itself."""
+    """A file read safely: its layout, the tensors of its container without wrappers, and what it records of itself."""
 
     path: Path
     flag: str
     layout: Layout
     container: str
-    prefix: str  # of the branch that is taken
+    prefix: str  # of the selected branch
     tensors: dict[str, Tensor]
-    outside: dict[str, int]  # other prefixes in the file, with their numbers of tensors
+    outside: dict[str, int]  # prefixes of tensors outside the container, with the number of tensors
     meta: dict[str, Any]  # where the file records them: arch, stem, image_size, feature, epoch, mean, std, teacher,
     # hidden_act, heads, code_sha256
     files: tuple[Path, ...] = ()  # that hold the tensors, where ``path`` is a folder
 
     def identify(self, arch: str | None = None, stem: str | None = None, image_size: int | None = None, *,
                  arch_flag: str = "--arch", stem_flag: str = "--stem") -> Identity:
-        """Which trunk to build; None is determined from the file. Raises :class:`UserError` if no architecture fits."""
+        """Which trunk to build. Arguments that are None are determined from the file. Raises :class:`UserError` if no
+        architecture fits."""
         recorded = self.meta.get("stem")
         if stem and recorded and stem != recorded:  # the shapes alone would not tell for every architecture
             raise UserError(f"{stem_flag} {stem} contradicts {self.path}, which was trained with the {recorded} stem; "
-                            "leave the flag out")
+                            "omit the flag")
         if arch is None and self._recorded() and self._recorded()[0].startswith(TIMM):
             arch = self._recorded()[0]  # its names alone may fit a network of torchvision's as well
         if arch is None and is_own(self.meta.get("arch")):
@@ -121,7 +122,7 @@ class Checkpoint:
         return self
 
     def feature(self, wanted: str = "auto") -> str:
-        """What of a transformer is its feature: ``wanted``, or for ``auto`` what the file records, else ``auto``."""
+        """Which tokens of a transformer are its feature: ``wanted``; if that is ``auto``, what the file records."""
         recorded = self.meta.get("feature", "auto")
         return recorded if wanted == "auto" and recorded in FEATURES else wanted
 
@@ -137,12 +138,12 @@ class Checkpoint:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file, read once; of a folder that of its weights."""
+        """SHA-256 of the file, or of the files with the weights of a folder; computed once."""
         return file_sha256(*(self.files or (self.path,)))
 
     def match(self, backbone: nn.Module) -> tuple[Report, dict[str, Tensor]]:
-        """The report of laying this file over ``backbone``, with ``error`` set if it does not fit, and the tensors
-        that do, under the trunk's names. Nothing is loaded."""
+        """The report of matching this file with ``backbone``, with ``error`` set if it does not fit, and the matching
+        tensors under the trunk's names. Nothing is loaded."""
         spec = backbone.spec
         inside, dropped, strays = self._sorted()
         laid, how, resampled = self.trunk.lay(backbone)
@@ -182,8 +183,8 @@ class Checkpoint:
         return report, {name: laid.tensors[name] for name in how.found}
 
     def _unsound(self, found: Mapping[str, tuple[str, torch.dtype]]) -> str | None:
-        """A sentence on the first tensor of the file whose numbers cannot be the trunk's; None if there is none.
-        ``found``: its name -> the trunk's, and the type that it takes there."""
+        """A sentence about the first tensor whose values a trained trunk cannot have; None if there is none. ``found``:
+        {name in the file: (name in the trunk, dtype in the trunk)}."""
         troubles = ((raw, trouble(name, self.tensors[raw], wanted)) for raw, (name, wanted) in found.items()
                     if raw in self.tensors)
         return next((sentence(str(self.path), raw, said) for raw, said in troubles if said), None)
@@ -199,11 +200,11 @@ class Checkpoint:
         return notes + [f"its tensors would fit {twin} too, which has another number of heads" for twin in twins]
 
     def branches(self) -> list[str]:
-        """Prefixes of all trunks that the layout knows and this file holds, the default first."""
+        """The prefixes of all trunks of the layout that this file holds, the default first."""
         return [p for p in (self.layout.prefix, *self.layout.branches) if has_convolution(self.tensors, p)]
 
     def head(self) -> nn.Sequential:
-        """The branch's own head; raises :class:`UserError` if the file has none of a known kind."""
+        """The head of the branch. Raises :class:`UserError` if the file has none of a known kind."""
         for pattern in self.layout.head:
             if tensors := self._head_tensors(pattern):
                 whose = f"{self.flag} {self.path}: the head {self._absolute(pattern)}*"
@@ -213,8 +214,7 @@ class Checkpoint:
         return head_from({}, f"{self.flag} {self.path}")
 
     def heads(self) -> list[nn.Sequential]:
-        """The branch's own heads of a known kind: one for each of the losses that trained a student, else one or none.
-        """
+        """The heads of the branch of a known kind: one for each loss that trained a student, else one or none."""
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in next(filter(None, map(self._head_tensors, self.layout.head)), {}).items():
             first, _, rest = name.partition(".")
@@ -238,7 +238,8 @@ class Checkpoint:
         return tensors
 
     def _sorted(self) -> tuple[dict[str, Tensor], dict[str, list[Any]], list[str]]:
-        """The branch's tensors without its prefix, other tensors by prefix, and unexpected ones."""
+        """The tensors of the branch without its prefix; the number of other known tensors by prefix, with the reason to
+        drop them; and unexpected keys."""
         inside: dict[str, Tensor] = {}
         dropped: dict[str, list[Any]] = {k + ".": [n, "outside the weights"] for k, n in self.outside.items()}
         strays = []
@@ -256,7 +257,7 @@ class Checkpoint:
         return inside, dropped, strays
 
     def _dropped_prefixes(self) -> tuple[str, ...]:
-        """Everything that a file may contain in addition to the branch, most specific first."""
+        """The prefixes of everything that a file may contain beside the branch, most specific first."""
         trunks = (p for p in (self.layout.prefix, *self.layout.branches) if p != self.prefix and p)
         return (*trunks, *map(self._absolute, self.layout.head), *self.layout.dropped)
 
@@ -268,21 +269,22 @@ class Checkpoint:
         return self.prefix + pattern[1:] if pattern.startswith("*") else pattern
 
     def _local_heads(self) -> tuple[str, ...]:
-        """Prefixes of the head after the branch's own prefix or, without one, of everything outside the trunk."""
+        """The prefixes of the head after the branch's own prefix or, without such a prefix, of everything outside the
+        trunk."""
         starred = tuple(p[1:] for p in self.layout.head if p.startswith("*"))
-        # Names that a head may have, of which it has one: MobileNetV3's classifier. is of the trunk beside an fc.
+        # A head has only one of these names: beside fc., MobileNetV3's classifier. belongs to the trunk.
         starred = next(((p,) for p in starred if any(k.startswith(self.prefix + p) for k in self.tensors)), starred)
         return starred if self.prefix else (*starred, *self.layout.head, *self.layout.dropped)
 
     @functools.cached_property
     def trunk(self) -> Trunk:
-        """The branch that is taken."""
+        """The selected branch."""
         quick = {"hidden_act": "quick_gelu"} if self.tensors.keys() >= OPENAI else {}
         return Trunk(f"{self.flag} {self.path} ({self.layout.name} layout)", self._sorted()[0], self.layout.authors,
                      self._local_heads(), tuple(self._hints()), {**quick, **self.meta})
 
     def _prefixes(self) -> list[tuple[str, str]]:
-        """Other prefixes behind which a whole trunk lies, with its architecture; what is elsewhere is left aside."""
+        """Other prefixes under which there is a complete trunk, with its architecture."""
         keys = [name.split(".") for name, value in self.tensors.items() if value.ndim == 4]
         several = {".".join(key[:n]) + "." for key in keys for n in range(1, len(key) - 1)} - set(self.branches())
         found = []
@@ -294,19 +296,19 @@ class Checkpoint:
         return found
 
     def _elsewhere(self) -> str:
-        """Where else in the file a trunk lies, as the end of a sentence; nothing where there is none."""
+        """Where else in the file there is a trunk, as the end of a sentence; '' if there is none."""
         inside = self._prefixes()
         several = ", ".join(f"{prefix} ({arch})" for prefix, arch in inside)
         return inside and f"a whole network lies under {several}; give --branch {inside[0][0]}" + (
             " or another of these" if len(inside) > 1 else "") or ""
 
     def _recorded(self) -> list[str]:
-        """The architecture that the file names, translated into ours."""
+        """The architecture that the file names, under our name for it."""
         arch = self.meta.get("arch")
         return [self.layout.archs.get(arch, arch)] if isinstance(arch, str) else []
 
     def _hints(self) -> list[str]:
-        """Architectures to try first: the one recorded, or the layout's own."""
+        """The architectures to try first: the one that is recorded, or those of the layout."""
         return self._recorded() or (list(self.layout.archs.values()) if self.layout.prefix else [])
 
     def _mismatch(self, report: Report) -> str:

@@ -1,4 +1,4 @@
-"""Other libraries' names for the tensors of torchvision's networks, as prefixes to be exchanged, in both directions.
+"""Other libraries' names for the tensors of torchvision's networks, as pairs of prefixes, in both directions.
 
 A rule is a pair (their prefix, torchvision's prefix); ``{i}`` and ``{j}`` stand for numbers. What follows the prefix
 (``weight``, ``running_mean`` ...) is the same on both sides.
@@ -36,7 +36,7 @@ SCHEMES: dict[str, tuple[tuple[str, str], ...]] = {
                            f"features.denseblock{{i}}.denselayer{{j}}.{part}{n}.") for part in ("norm", "conv")
                           for n in (1, 2)),
 }
-SIGNATURES = {  # all of these names must be there
+SIGNATURES = {  # all of these names must be present
     "timm ViT": ("cls_token", "patch_embed.proj.weight"),
     "positional": ("0.weight", "1.weight", "4.0.conv1.weight"),
     "detectron2": ("stem.conv1.weight", "res2.0.conv1.weight"),
@@ -70,12 +70,12 @@ def efficientnet_names(shapes: Mapping[str, Size]) -> dict[str, str]:
 
 
 def find_scheme(names: Collection[str]) -> str | None:
-    """The scheme of these names; None for torchvision's and for unknown ones."""
+    """The scheme of these names; None for torchvision's names and unknown names."""
     return next((scheme for scheme, signs in SIGNATURES.items() if all(sign in names for sign in signs)), None)
 
 
 def rename(name: str, scheme: str | None, inverse: bool = False) -> str:
-    """``name`` in torchvision's way (with ``inverse``, torchvision's in the scheme's); unknown names stay."""
+    """torchvision's name for ``name`` in the scheme (with ``inverse``, the other way round); unknown names stay."""
     if not scheme:
         return name
     rules = SCHEMES[scheme]
@@ -83,7 +83,7 @@ def rename(name: str, scheme: str | None, inverse: bool = False) -> str:
 
 
 def substitute(name: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str:
-    """``name`` by the first of ``rules`` (of :func:`compile_rules`) that knows it; others stay."""
+    """``name`` changed by the first of ``rules`` (of :func:`compile_rules`) that matches; unchanged if none does."""
     for pattern, replacement in rules:
         if pattern.match(name):
             return pattern.sub(replacement, name, count=1)

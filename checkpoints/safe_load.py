@@ -1,9 +1,9 @@
-"""Files in without running anything from them: PyTorch's formats of all ages, safetensors, and plain pickles.
+"""Reading checkpoint files without running code from them: all of PyTorch's formats, safetensors, and plain pickles.
 
-A pickle names the functions that rebuild its objects, so reading one can run anything. PyTorch's ``weights_only``
-reader comes first. What it refuses is read by :mod:`runtime.inert`, where every class but the builders of tensors and
-arrays becomes a stand-in, which is never imported. Where all of them belong to known training libraries the tensors
-are given out; anything else is refused and named.
+A pickle names the functions that rebuild its objects, so reading one can run any code. PyTorch's ``weights_only``
+reader is tried first. Files that it refuses are read by :mod:`runtime.inert`, which replaces every class, except those
+that build tensors and arrays, by a placeholder and never imports it. If all replaced classes belong to known training
+libraries, the tensors are returned; otherwise the file is refused with the names of the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ KNOWN = re.compile(
     r"torchvision|torch\.(nn|optim|amp|cuda\.amp|distributed)|enum|datetime|pathlib)\..+|"
     r"argparse\.Namespace|types\.SimpleNamespace|functools\.partial|(builtins|__builtin__)\.object|"
     r"__main__\.\w+")
-PUBLISHED = {  # MD5, the first eight digits as in MoCo's README
+PUBLISHED = {  # MD5, of which MoCo's README gives the first eight digits
     "b251726a57be750490c34a7602b59076": "MoCo v1, ResNet-50, 200 epochs",
     "59fd9945645e27d585be89338ce9232e": "MoCo v2, ResNet-50, 200 epochs",
     "a04e12f8b0e44fdcac1fb4e06f33727b": "MoCo v2, ResNet-50, 800 epochs",
@@ -48,9 +48,9 @@ JAX = re.compile(r"(jax|jaxlib|haiku|flax)\..*")
 
 
 def read_file(path: str | Path, flag: str = "--weights", trust: bool = False) -> Any:
-    """What ``path`` holds, tensors on the CPU. Raises :class:`UserError` in one sentence for everything else.
+    """The content of ``path``, with tensors on the CPU. Raises :class:`UserError` if it cannot be read safely.
 
-    ``trust`` (--trust-checkpoint) unpickles whatever is in the file, which runs the code that it names.
+    ``trust`` (--trust-checkpoint) unpickles everything in the file, which runs the code that it names.
     """
     path = Path(path)
     start = look_at(path, flag)
@@ -66,16 +66,16 @@ def read_file(path: str | Path, flag: str = "--weights", trust: bool = False) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about outdated formats
-            with open_regular(path) as file:  # by its name torch opens only what has UTF-8 letters
+            with open_regular(path) as file:  # given a path, torch opens only names that are valid UTF-8
                 raw = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001 - whatever it was, the inert reader says what is wrong with the file
+    except Exception:  # noqa: BLE001 - in any case the inert reader reports what is wrong with the file
         return _unpickle_inert(path, flag)
     _check(check_content, raw, path, flag)
     return raw
 
 
 def file_sha256(*paths: str | Path) -> str:
-    """SHA-256 of a file, or of several one behind the other, as 64 hex digits."""
+    """SHA-256, in hex, of a file, or of several files joined in this order."""
     return _file_hash(paths, hashlib.sha256())
 
 
@@ -88,14 +88,16 @@ def _file_hash(paths: Sequence[str | Path], digest: Any) -> str:
 
 
 def published_as(path: str | Path, sha256: str) -> str | None:
-    """Which published file this is, in words: by a known MD5, or by the hash that its name ends in."""
+    """Which published file this is, in words: known by its MD5, or checked by the hash at the end of its name. None if
+    neither applies."""
     known = PUBLISHED.get(_file_hash([path], hashlib.md5()))
     named = re.search(r"-([0-9a-f]{8,64})\.\w+$", Path(path).name)
     if known or not named:
         return known
     if sha256.startswith(named[1]):
         return f"its name and its content agree on {named[1]}"
-    return f"its name says {named[1]}, its content {sha256[:8]}: it was changed or damaged, or the name has no hash"
+    return (f"its name ends in {named[1]}, but its SHA-256 begins with {sha256[:8]}: it was changed or damaged, or the "
+            "name does not contain a hash")
 
 
 def look_at(path: Path, flag: str) -> bytes:
@@ -121,7 +123,7 @@ def look_at(path: Path, flag: str) -> bytes:
 
 
 def _is_torchscript(path: Path) -> bool:
-    """By PyTorch's own reader of archives, since torch.load hands such a file to its compiler, which runs it."""
+    """Checked with PyTorch's own archive reader, since torch.load passes TorchScript to its compiler, which runs it."""
     try:
         with open_regular(path) as file:
             names = torch._C.PyTorchFileReader(file).get_all_records()
@@ -141,8 +143,8 @@ def _read_safetensors(path: Path, flag: str) -> dict[str, Any]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        raise UserError(f"{flag} {path} is a safetensors file and the package that reads it is missing; "
-                        "pip install safetensors") from None
+        raise UserError(f"{flag} {path} is a safetensors file, but the package that reads it is not installed; run "
+                        "`pip install safetensors`") from None
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -154,7 +156,7 @@ def _read_safetensors(path: Path, flag: str) -> dict[str, Any]:
 
 
 def _numbers(metadata: dict[str, str]) -> dict[str, Any]:
-    """Metadata of a safetensors file, all text, with whole numbers and lists of numbers as such."""
+    """The metadata of a safetensors file, which is all text, with whole numbers and lists of numbers parsed."""
     def value(text: str) -> Any:
         try:
             return [float(x) for x in text[1:-1].split(",")] if text.startswith("[") else int(text)
@@ -170,10 +172,7 @@ def _unpickle_inert(path: Path, flag: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about outdated formats
-            torchs = zipfile.is_zipfile(path) or _is_old_torch(path)
-            with open_regular(path) as file:
-                raw = (torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader) if torchs else
-                       _plain_pickle(reader, file))
+            raw = _unpickle(path, reader)
     except Exception as error:  # noqa: BLE001 - a damaged file can fail in any way
         problem = error
     if any(JAX.fullmatch(name) for name in seen):
@@ -193,34 +192,35 @@ def _unpickle_inert(path: Path, flag: str) -> Any:
 
 
 def _is_old_torch(path: Path) -> bool:
-    """PyTorch's formats before 1.6: a magic number in a pickle of its own, or a tar archive."""
+    """Whether a file has a format of PyTorch before 1.6: a pickled magic number, or a tar archive."""
     with path.open("rb") as file:
         start = file.read(32)
     if (0x1950A86A20F9469CFC6C).to_bytes(10, "little") in start:
         return True
     if not tarfile.is_tarfile(path):
         return False
-    with tarfile.open(path, "r:") as archive:  # torch.load unpacks it: no links and no devices
+    with tarfile.open(path, "r:") as archive:  # torch.load unpacks it, so it must not contain links or devices
         return all(member.isreg() for member in archive)
 
 
-def _plain_pickle(reader: types.ModuleType, file: BinaryIO) -> Any:
-    if file.read(1) not in (b"\x80", b"(", b"}", b"]"):  # text and images are not pickles, whatever they decode to
-        raise pickle.UnpicklingError
-    file.seek(0)
-    return reader.load(file, encoding="latin1")
+def _unpickle(path: Path, reader: types.ModuleType) -> Any:
+    """The content of a file of PyTorch's, or of a plain pickle, by ``reader``, a module with pickle's interface."""
+    torchs = zipfile.is_zipfile(path) or _is_old_torch(path)
+    with open_regular(path) as file:
+        if torchs:
+            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader)
+        if file.read(1) not in (b"\x80", b"(", b"}", b"]"):  # text and images are not pickles, even if they decode
+            raise pickle.UnpicklingError
+        file.seek(0)
+        return reader.load(file, encoding="latin1")
 
 
 def _unpickle_trusted(path: Path, flag: str) -> Any:
     try:
-        torchs = zipfile.is_zipfile(path) or _is_old_torch(path)
-        with open_regular(path) as file:
-            raw = (torch.load(file, map_location="cpu", weights_only=False) if torchs else
-                   pickle.load(file, encoding="latin1"))  # noqa: S301 - the user's explicit choice
+        raw = _unpickle(path, pickle)  # the user's explicit choice
     except (AttributeError, ImportError) as error:
-        raise UserError(f"{flag} {path} needs a class that is not here "
-                        f"({' '.join(str(error).split())}); install its package, or leave "
-                        "--trust-checkpoint out") from None
+        raise UserError(f"{flag} {path} needs a class that is not installed "
+                        f"({' '.join(str(error).split())}); install its package, or omit --trust-checkpoint") from None
     except Exception:  # noqa: BLE001 - a damaged file can fail in any way
         raise UserError(f"{flag} {path} is not a PyTorch checkpoint or is cut short; "
                         "download or copy it again") from None

@@ -1,6 +1,6 @@
-"""Lines of Python that rebuild a trunk of ours with its library alone, for people who have the exported file only.
+"""Lines of Python that rebuild one of our trunks with only its library, for users of an exported file.
 
-What is printed is what was run: an export is checked by executing its own line.
+An export is checked by running exactly the line that is printed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from runtime.own import is_own
 
 
 def trunk_code(backbone: nn.Module) -> str:
-    """``import …; model = …`` and what makes the library's network the trunk: head off, and stem where it differs."""
+    """``import …; model = …``, then statements that turn the library's network into the trunk: they remove the head and
+    change the stem if it differs."""
     spec: Spec = backbone.spec
     if is_own(spec.arch):
         file, _, name = spec.arch.rpartition(":")
@@ -40,7 +41,7 @@ def trunk_code(backbone: nn.Module) -> str:
 
 
 def feature_edit(backbone: nn.Module, library: str) -> list[str]:
-    """The statement after which ``library``'s transformer gives the feature that was chosen; none where it does so."""
+    """The statement that makes ``library``'s transformer return the chosen feature; none if it does so anyway."""
     if not isinstance(backbone, ChosenFeature):
         return []
     tokens, prefix = "model.forward_features(x)", getattr(backbone, "num_prefix_tokens", 1)
@@ -63,7 +64,7 @@ def timm_call(name: str, options: dict[str, Any], **more: Any) -> str:
 
 
 def timm_arguments(backbone: nn.Module) -> tuple[str, dict[str, Any]]:
-    """timm's name of one of its networks, and what else its builder must be told; convolutional networks take no image
+    """timm's name of one of its networks, and the other arguments of its builder; convolutional networks take no image
     size."""
     import timm
 
@@ -79,14 +80,14 @@ def timm_arguments(backbone: nn.Module) -> tuple[str, dict[str, Any]]:
 
 
 def run_code(code: str, wanted: str) -> Any:
-    """What a line made here leaves under the name ``wanted``. Running it is the check that it works."""
+    """Run a line made here, which checks that it works; returns the value of its variable ``wanted``."""
     scope: dict[str, Any] = {}
     exec(code, scope)
     return scope[wanted]
 
 
 def _stem_edits(whole: nn.Module, trunk: nn.Module) -> list[str]:
-    """Statements that turn the library's layers into the trunk's, told from those that differ, but the head."""
+    """Statements that replace those of the library's layers, except the head, that differ from the trunk's."""
     head_name, edits = trunk.spec.head_name, []
     for name, module in trunk.named_modules():
         if name == head_name or name.startswith(head_name + ".") or any(True for _ in module.children()):
@@ -99,7 +100,7 @@ def _stem_edits(whole: nn.Module, trunk: nn.Module) -> list[str]:
 
 
 def _head_edit(whole: nn.Module, trunk: nn.Module) -> str:
-    """The statement that takes torchvision's classifier off."""
+    """The statement that removes torchvision's classifier."""
     name = trunk.spec.head_name
     head, old = trunk.get_submodule(name), whole.get_submodule(name)
     kept = len(head) if isinstance(head, nn.Sequential) else 0

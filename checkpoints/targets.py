@@ -1,7 +1,7 @@
-"""Formats that a trunk is written in, and how each is read back: those that torchvision's networks load.
+"""Export formats that torchvision's networks load, and how each is read back.
 
-A target writes one file, says the line of Python that loads it, and opens it again in the way of the program that it
-is for. :func:`checkpoints.conversion.export` compares what comes out.
+A target writes one file, gives the line of Python that loads it, and opens it again as the program does that it is for.
+:func:`checkpoints.conversion.export` compares the features.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MOCO = "module.encoder_q."
 
 @dataclass(frozen=True)
 class Network:
-    """What is exported: a trunk in evaluation mode, its own head where that was asked for, and where they are from."""
+    """What is exported: a trunk in evaluation mode, its own head if asked for, and the report of their file."""
 
     trunk: nn.Module
     head: nn.Sequential | None
@@ -46,26 +46,26 @@ class Network:
         return [features] if self.head is None else [features, self.head(features)]
 
     def about(self) -> dict[str, str]:
-        """What a format's text metadata holds, in words that our own reader knows."""
+        """The text metadata of a format, under the names that our own reader expects."""
         return {**{k: str(v) for k, v in self.trunk.spec.identity().items()}, "mean": json.dumps(self.report.mean),
                 "std": json.dumps(self.report.std), "source_sha256": self.report.sha256}
 
 
 class Target:
-    """One format. ``tolerance`` bounds the largest difference of features over their largest magnitude."""
+    """One format. ``tolerance``: the largest allowed difference of features divided by their largest magnitude."""
 
-    what = ""  # is written
+    what = ""  # what is written, in words
     suffix = ".pth"
     tolerance = 0.0
     packages: tuple[str, ...] = ()
-    imports = ""  # in front of the line that loads the file
-    projector = "beside"  # in a file of its own; "inside" the file; "" where the format has no place for it
+    imports = ""  # imports at the start of the line that loads the file
+    projector = "beside"  # in a separate file; "inside": in the same file; "": the format cannot store it
 
     def refuse(self, network: Network) -> str | None:
-        """Why this network cannot be written so, and what to do; None if it can."""
+        """Why this format cannot hold the network, and what to do; None if it can."""
         if network.trunk.spec.arch in ORIGINALS:
-            return ("torchvision's network of that name is another one; choose --to timm (EfficientNets), safetensors "
-                    "or onnx (the original's scripts read student.pth as it is)")
+            return ("torchvision's network of that name is a different one; choose --to timm (EfficientNets), "
+                    "safetensors or onnx (the original's scripts read student.pth unchanged)")
         if network.trunk.spec.arch.startswith(TIMM):
             return "torchvision has no builder for it; choose --to timm, safetensors or onnx"
         if is_own(network.trunk.spec.arch):
@@ -73,11 +73,11 @@ class Target:
         return None
 
     def write(self, network: Network, path: Path) -> None:
-        """The file itself."""
+        """Write the file."""
         torch.save(network.trunk.state_dict(), path)
 
     def write_projector(self, network: Network, path: Path) -> None:
-        """The projector's file, for targets that have it ``beside``."""
+        """Write the projector's file, for targets that store it ``beside``."""
         torch.save(network.head.state_dict(), path)
 
     def read_code(self, path: Path) -> str:
@@ -94,12 +94,12 @@ class Target:
                 f"projector.load_state_dict({self.read_code(path)}); projector.eval()")
 
     def open(self, network: Network, path: Path, projector: Path) -> Opened:
-        """The file read in the target's own way, that is by the lines above; ``projector`` is the file that has it."""
+        """Read the file back by the lines above; ``projector`` is the file that holds the projector."""
         parts = [run_code(self.code(network, path), "model")]
         if network.head is not None:
             parts.append(run_code(self.projector_code(network, projector), "projector"))
         for part in parts:
-            part.requires_grad_(False)  # as the source: attention takes another kernel where weights could train
+            part.requires_grad_(False)  # like the source, because attention uses another kernel for trainable weights
 
         @torch.no_grad()
         def features(images: Tensor) -> list[Tensor]:
@@ -131,7 +131,7 @@ class Moco(Target):
     projector = "inside"
 
     def write(self, network: Network, path: Path) -> None:
-        """epoch, arch, state_dict, and what our own reader would else have to find or to be told."""
+        """Write epoch, arch, state_dict, and the description that our own reader would otherwise have to infer."""
         state = {MOCO + name: value for name, value in network.trunk.state_dict().items()}
         if network.head is not None:
             state.update((f"{MOCO}fc.{name}", value) for name, value in network.head.state_dict().items())
@@ -163,11 +163,11 @@ class Safetensors(Target):
         return None
 
     def write(self, network: Network, path: Path) -> None:
-        """The trunk, and what it is."""
+        """Write the trunk and its description."""
         _save_safetensors(network.trunk, path, network.about())
 
     def write_projector(self, network: Network, path: Path) -> None:
-        """The projector, and the SHA-256 of the checkpoint that it comes from."""
+        """Write the projector, and the SHA-256 of the checkpoint that it comes from."""
         _save_safetensors(network.head, path, {"source_sha256": network.report.sha256})
 
     def read_code(self, path: Path) -> str:
@@ -175,7 +175,7 @@ class Safetensors(Target):
         return f"safetensors.torch.load_file({str(path)!r})"
 
     def open(self, network: Network, path: Path, projector: Path) -> Opened:
-        """By that package, and by our own reader, which must find the same network."""
+        """Read the file by that package, and by our own reader, which must find the same network."""
         own = network.trunk.spec.arch if is_own(network.trunk.spec.arch) else None  # which a command line has named
         encoder, report = load_frozen(path, own, flag="--output")
         if (encoder.backbone.spec, report.mean, report.std) != (

@@ -1,4 +1,4 @@
-"""Formats that a trunk is written in, and how each is read back: those of other libraries' networks."""
+"""Export formats for other libraries' networks, and how each is read back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Timm(Target):
     projector = ""
 
     def refuse(self, network: Network) -> str | None:
-        """A network whose tensors no network of timm's has."""
+        """Refuses a network whose tensors no network of timm's has."""
         import timm
 
         spec = network.trunk.spec
@@ -43,7 +43,7 @@ class Timm(Target):
             return super().refuse(network)
         advice = f"choose --to {'torchvision, ' * (spec.arch not in ORIGINALS)}safetensors or onnx"
         if spec.stem != "imagenet":
-            return f"its stem is {spec.stem} and timm's networks have the imagenet stem; {advice}"
+            return f"its stem is {spec.stem}, but timm's networks have the imagenet stem; {advice}"
         name, options = self.model(network)
         if not timm.is_model(name):
             return f"timm has no network {name}; {advice}"
@@ -55,7 +55,7 @@ class Timm(Target):
         return None
 
     def model(self, network: Network) -> tuple[str, dict[str, Any]]:
-        """timm's name, and what else its builder must be told."""
+        """timm's name, and the other arguments of its builder."""
         import timm
 
         spec, trunk = network.trunk.spec, network.trunk
@@ -75,7 +75,7 @@ class Timm(Target):
                       **({} if found == heads else {"num_heads": found})}
 
     def write(self, network: Network, path: Path) -> None:
-        """The state dict, its names timm's."""
+        """Write the state dict under timm's names."""
         torch.save(self._state(network), path)
 
     def code(self, network: Network, path: Path) -> str:
@@ -104,11 +104,11 @@ class Onnx(Target):
     projector = "inside"
 
     def refuse(self, network: Network) -> str | None:
-        """Whether it can be traced shows when it is."""
+        """None: only tracing shows whether the network can be exported."""
         return None
 
     def write(self, network: Network, path: Path) -> None:
-        """Traced with two images; the batch is free, the image size is not."""
+        """Trace the network with two images and write the graph, which takes any batch size at one image size."""
         size = network.trunk.spec.image_size
         outputs = ["features"] if network.head is None else ["features", "projected"]
         with _silence(), torch.no_grad():
@@ -120,14 +120,14 @@ class Onnx(Target):
             program.save(path, external_data=False)
 
     def code(self, network: Network, path: Path) -> str:
-        """A session of onnxruntime's; a comment says how it is called."""
+        """A session of onnxruntime, with a comment on how to call it."""
         outputs = "features" if network.head is None else "features, projected"
         return (f"import onnxruntime; model = onnxruntime.InferenceSession({str(path)!r}, "
                 f"providers=['CPUExecutionProvider'])  # {outputs}{',' * (network.head is None)} = "
                 "model.run(None, {'images': normalised})")
 
     def open(self, network: Network, path: Path, projector: Path) -> Opened:
-        """By onnxruntime, one image alone too, so that the free batch axis is seen to be free."""
+        """Read the file by onnxruntime. One image is passed separately, to check that the batch size is free."""
         session = run_code(self.code(network, path), "model")
         stored = session.get_modelmeta().custom_metadata_map
         if any(stored.get(k) != v for k, v in network.about().items()):
@@ -147,16 +147,16 @@ class Detectron2(Target):
     projector = ""
 
     def refuse(self, network: Network) -> str | None:
-        """Anything but a ResNet with the usual stem."""
+        """Refuses anything but a ResNet with the imagenet stem."""
         if not isinstance(network.trunk, ResNet):
             return "detectron2's backbones are ResNets; choose --to torchvision, safetensors or onnx"
         if network.trunk.spec.stem != "imagenet":
-            return (f"its stem is {network.trunk.spec.stem} and detectron2's ResNets have the imagenet stem; choose "
+            return (f"its stem is {network.trunk.spec.stem}, but detectron2's ResNets have the imagenet stem; choose "
                     "--to torchvision, safetensors or onnx")
         return None
 
     def write(self, network: Network, path: Path) -> None:
-        """Frozen batch norm counts no batches, so num_batches_tracked stays out."""
+        """Write the pickle, without num_batches_tracked, because frozen batch norm counts no batches."""
         model = {rename(name, "detectron2", inverse=True): value.numpy()
                  for name, value in network.trunk.state_dict().items() if not name.endswith(".num_batches_tracked")}
         with path.open("wb") as file:
@@ -164,7 +164,7 @@ class Detectron2(Target):
                          "settings": self.settings(network)}, file)  # the last is for scripts/detection alone
 
     def settings(self, network: Network) -> dict[str, Any]:
-        """The settings of detectron2 under which the weights mean what they meant, by their full names."""
+        """The settings with which detectron2 builds and feeds the same network, by their full names."""
         resnet = network.trunk
         depth = {"BasicBlock": 2, "Bottleneck": 3}[type(resnet.layer1[0]).__name__] * sum(
             len(getattr(resnet, f"layer{n}")) for n in (1, 2, 3, 4)) + 2
@@ -181,7 +181,7 @@ class Detectron2(Target):
         return f"cfg.merge_from_list({[x for pair in pairs.items() for x in pair]!r})"
 
     def open(self, network: Network, path: Path, projector: Path) -> Opened:
-        """Unpickled as detectron2 does, its names turned back one by one, into torchvision's network."""
+        """Unpickle the file as detectron2 does, rename its tensors back, and load them into torchvision's network."""
         with path.open("rb") as file:
             arrays = pickle.load(file, encoding="latin1")["model"]  # our own, written a moment ago
         model = run_code(trunk_code(network.trunk), "model").eval()
@@ -203,7 +203,7 @@ class _Graph(nn.Module):
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter prints, warns and logs its progress; what fails in it is raised all the same."""
+    """Silences the progress that the exporter prints, warns and logs; errors are still raised."""
     threshold, fast_path = logging.root.manager.disable, torch.backends.mha.get_fastpath_enabled()
     logging.disable(logging.ERROR)
     torch.backends.mha.set_fastpath_enabled(False)  # attention in one operator, which ONNX does not have
@@ -218,7 +218,7 @@ def _silence() -> Iterator[None]:
 
 
 def _from_detectron2(name: str) -> str:
-    """Told apart from :mod:`checkpoints.naming`, which wrote the name, so that an error there does not cancel out."""
+    """torchvision's name, computed without :mod:`checkpoints.naming`, so that an error there cannot cancel out."""
     name = name.removeprefix("stem.").replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0.")
     for n in (1, 2, 3):
         name = name.replace(f"conv{n}.norm.", f"bn{n}.")

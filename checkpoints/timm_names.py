@@ -1,7 +1,7 @@
 """The authors' files of timm's networks: which network a file can be, and timm's own converter for it.
 
-timm has, model by model, a function that turns its authors' tensors into its own and resamples positions. It is taken
-from timm as it is; what it does is traced tensor by tensor, so that nothing disappears unseen.
+For each model timm has a function that converts the authors' tensors into its own and resamples position embeddings. It
+is used unchanged, and traced tensor by tensor, so that no tensor is dropped unnoticed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from models.backbones import TIMM
 from runtime.errors import UserError
 
 POSITIONS = ("pos_embed", "pos_embedding", "relative_position_bias_table")  # what may be resampled
-OPENAI = {"input_resolution", "context_length", "vocab_size"}  # in its CLIP's state dicts, whose activation is its own
+OPENAI = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's CLIP files, whose activation is QuickGELU
 Names = Mapping[int, tuple[str, ...]]  # width -> timm's names
 
 
@@ -35,7 +35,7 @@ _DINOV3 = {width: tuple(f"vit_{size}_patch16_dinov3{qkvb}.lvd1689m" for size in 
                         if (size, qkvb) != ("7b", "_qkvb"))
            for width, sizes in {384: ("small", "small_plus"), 768: ("base",), 1024: ("large",), 1280: ("huge_plus",),
                                 4096: ("7b",)}.items()}
-# Names that all must be there ("!": that must not), and the networks by width; the first row that fits counts.
+# Names that must all be present ("!": absent), and the networks by width; the first row that matches is used.
 FAMILIES: tuple[tuple[tuple[str, ...], Names], ...] = (
     (("storage_tokens",), _DINOV3),
     (("reg_token", r"blocks\.0\.gamma_1", "!pos_embed"), _DINOV3),
@@ -110,8 +110,9 @@ def timm_candidates(shapes: Mapping[str, Size]) -> list[str]:
 
 
 def told_apart(archs: Sequence[str], act: str | None, normalised: bool) -> list[str]:
-    """``archs``, all of one shape, without those that the file's activation ``act`` speaks against, and without such
-    as differ in nothing that is left: their normalisation if that is known, or DINOv3's biases, which are then zero."""
+    """``archs``, which all have the same shapes, without those that contradict the file's activation ``act``, and only
+    one of those that do not differ otherwise: in normalisation, unless that is ``normalised`` already, or in DINOv3's
+    biases, which are then zero."""
     quick = [arch for arch in archs if "quickgelu" in arch]
     kept = [arch for arch in archs if act is None or not quick or (arch in quick) == (act == "quick_gelu")] or archs
     first = {(arch.partition(".")[0] if normalised else arch).replace("_qkvb", ""): arch for arch in reversed(kept)}
@@ -141,8 +142,8 @@ def to_timm(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
 def converter(name: str) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None:
     """timm's converter for the files of its model ``name``; None if it has none.
 
-    Each of timm's networks is made by timm's public ``build_model_with_cfg``, whose argument ``pretrained_filter_fn``
-    it is. A stand-in takes the call, so nothing is built and nothing is fetched.
+    timm builds each network by its public ``build_model_with_cfg``, which gets the converter as
+    ``pretrained_filter_fn``. A mock receives that call, so nothing is built or downloaded.
     """
     from unittest import mock  # slow to import
 
@@ -161,7 +162,7 @@ def converter(name: str) -> Callable[[dict[str, Tensor], nn.Module], dict[str, T
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Converters print and log what they resample; the report says it."""
+    """Silences what converters print and log about resampling, because the report has it."""
     threshold = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

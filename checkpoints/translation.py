@@ -1,4 +1,4 @@
-"""From the names and shapes in a file to those of one network, with a record of what became of each tensor."""
+"""Translating the names and shapes in a file to those of a network, with a record of what each tensor became."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from checkpoints.timm_names import PATCHES, POSITIONS, to_timm
 
 @dataclass(frozen=True)
 class Translation:
-    """A branch's tensors under a network's names; for each the names in the branch that it was made from; and the names
-    of those that nothing was made from."""
+    """The tensors of a branch under a network's names; for each, the names of the tensors that it was made from
+    (``sources``); and the names of tensors that were not used (``left_out``)."""
 
     tensors: dict[str, Tensor]
     sources: dict[str, tuple[str, ...]]
@@ -28,23 +28,23 @@ class Translation:
 
     @functools.cached_property
     def shapes(self) -> dict[str, Size]:
-        """Names and shapes."""
+        """{name: shape} of the tensors."""
         return {name: value.shape for name, value in self.tensors.items()}
 
     def notes(self, given: Mapping[str, Tensor]) -> list[str]:
-        """What was done beside renaming, for the report."""
+        """What was done in addition to renaming, for the report."""
         joined = [made for made in self.sources.values() if len(made) > 1]
         said = [f"{sum(map(len, joined))} tensors joined into {len(joined)}"] if joined else []
         for name, value in self.tensors.items():
             if name.endswith("pos_embed") and (old := self._table(name, given)) is not None:
-                sides = [math.isqrt(table.shape[-2]) for table in (old, value)]  # a class token is less than a row
+                sides = [math.isqrt(table.shape[-2]) for table in (old, value)]  # the class token does not change it
                 if sides[0] != sides[1]:
                     said.append(f"positions resampled from {sides[0]}x{sides[0]} to {sides[1]}x{sides[1]}")
         tables = [name for name in self.resized(given) if name.endswith(POSITIONS[-1])]
         return said + ([f"{len(tables)} tables of relative positions resampled"] if tables else [])
 
     def resized(self, given: Mapping[str, Tensor]) -> list[str]:
-        """Tensors that have more or fewer numbers than the one that they, and no others, were made from."""
+        """Tensors whose number of elements differs from that of the only tensor they were made from."""
         uses = collections.Counter(name for made in self.sources.values() for name in made)
         return [name for name, value in self.tensors.items() if len(made := self.sources[name]) == 1
                 and uses[made[0]] == 1 and value.numel() != given[made[0]].numel()]
@@ -69,13 +69,13 @@ def translate(given: Mapping[str, Tensor], authors: str, model: nn.Module | None
 
 
 def without_numbers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the same names and shapes that hold nothing."""
+    """Tensors with the same names and shapes on the meta device."""
     return {name: torch.empty(value.shape, device="meta") for name, value in tensors.items()}
 
 
 def image_size(shapes: Mapping[str, Size]) -> int | None:
-    """The side of the images, in pixels, that the position table under a transformer's authors' names is for; None
-    without a square table."""
+    """The side of the images, in pixels, that the position embeddings (under the authors' names) are for; None if there
+    are none or they are not for a square of patches."""
     table = next((shape for name, shape in shapes.items() if re.search(r"(^|\.)(pos_embed|positional_embedding)$", name)
                   and len(shape) in (2, 3)), None)
     patch = next((shapes[name][-1] for name in PATCHES if len(shapes.get(name, ())) == 4), None)

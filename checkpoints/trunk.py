@@ -1,4 +1,4 @@
-"""One branch of a checkpoint as a trunk: how it lies over a network, which networks it fills, and which is nearest."""
+"""One branch of a checkpoint as a trunk: how it fits a network, which networks it fits, and which is nearest."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ BLOCK_BIAS = re.compile(r"(.*\.)?(blocks|layers?)\.\d+\..*bias$")
 
 @dataclass(frozen=True)
 class Trunk:
-    """The ``tensors`` of a branch without its prefix, heads included, whose prefixes are ``heads``.
+    """The ``tensors`` of a branch without its prefix, including heads, whose prefixes are ``heads``.
 
-    ``whose`` begins messages. ``authors`` is a prefix that timm's converter knows the branch by, ``hints`` are
-    architectures to try first, ``says`` is what the file records: hidden_act, heads, image_size, mean.
+    ``whose`` begins messages. ``authors`` is the prefix that timm's converter expects for the branch, ``hints`` are
+    architectures to try first, ``says`` holds what the file records: hidden_act, heads, image_size, mean.
     """
 
     whose: str
@@ -50,18 +50,18 @@ class Trunk:
 
     @functools.cached_property
     def hollow(self) -> dict[str, Tensor]:
-        """The tensors, but for the heads, without their numbers."""
+        """The tensors, except those of heads, on the meta device."""
         return without_numbers({k: v for k, v in self.tensors.items() if not k.startswith(self.heads)})
 
     @functools.cached_property
     def shapes(self) -> dict[str, Size]:
-        """Those of :attr:`hollow` under the names of torchvision's networks and ours, where it can be one."""
+        """The shapes of :attr:`hollow` under the names of torchvision's networks and ours, as far as they are known."""
         return translate(self.hollow, "", None).shapes
 
     def lay(self, backbone: nn.Module, tensors: Mapping[str, Tensor] | None = None,
             ) -> tuple[Translation, Fit, list[str]]:
-        """The ``tensors``, by default all, under the names of ``backbone``, how they fit, and what of positions was
-        resampled, in words."""
+        """The ``tensors``, by default all, under the names of ``backbone``; how they fit; and in words, which position
+        embeddings were resampled."""
         arch, stem, given = backbone.spec.arch, backbone.spec.stem, self.tensors if tensors is None else tensors
         if is_own(arch):  # names that no library knows stay as they are
             laid = Translation(dict(given), {name: (name,) for name in given}, [])
@@ -86,19 +86,19 @@ class Trunk:
         return laid, how, resampled
 
     def native_size(self, arch: str) -> int | None:
-        """The image size, in pixels, that the file's position table is for."""
+        """The image size, in pixels, that the file's position embeddings are for."""
         if not arch.startswith(TIMM):
             return transformer_image_size(self.shapes)
         return native_size({self.authors + k: v.shape for k, v in to_authors(self.hollow).items()})
 
     def stem(self) -> str:
-        """``cifar`` for a ResNet whose first convolution is 3x3; for others the shapes do not tell."""
+        """``cifar`` for a ResNet whose first convolution is 3x3, else ``imagenet``."""
         first = self.shapes.get("conv1.weight", Size())
         return "cifar" if "layer1.0.conv1.weight" in self.shapes and first[-1:] == (3,) and (
             "conv3.weight" not in self.shapes) else "imagenet"
 
     def fitting(self, image_size: int | None = None) -> list[Identity]:
-        """The architectures that the trunk fills exactly: torchvision's and our own before timm's."""
+        """The architectures that the trunk fits exactly: torchvision's and our own before timm's."""
         found: list[Identity] = []
         if has_family(self.shapes) or not self._timm_names:
             found = identify(self.shapes, self.hints, image_size or self.says.get("image_size"))
@@ -108,7 +108,8 @@ class Trunk:
         return [x for x in found if x.arch in kept and heads in (None, attention_heads(hollow_trunk(x)))]
 
     def near_miss(self, asked: str = "") -> str:
-        """What the trunk resembles, as the end of a sentence; ``asked`` is the architecture that was given."""
+        """The network that the trunk resembles, as the end of a sentence; ``asked`` is the architecture that was given.
+        """
         others = [(x.arch, how) for x, how in self._in_timm() if x.arch != asked and how.found]
         if not others:
             return near_miss(self.shapes, asked)
@@ -116,7 +117,7 @@ class Trunk:
         return f"nearest is {arch}, with {how.difference()}"
 
     def advice(self, arch: str, stem: str) -> str:
-        """What to do where the file does not fit the architecture that was given, as the end of a sentence."""
+        """What to do if the file does not fit the architecture that was given, as the end of a sentence."""
         fits = self.fitting()
         if not fits:
             return self.near_miss(arch)
@@ -130,7 +131,7 @@ class Trunk:
         return timm_candidates({self.authors + k: v.shape for k, v in to_authors(self.hollow).items()})
 
     def _in_timm(self) -> list[tuple[Identity, Fit]]:
-        """Those of timm's networks whose authors' files look so, and how the trunk fits them."""
+        """The networks of timm whose authors' files have such names, and how the trunk fits them."""
         found = []
         for arch in self._timm_names:
             require_timm(f"{self.whose} holds a network that is timm's here")
@@ -143,7 +144,7 @@ class Trunk:
 
 
 def _fit_positions(tensors: dict[str, Tensor], backbone: nn.Module) -> list[str]:
-    """Resample a transformer's positions to ``backbone``'s image size; what was done, in words."""
+    """Resample a transformer's position embeddings to ``backbone``'s image size; returns what was done, in words."""
     name, prefix = position_table(backbone) or ("", 0)
     fitted = fitted_positions(tensors[name], backbone.state_dict()[name], prefix) if name in tensors else None
     if fitted is None:

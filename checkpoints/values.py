@@ -1,4 +1,4 @@
-"""Whether a checkpoint's tensors can belong to a trained network; one that cannot is refused by name."""
+"""Checks that the values of a checkpoint's tensors can belong to a trained network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runtime.errors import UserError
 
-CLOSE = 2 ** -7  # of rotary positions: files hold them in bfloat16 too
+CLOSE = 2 ** -7  # tolerance for rotary positions, because some files hold them in bfloat16
 
 
 class Unsound(UserError):
@@ -19,8 +19,7 @@ class Unsound(UserError):
 
 
 def refuse_unsound(tensors: Mapping[str, Tensor], whose: str) -> None:
-    """Raises :class:`Unsound`, which begins with ``whose``, for the first of a head's tensors that has :func:`trouble`.
-    """
+    """Raise :class:`Unsound`, which begins with ``whose``, for the first tensor of a head that has :func:`trouble`."""
     for name, value in tensors.items():
         wanted = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
         if found := trouble(name, value, wanted):
@@ -28,16 +27,17 @@ def refuse_unsound(tensors: Mapping[str, Tensor], whose: str) -> None:
 
 
 def sentence(whose: str, name: str, found: str) -> str:
-    """The sentence about a tensor whose fault is ``found``."""
-    return (f"{whose}: {name} {found}; its training went wrong or the file was changed, so take another checkpoint of "
+    """The message about the tensor ``name``, whose fault is ``found``."""
+    return (f"{whose}: {name} {found}; its training went wrong or the file was changed, so give another checkpoint of "
             "this network")
 
 
 def trouble(name: str, value: Tensor, wanted: torch.dtype) -> str | None:
-    """What is wrong with ``value`` as the numbers of tensor ``name`` of dtype ``wanted``, as the end of a sentence.
+    """What is wrong with ``value`` for the tensor ``name`` of dtype ``wanted``, as the end of a sentence; None if
+    nothing is.
 
-    A weight of two dimensions or more that is all zero passes nothing on. A batch norm's may be: residual branches
-    begin so. Counters are not looked at, but must be real numbers.
+    A weight of two or more dimensions must not be all zero, because it would pass nothing on. That of a batch norm may,
+    because residual branches are initialised so. For counters only the type is checked.
     """
     if not wanted.is_floating_point:
         return f"is {_kind(value)}, expected whole numbers" if value.dtype.is_complex or value.is_quantized else None
@@ -50,7 +50,7 @@ def trouble(name: str, value: Tensor, wanted: torch.dtype) -> str | None:
         what = f"numbers beyond {_kind(cast)}" if beyond else "NaN or infinite numbers"
         return f"holds {broken:,} {what} among its {value.numel():,}"
     if name.endswith("running_var") and bool((cast < 0).any()):
-        return f"holds {int((cast < 0).sum()):,} negative numbers, and is a variance"
+        return f"holds {int((cast < 0).sum()):,} negative numbers, but is a variance"
     if name.endswith("weight") and value.ndim > 1 and value.numel() and not bool(cast.any()):
         return f"is all zero ({list(value.shape)})"
     return None
@@ -58,7 +58,7 @@ def trouble(name: str, value: Tensor, wanted: torch.dtype) -> str | None:
 
 def other_rotation(name: str, value: Tensor, backbone: nn.Module) -> str | None:
     """How ``value`` differs from the rotary positions that timm's network ``backbone`` computes instead of reading, as
-    the end of a sentence; None where it does not, or where tensor ``name`` holds none.
+    the end of a sentence; None if it does not, or if tensor ``name`` does not hold rotary positions.
 
     DINOv3's files hold the periods [d / 4] of a head of width d, EVA-02's cosines and sines [s s, d] of s x s patches.
     """
@@ -73,7 +73,7 @@ def other_rotation(name: str, value: Tensor, backbone: nn.Module) -> str | None:
         return None
     if value.shape == ours.shape and torch.allclose(value.float(), ours.float().to(value.device), CLOSE, CLOSE):
         return None
-    return f"holds other rotary positions than {backbone.spec.arch} computes, so its features would be others"
+    return f"holds other rotary positions than {backbone.spec.arch} computes, so its features would differ"
 
 
 def _kind(value: Tensor) -> str:

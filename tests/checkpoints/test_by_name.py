@@ -83,7 +83,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(released, torch_cache)
         load_frozen(NAME, flag="--distill")
     (torch_cache / path.name).unlink()
     path.write_bytes(b"another")
-    with pytest.raises(UserError, match="could not be fetched .invalid hash value.*put it at"):
+    with pytest.raises(UserError, match="could not be downloaded .invalid hash value.*put it at"):
         load_frozen(NAME)
     assert list(torch_cache.iterdir()) == []
 
@@ -100,7 +100,7 @@ def test_an_address_that_does_not_answer_is_given_up(released, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and says nothing
         monkeypatch.setattr(SHUFFLENET.value, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/file.pth")
         monkeypatch.setattr(by_name, "SILENCE", 0.2)
-        with pytest.raises(UserError, match=r"file.pth could not be fetched .timed out.*put it at"):
+        with pytest.raises(UserError, match=r"file.pth could not be downloaded .timed out.*put it at"):
             load_frozen(NAME)
     assert socket.getdefaulttimeout() is None
 
@@ -112,13 +112,13 @@ def test_a_process_that_waited_for_another_does_not_fetch_again(released, torch_
         (torch_cache / path.name).write_bytes(path.read_bytes())
 
     monkeypatch.setattr(by_name.fcntl, "flock", the_other_one_has_it)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: pytest.fail("fetched again"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: pytest.fail("downloaded again"))
     assert locate(NAME, "--weights") == (torch_cache / path.name, "shufflenet_v2_x0_5")
 
 
 @pytest.mark.parametrize(("name", "says"), {
-    "torchvision:ResNet50_Weights.V9": "of resnet50 there are torchvision:ResNet50_Weights.IMAGENET1K_V1, torchvision:",
-    "torchvision:resnet50": "so give one of these", "torchvision:ResNet51_Weights.V1": "mean ResNet",
+    "torchvision:ResNet50_Weights.V9": "for resnet50 give one of torchvision:ResNet50_Weights.IMAGENET1K_V1",
+    "torchvision:resnet50": "give one of", "torchvision:ResNet51_Weights.V1": "mean ResNet",
     "torchvision:FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1": "not one of torchvision's weights of a classifier",
     "hf:dinov2-small": "give hf:OWNER/NAME", "hf:../../etc/passwd": "give hf:OWNER/NAME"}.items())
 def test_names_that_are_none(name, says):
@@ -192,9 +192,9 @@ def test_offline_a_sentence_names_the_files_and_the_cache(hub, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "says"), {
-    "GatedRepoError": "x is given to those who accept its licence; do so there, and log in",
-    "RepositoryNotFoundError": "x does not exist or is private; look at the name", "RevisionNotFoundError":
-    "x has no revision v9; give a branch", "HFValidationError": "x could not be fetched .*; try again, or download",
+    "GatedRepoError": "x requires accepting its licence; do that there, and log in",
+    "RepositoryNotFoundError": "x does not exist or is private; check the name", "RevisionNotFoundError":
+    "x has no revision v9; give a branch", "HFValidationError": "x could not be downloaded .*; try again, or download",
     "": "x is not in the cache .* and the hub has none, or cannot be reached; on a machine"}.items())
 def test_what_the_hub_answers(kind, says, hub, monkeypatch):
     import huggingface_hub
@@ -218,7 +218,7 @@ def test_without_huggingface_hub_a_sentence_says_so(name, monkeypatch):
     if name == TIMM:
         pytest.importorskip("timm", reason="pip install timm")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match="pip install huggingface_hub, or download model.safetensors .*https://hugging"):
+    with pytest.raises(UserError, match="pip install huggingface_hub`, or download model.safetensors .*https://hugging"):
         load_frozen(name)
 
 

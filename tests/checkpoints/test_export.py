@@ -384,7 +384,7 @@ def test_a_missing_package_is_named(monkeypatch, to):
 
 @pytest.mark.parametrize("to", ["timm", "detectron2"])
 def test_no_place_for_a_projector(to):
-    with pytest.raises(UserError, match=f"--with-projector: {to} has no place"):
+    with pytest.raises(UserError, match=f"--with-projector: {to} cannot store"):
         check_target(to, with_projector=True)
 
 
@@ -406,9 +406,9 @@ def test_places_that_the_result_cannot_have(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.pth")
     refused(tmp_path / "pipe.pth", "not a regular file", force=True)
     refused(Path("/dev/full"), "not a regular file", force=True)
-    refused(tmp_path / "o.onnx", r"let it end in \.pth")
-    refused(tmp_path / "o.pth", r"let it end in \.pkl", to="detectron2")
-    refused(tmp_path / "o.pth", r"let it end in \.safetensors", to="safetensors")
+    refused(tmp_path / "o.onnx", r"give a name that ends in \.pth")
+    refused(tmp_path / "o.pth", r"give a name that ends in \.pkl", to="detectron2")
+    refused(tmp_path / "o.pth", r"give a name that ends in \.safetensors", to="safetensors")
     check_output("torchvision", there, force=True, source=tmp_path / "other.pth")
     check_output("torchvision", tmp_path / "new.pth", force=False)
     check_output("moco", tmp_path / "new.pth", force=False, with_projector=True)

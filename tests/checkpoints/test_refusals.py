@@ -58,7 +58,7 @@ NO_BACKBONE = {
 def test_no_backbone_inside(tmp_path, name):
     text = refusal(saved(NO_BACKBONE[name], tmp_path))
     assert "holds no image backbone" in text
-    assert text.endswith("give the file of the pre-trained network itself")
+    assert text.endswith("give the file of the pretrained network itself")
 
 
 class Tiny(nn.Module):
@@ -227,7 +227,7 @@ def test_no_such_branch(tmp_path):
     text = refusal(path, branch="encoder_x")
     assert text == "--teacher-branch encoder_x is not in file.pth; it holds encoder_q, encoder_k"
     text = refusal(saved(state(), tmp_path), branch="encoder_q")
-    assert text.endswith("it holds one trunk without a prefix, so leave the flag out")
+    assert text.endswith("it holds one trunk without a prefix, so omit the flag")
 
 
 def test_names_in_a_file_cannot_break_the_line(tmp_path):

@@ -273,7 +273,7 @@ def test_an_unknown_class_is_named(tmp_path):
     with pytest.raises(UserError, match=r"\(acme.models.Config\) and was not opened") as caught:
         read_file(tmp_path / "file.pth")
     assert "--trust-checkpoint" in str(caught.value)
-    with pytest.raises(UserError, match="needs a class that is not here"):
+    with pytest.raises(UserError, match="needs a class that is not installed"):
         read_file(tmp_path / "file.pth", trust=True)
 
 

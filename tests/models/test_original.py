@@ -206,7 +206,7 @@ def test_export(tmp_path, to, file, images):
 def test_export_to_what_is_torchvisions_is_refused(tmp_path, to, images):
     saved(tmp_path / "o.pth.tar", "efficientnet_b0_coss")
     network = Network.of(*load_frozen(tmp_path / "o.pth.tar"))
-    with pytest.raises(UserError, match="torchvision's network of that name is another one"):
+    with pytest.raises(UserError, match="torchvision's network of that name is a different one"):
         export(network, to, tmp_path / "x.pth", {"random": images})
 
 
