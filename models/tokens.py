@@ -99,7 +99,7 @@ def vit_tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, 
     images = images[:, :, :h * patch, :w * patch]
     if isinstance(backbone, VisionTransformer):
         x = backbone.conv_proj(images).flatten(2).transpose(1, 2)                      # [b, h w, d]
-        x = torch.cat([backbone.class_token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([backbone.class_token.expand(x.shape[0], -1, -1), x], dim=1)  # len() would fix an export's batch
         x = x + positions(backbone.encoder.pos_embedding, h, w)
         return backbone.encoder.ln(backbone.encoder.layers(backbone.encoder.dropout(x))), (h, w)
     if backbone.pos_embed is None or (h, w) == tuple(backbone.patch_embed.grid_size):

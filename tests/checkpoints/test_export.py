@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from checkpoints.conversion import TARGETS, check_output, check_target, export
 from checkpoints.frozen import load_frozen
 from checkpoints.targets import Network, Target
 from models.backbones import build_backbone
+from models.tokens import use_feature
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -180,6 +182,11 @@ def test_onnx(tmp_path, capfd, sources, images, kind):
         model, network = copy.deepcopy((model, network))
         for trunk in (model, network.trunk):
             trunk.encoder.layers = trunk.encoder.layers[:2]
+        use_feature(network.trunk, "mean")
+        network.trunk.spec = dataclasses.replace(network.trunk.spec, feature="mean")
+    tokens = []
+    if with_head:
+        model.encoder.register_forward_hook(lambda *given: tokens.append(given[-1]))
     done = export(network if with_head else without_head(network), "onnx", tmp_path / "o.onnx", {"random": images})
     assert [path.name for path in tmp_path.iterdir()] == ["o.onnx"]
     session = onnxruntime.InferenceSession(str(tmp_path / "o.onnx"), providers=["CPUExecutionProvider"])
@@ -190,11 +197,13 @@ def test_onnx(tmp_path, capfd, sources, images, kind):
         outputs = session.run(None, {"images": images[:count].numpy()})
         with torch.no_grad():
             features = model(images[:count])
+            features = tokens[-1][:, 1:].mean(1) if with_head else features
             wanted = [features, head(features)][:1 + with_head]
         for found, expected in zip(outputs, wanted, strict=True):
             assert largest(torch.from_numpy(found), expected) <= 1e-4
     about = session.get_modelmeta().custom_metadata_map
     assert (about["arch"], json.loads(about["std"])) == (kind, [0.2, 0.21, 0.22])
+    assert about["feature"] == ("mean" if with_head else "pool")
     assert done.projector == (str(tmp_path / "o.onnx") if with_head else None)
     assert capfd.readouterr() == ("", "")
 

@@ -187,6 +187,7 @@ CASES = {
     "lightly-train, timm's": lambda: Case(
         "lightly-train (_model)", under(LIGHTLY_TRAIN.format("student", "_model"), NET),
         LIGHTLY_TRAIN.format("student", "_model")[:-1]),
+    "lightly-train, exported": lambda: Case("model.*", under("model.", WITH_FC), "model", [], {"model.fc."}),
     "lightly, positional and alone": lambda: Case("lightly (positional)", under("backbone.", positional(NET)),
                                                   "backbone"),
     "lightly's benchmarks": lambda: Case("lightly", lightning({
