@@ -17,6 +17,7 @@ if __name__ == "__main__":
     begin(__file__)
 
 import argparse
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from data.datasets import open_source
 from data.images import limit_pixels
 from data.loader import BadImageLog, Batch, build_loader
 from data.samplers import RandomSampler
+from data.sources import ImageSource
 from evals.monitor import KnnMonitor
 from losses.moco import MoCo
 from models.backbones import ARCH_HELP, build_backbone, check_batch
@@ -105,8 +107,7 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         seed_everything(args.seed)
         image_size = args.image_size or 224
         check_apart(args.output, args.data)
-        source = open_source(args.data).subset(args.subset)
-        source = pooled(source, args.image_cache, args.cache)
+        source = pooled(open_source(args.data).subset(args.subset), args.image_cache, args.cache)
         sampler = RandomSampler(len(source), args.batch_size, process.rank, process.world_size, args.seed)
         views = [augmentation(args.aug, image_size)] * 2
         loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path,
@@ -128,26 +129,17 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
                if args.knn_every else None)
 
-    spec = moco.spec
-    config = {**vars(args), "arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
-              "feature": spec.feature,
-              **code_record("data", args.data), **({"code_sha256": spec.code_sha256} if spec.code_sha256 else {}),
-              "weights_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
-              "processes": process.world_size}
-    modules = {"state_dict": moco, "loss": loss, "updater": updater}
-    what = Description(config, moco.record(), modules, ["teacher.pth"], args.resumable | {"processes", "weights"},
-                       knn.fingerprints() if knn else {})
+    what = describe(args, process, source, moco, report, {"state_dict": moco, "loss": loss, "updater": updater}, knn)
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
     for line in (cli.ignored_flags_note(args), *cli.unused(args), f"data: {source.description}", *notes,
                  f"weights: {report}" if report else None,
-                 f"MoCo v2: {spec.arch}{', its head alone' * args.freeze_trunk}, {args.epochs} epochs of "
+                 f"MoCo v2: {moco.spec.arch}{', only its head' * args.freeze_trunk}, {args.epochs} epochs of "
                  f"{len(sampler)} steps of {args.batch_size} images, queue {args.queue_size}, on {process.world_size} "
                  f"x {process.device.type}, --amp {updater.amp}"):
         if line:
             run.log.say(line)
-    if args.compile:
-        moco.encoder_q.compile()
-        moco.encoder_k.compile()
+    for encoder in (moco.encoder_q, moco.encoder_k) if args.compile else ():
+        encoder.compile()
     model = wrap(moco, process)
 
     def step(batch: Batch) -> dict[str, Tensor]:
@@ -164,7 +156,20 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
             run.note(epoch, "knn", {"top1": run.scored(lambda: knn.score(moco.trunk()))}, knn.description)
         run.save(epoch, {"teacher.pth": moco.encoder_state()})
     run.finish(bad_images.summary() if bad_images.counts else "",
-               uses=afterwards.use_teacher(run.output / "teacher.pth", args.data, spec.arch))
+               uses=afterwards.use_teacher(run.output / "teacher.pth", args.data, moco.spec.arch))
+
+
+def describe(args: argparse.Namespace, process: Process, source: ImageSource, moco: MoCoEncoders,
+             report: Report | None, modules: dict[str, Any], knn: KnnMonitor | None) -> Description:
+    """The description of this run: its settings with the values derived from them, and its ``modules``."""
+    spec = moco.spec
+    config = {**vars(args), "arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
+              "feature": spec.feature,
+              **code_record("data", args.data), **({"code_sha256": spec.code_sha256} if spec.code_sha256 else {}),
+              "weights_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
+              "processes": process.world_size}
+    return Description(config, moco.record(), modules, ["teacher.pth"], args.resumable | {"processes", "weights"},
+                       knn.fingerprints() if knn else {})
 
 
 def pass_of(moco: MoCoEncoders, query_images: Tensor, key_images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,13 @@
 #!/usr/bin/env python
 """Our nearest-neighbour search compared with the reference algorithm: in one run, alternating, medians.
 
-    python benchmarks/knn.py                                              # 25,000 x 512, k = 384, on what there is
+    python benchmarks/knn.py                                              # 25,000 x 512, k = 384, on GPU or CPU
     python benchmarks/knn.py --rows 1281167 --dim 2048 --device cuda --repeats 1 --reference-rows 128116 \\
         --products bf16 tf32 float32                                      # ImageNet's size on one GPU, in minutes
 
-The reference, written out below, multiplies 256 rows at a time with all, excludes the row itself, and takes topk of the
-complete row; the original always takes the farthest too, which is timed on a line of its own. "product" is the bare
-matrix product of all rows with all, a tile at a time. Features are Gaussian around --clusters centres, in the order of
-their clusters, of length 1. Memory is the peak besides the features and the results. The last lines extrapolate to
-ImageNet (1,281,167 x 2,048, k = 384): products by their number, the rest by the number of scores. --reference-rows
-compares on that many rows, since the reference takes too long for more, and then searches among all of them.
+The reference (below) multiplies 256 rows at a time with all, excludes the row itself, and takes topk of the complete
+row. Features are Gaussian around --clusters centres, in cluster order, with length 1. Memory is the peak without
+features and results. --reference-rows limits the comparison, as the reference is slow, and then searches all rows.
 """
 
 from __future__ import annotations
@@ -153,10 +150,8 @@ def timed(work: Callable[[], object], device: torch.device) -> tuple[float, int,
 
 
 def on_paper(seconds: float, product_seconds: float, rows: int, dim: int, halves: bool, devices: int) -> float:
-    """Seconds for ImageNet: our time is products, by the multiplications, and the rest, by the scores.
-
-    On one device half of the products are made; on 8, rank by rank, a row's share of the bank but 1/16 twice.
-    """
+    """Seconds for ImageNet: products scale by their multiplications, the rest by the number of scores. One device makes
+    half of the products; each of 8 makes those of its rows with its share of the bank, 1/16 of them twice."""
     n, d, _ = IMAGENET
     made = 0.5 if halves else 1.0
     of_products = min(product_seconds * made, seconds)

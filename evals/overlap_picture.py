@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import UserError
+from evals.plane_picture import new_figure
 from runtime.state import write_atomic
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#999933")
@@ -22,12 +22,7 @@ def save_picture(path: Path, students: Mapping[str, Mapping[str, Any]], chance: 
 
     Raises :class:`UserError` without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("the picture needs matplotlib, which is not installed; pip install matplotlib, or leave it out "
-                        "with --picture none") from None
-    figure = Figure(figsize=(14, 4 + 0.25 * len(students)), layout="constrained")
+    figure = new_figure(figsize=(14, 4 + 0.25 * len(students)), layout="constrained")
     shared, kept, whole = figure.subplots(1, 3)
     first = next(iter(students.values()))
     ks = list(first["shared"])

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -40,18 +41,24 @@ def thumbnail(source: ImageSource, i: int, side: int) -> Image.Image:
         return Image.new("RGB", (side, side), (225, 225, 225))
 
 
+def new_figure(**options: Any) -> Any:
+    """A figure of matplotlib's. Raises :class:`UserError` if that is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("the picture needs matplotlib, which is not installed; run `pip install matplotlib`, or omit "
+                        "the picture with --picture none") from None
+    return Figure(**options)
+
+
 def save_png(path: Path, maps: Mapping[str, np.ndarray], source: ImageSource, title: str) -> Path:
     """A panel for each of ``maps``, name -> [n, 2], with the same few images shown in all of them.
 
     Raises :class:`UserError` without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-    except ImportError:
-        raise UserError("the picture needs matplotlib, which is not installed; pip install matplotlib, or leave it out "
-                        "with --picture none") from None
-    figure = Figure(figsize=(6 * len(maps), 6.6), layout="constrained")
+    figure = new_figure(figsize=(6 * len(maps), 6.6), layout="constrained")
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
     edge = 1.12 * max(np.abs(points).max() for points in maps.values())
     colours, examples = colours_of(source), spread_out(next(iter(maps.values())), EXAMPLES)
     pictures = {i: np.asarray(thumbnail(source, i, SMALL)) for i in examples}
