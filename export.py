@@ -37,8 +37,9 @@ from models.teachers import FrozenEncoder
 from runtime.errors import UserError, run_script
 
 TARGET_HELP = (
-    "torchvision: a state dict with torchvision's names; timm: one with timm's, for ViTs, ResNets and others that fit "
-    "a timm network exactly; safetensors: torchvision's names, with a description of the network; onnx: the graph, "
+    "torchvision: a state dict with torchvision's names; timm: one with timm's, for the networks that timm has "
+    "too (ViTs, ResNets, DenseNets, ConvNeXts, EfficientNets, MobileNets, MnasNets); "
+    "safetensors: torchvision's names, with a description of the network; onnx: the graph, "
     "normalised images [batch, 3, S, S] to features [batch, d]; detectron2: its pickle, for ResNets; "
     "moco: MoCo's layout, for linear-evaluation scripts like MoCo's; state_dict: under the network's own names, for "
     "networks of any library and of your own")

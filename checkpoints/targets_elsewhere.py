@@ -24,6 +24,17 @@ from runtime.errors import UserError
 from runtime.own import is_own
 
 VIT_WIDTHS = {192: ("tiny", 3), 384: ("small", 6), 768: ("base", 12), 1024: ("large", 16), 1280: ("huge", 16)}
+# timm's networks that have torchvision's tensors under other names but in the same order, and what their builder must
+# be told; which of them are one function is seen when the features are compared
+_EPS = {"bn_eps": 1e-3}
+IN_ORDER: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"efficientnet_b{n}": (f"efficientnet_b{n}", _EPS if n > 4 else {}) for n in range(8)},
+    **{f"convnext_{size}": (f"convnext_{size}", {}) for size in ("tiny", "small", "base", "large")},
+    **{f"mobilenet_v3_{size}": (f"mobilenetv3_{size}_100", _EPS) for size in ("large", "small")},
+    **{f"mnasnet{n.replace('.', '_')}": (f"mnasnet_{n.replace('.', '')}0".replace("750", "75"), {}) for n in (
+        "0.5", "0.75", "1.0")},
+    "mobilenet_v2": ("mobilenetv2_100", {})}
+WITHOUT_HIDDEN = {"mobilenet_v3_large", "mobilenet_v3_small"}  # whose timm network has a layer behind the pooling
 
 
 class Timm(Target):
@@ -47,7 +58,10 @@ class Timm(Target):
         name, options = self.model(network)
         if not timm.is_model(name):
             return f"timm has no network {name}; {advice}"
-        theirs = timm.create_model(name, **{"num_classes": 0, **options}).state_dict()
+        theirs = self._theirs(network).state_dict()
+        if spec.arch in IN_ORDER and [x.numel() for x in theirs.values()] != [
+                x.numel() for x in network.trunk.state_dict().values()]:
+            return f"timm's {name} has other tensors; {advice}"
         ours = self._state(network)
         if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
             other = sorted(theirs.keys() ^ ours.keys()) or [k for k in ours if ours[k].shape != theirs[k].shape]
@@ -61,6 +75,8 @@ class Timm(Target):
         spec, trunk = network.trunk.spec, network.trunk
         if spec.arch.startswith(TIMM):
             return timm_arguments(trunk)
+        if spec.arch in IN_ORDER:
+            return IN_ORDER[spec.arch]
         if spec.arch in EFFICIENTNETS:
             return f"tf_{name_there(spec.arch)}", {}
         if not isinstance(trunk, VisionTransformer) or trunk.hidden_dim not in VIT_WIDTHS:
@@ -81,10 +97,28 @@ class Timm(Target):
     def code(self, network: Network, path: Path) -> str:
         """timm's own loading."""
         name, options = self.model(network)
+        if network.trunk.spec.arch in IN_ORDER:
+            return "; ".join(["import torch, timm", f"model = {timm_call(name, options)}", *self._edits(network),
+                              f"model.load_state_dict({self.read_code(path)})", "model.eval()"])
         call, edits = timm_call(name, options, checkpoint_path=str(path)), feature_edit(network.trunk, "timm")
         return "; ".join([f"import {'torch, ' * bool(edits)}timm", f"model = {call}", "model.eval()", *edits])
 
+    def _theirs(self, network: Network) -> nn.Module:
+        """timm's network, without weights."""
+        name, options = self.model(network)
+        return run_code("; ".join(["import torch, timm", f"model = {timm_call(name, options)}", *self._edits(network)]),
+                        "model")
+
+    def _edits(self, network: Network) -> list[str]:
+        """Statements that take from timm's network what torchvision's trunk has not."""
+        parts = ("conv_head", "norm_head", "act2") if network.trunk.spec.arch in WITHOUT_HIDDEN else ()
+        return [f"model.{part} = torch.nn.Identity()" for part in parts]
+
     def _state(self, network: Network) -> dict[str, Tensor]:
+        if network.trunk.spec.arch in IN_ORDER:
+            ours, theirs = network.trunk.state_dict(), self._theirs(network).state_dict()
+            return {name: value.reshape(like.shape) for (name, like), value in zip(theirs.items(), ours.values(),
+                                                                                   strict=True)}
         if network.trunk.spec.arch in EFFICIENTNETS:
             tensors = network.trunk.state_dict()
             table = efficientnet_names({name: value.shape for name, value in tensors.items()})
