@@ -6,31 +6,37 @@
 #   DATA=DIR TEACHER=FILE STEM=imagenet PASSES=100000 SEEDS="0 1" METHODS="coss seed dist" bash scripts/compare_methods.sh
 #   bash scripts/compare_methods.sh --search                            # rates and warm-ups for the same variables, see below
 #
-# Further variables: SUBSET STUDENT EPOCHS BATCH NEAREST_K TOTAL_K QUEUE EVERY WORKERS (-j of the scripts), GPUS
-# (processes a student), JOBS (students side by side, each on its own cores or GPU), MINUTES (start no student that
-# could not finish by then), OUT. Started again, it resumes where it stopped.
+# Other variables: SUBSET STUDENT EPOCHS BATCH NEAREST_K TOTAL_K QUEUE EVERY WORKERS (-j of the scripts), GPUS (processes
+# per student), JOBS (students trained at the same time, each on its own cores or GPU), MINUTES (start no student that
+# could not finish by then), OUT. The same command again resumes where it stopped.
 #
-# What is counted: an image pass is one image through the trained student, forwards and backwards. The teacher
-# and a momentum copy are not counted. Each student gets PASSES of them; with BATCH images of a view in each step:
-#   coss coss_centred seed compress dist dino dinoss cosine mse rkd moco
-#                                                             one view (moco's other goes through its copy)  BATCH a step
-#   smd disco                                                 two views                                  2 x BATCH a step
-#   bingo                                                     pairs, and a mixture of both             1.5 x BATCH a step
-# so smd and disco take half as many steps as the first row, and bingo two thirds. coss and coss_centred make a step of BATCH / (1 +
-# NEAREST_K) anchors with NEAREST_K of their TOTAL_K nearest each, the others of random images; NAME@random or NAME@cf
-# in METHODS overrides it, and NAME:FLAG=VALUE,FLAG=VALUE gives flags of train_distill.py (METHODS="coss coss:l_1=0 coss:nearest-k=7"). For all: EPOCHS periods of equal length, a linear warm-up in the first of them and half a cosine,
-# SGD with momentum 0.9, weight decay 1e-4, moco_v2 augmentation.
+# What is equal. An image pass is one image through the student, forwards and backwards; passes of the teacher and of a
+# momentum copy do not count. Each student gets PASSES of them. With BATCH images per view, a step takes
+#   coss coss_centred seed compress dist dino dinoss cosine mse rkd moco   BATCH: one view (moco's other goes
+#                                                                          through its momentum copy)
+#   smd disco                                                              2 x BATCH: two views
+#   bingo                                                                  1.5 x BATCH: pairs, and a mixture of both
+# so smd and disco take half as many steps as the first group, and bingo two thirds.
 #
-# Rates and warm-ups: $OUT/rates.txt, else scripts/compare_rates/. --search makes the former, by the same rule and from
-# equally many trials for each method: three rates, FACTOR apart, around the previous one, with a warm-up of 0.1, 0.4 and
-# 0.7 of EPOCHS each, at a quarter of PASSES; then the neighbours in this grid of the best, until it is not at an edge (16
-# at most); the best three at half of PASSES, the best two with all of PASSES and two seeds. The measure is 10-NN on a
-# held-out fifth of the training images: the test images play no part in it. A student whose loss is not finite counts
-# as 0, and the table names it. It says how long it will take before it starts; with --search it is about ten
-# students a method.
+# Steps. For coss and coss_centred a step has BATCH / (1 + NEAREST_K) anchors, each with NEAREST_K of its TOTAL_K nearest
+# images; for the other methods it has random images. In METHODS, NAME@random or NAME@cf changes that, and
+# NAME:FLAG=VALUE,FLAG=VALUE adds flags of train_distill.py: METHODS="coss coss:l_1=0 coss:nearest-k=7".
 #
-# Different from the papers, for such short trainings: QUEUE, a momentum of 0.99, batch norm in the heads of disco and moco, bingo's
-# images alone for 1 epoch (11 of 200 in its paper). Everything else is the method's default.
+# Schedule. All methods train for EPOCHS periods of equal length, with a linear warm-up (its length is below) and a cosine
+# decay, by SGD with momentum 0.9 and weight decay 1e-4, and with the augmentation moco_v2.
+#
+# Learning rates and warm-ups come from $OUT/rates.txt if it exists, else from scripts/compare_rates/. --search writes
+# $OUT/rates.txt, by the same rule for each method:
+#   1. At a quarter of PASSES, three rates, FACTOR apart, around the previous rate, each with warm-ups of 0.1, 0.4
+#      and 0.7 of all EPOCHS periods; then the neighbours of the best in this grid, until the best is not at an
+#      edge (at most 16 trials).
+#   2. The best three at half of PASSES, then the best two with all of PASSES and two seeds.
+# The measure is 10-NN accuracy on a held-out fifth of the training images; the test images are not used. A student whose
+# loss is not finite counts as 0, and the table names it. The script first prints how long it will take; --search trains
+# the equivalent of about ten students per method.
+#
+# Different from the papers, because these trainings are short: QUEUE, a momentum of 0.99, batch norm in the heads of
+# disco and moco, and bingo's images alone for 1 epoch (11 of 200 in its paper). Otherwise methods use their defaults.
 set -euo pipefail
 source "$(dirname -- "$0")/_env.sh"
 environment

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What benchmarks/gpu.sh runs; its header says how. The parts one after the other, their results after each."""
+"""The program behind benchmarks/gpu.sh, whose header explains it: runs the parts and writes results after each."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 
 from runtime.errors import UserError, run_script  # noqa: E402
 
-PARTS = {part.name: part for part in (WORKS, STEP, SEARCH, COLOUR, FEED, METHODS)}  # in order of worth
-TINY_LEAST = 15.0    # seconds without which no part of a rehearsal is begun
-RESERVE = 8.0        # seconds at the end, for what is written then
-LOG_BYTES = 200_000  # of a command's output that are kept
+PARTS = {part.name: part for part in (WORKS, STEP, SEARCH, COLOUR, FEED, METHODS)}  # the most important first
+TINY_LEAST = 15.0    # seconds that must be left to start a part of a rehearsal
+RESERVE = 8.0        # seconds reserved for writing results at the end
+LOG_BYTES = 200_000  # bytes of a command's output to keep
 
 MACHINE = """
 import json, os, platform, torch, torchvision

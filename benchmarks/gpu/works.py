@@ -1,4 +1,4 @@
-"""Part (a): does it work. The marked set of tests, `pytest -m gpu`, on as many processes as the cores allow."""
+"""Part (a): does it work? Runs `pytest -m gpu` on as many processes as the cores allow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 
 from job import Command, Found, Job, Part
 
-BRIEF = "neighbours or squeezenet1_1 and off or first_steps and rkd or no_loss and seed and bf16"  # of a rehearsal
+BRIEF = "neighbours or squeezenet1_1 and off or first_steps and rkd or no_loss and seed and bf16"  # for a rehearsal
 
 
 def commands(job: Job, seconds: float) -> list[Command]:
