@@ -106,15 +106,16 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # of each target of the student
         student, begun = distillation.build_student(args, needs, widths, image_size, process)
         parts = micro_batches(args, needs, sampler, student, teacher)
+        notes += [f"the student starts from {begun}"] * bool(begun)
+        loss = build_objective(args.loss, args.loss_weights, args.beta, widths, **methods.options(args),
+                               student_dim=student.backbone.spec.feature_dim).to(process.device)
+        if teacher:
+            notes += distillation.ready(teacher, process)
+            notes += distillation.start_head(args, student, teacher, loss, source, views, sampler.images_per_step)
         momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
                     if needs.momentum else None)
         average = MovingAverage(student, args.ema) if args.ema else None
         student = hardware.synchronised(student, process)
-        notes += [f"the student starts from {begun}"] * bool(begun)
-        if teacher:
-            notes += distillation.ready(teacher, process)
-        loss = build_objective(args.loss, args.loss_weights, args.beta, widths, **methods.options(args),
-                               student_dim=student.backbone.spec.feature_dim).to(process.device)
         updater = Updater(optimization.build(student), process.device, args.amp, args.clip_grad,
                           partial(average.update, student) if average else None)
         notes += check_step(lambda images: pass_of(images, loss, student, needs, teacher, momentum),

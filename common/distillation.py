@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
 from torch import nn
 
 from checkpoints.by_name import NAME_HELP, look_at_weights
@@ -12,11 +13,18 @@ from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
 from common import cli
 from data.augment import Augmentation, augmentation
+from data.batches import BadImageLog, Batch
+from data.epoch_length import FixedLengthEpochs
+from data.loader import build_loader
+from data.samplers import RandomSampler
+from data.sources import ImageSource
 from losses import needs_of
 from losses.base import CombinedNeeds
+from losses.combine import Objective
+from models import head_init
 from models.backbones import ARCH_HELP, build_backbone
 from models.distiller import Distiller
-from models.heads import build_heads
+from models.heads import Heads, build_heads
 from models.place import place
 from models.teachers import FrozenEncoder
 from runtime.device import Process, need_memory
@@ -85,6 +93,46 @@ def views_of(aug: str, image_size: int, teacher_size: int, needs: CombinedNeeds)
     if needs.apart:
         return [augmentation(aug, image_size), *[augmentation(aug, teacher_size)] * (needs.views - 1)]
     return [augmentation(aug, image_size, teacher_size)] * needs.views
+
+
+def start_head(args: argparse.Namespace, student: Distiller, teacher: FrozenEncoder, loss: Objective,
+               source: ImageSource, views: Sequence[Augmentation], rows: int) -> list[str]:
+    """--head-init, on the first images of a random order, at most ``rows`` in a forward pass: the same in every
+    process. Returns sentences for the log."""
+    if args.head_init == "random":
+        return []
+    rows, bad_images = min(args.micro_batch or rows, rows, len(source)), BadImageLog(source, args.on_bad_image)
+    sampler = FixedLengthEpochs(RandomSampler(len(source), rows, seed=args.seed), -(-head_init.IMAGES // rows))
+    loader = build_loader(source, views, sampler, 0, args.seed, next(student.parameters()).device, args.data_path)
+    return [head_around(student, teacher, loss, loader, bad_images.check)]
+
+
+def head_around(student: Distiller, teacher: FrozenEncoder, loss: Objective, batches: Iterable[Batch],
+                check: Callable[[Batch], None]) -> str:
+    """Set the last layer of each head that is compared with the teacher so that its outputs for ``batches`` have the
+    mean and the spread of the teacher's. Returns a sentence for the log."""
+    outputs, targets = [], []
+    state = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    with torch.no_grad():
+        for batch in batches:
+            check(batch)
+            inputs = loss.inputs(batch.views)
+            outputs.append(student(*inputs.student[:1]))
+            targets.append(dict(zip(loss.needs.teacher, teacher.targets(inputs.teacher[0], loss.needs.teacher),
+                                    strict=True)))
+        for name, buffer in student.named_buffers():  # these forward passes were no training
+            buffer.copy_(state[name])
+    heads = student.proj_head.values() if isinstance(student.proj_head, Heads) else [student.proj_head]
+    started = 0
+    for i, (head, (_, to)) in enumerate(zip(heads, loss.needs.heads, strict=True)):
+        layer = head_init.last_linear(head)
+        if layer is not None and to is not None:
+            head_init.match_teacher(layer, torch.cat([x[i] for x in outputs]), torch.cat([x[to] for x in targets]))
+            started += 1
+    if not started:
+        return "--head-init teacher has no effect: no head of the student ends in a linear layer"
+    images = sum(len(x[0]) for x in outputs)
+    return f"the student's head starts with the mean and spread of the teacher's outputs, from {images} images"
 
 
 def ready(teacher: FrozenEncoder, process: Process) -> list[str]:

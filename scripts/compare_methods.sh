@@ -6,8 +6,8 @@
 #   DATA=DIR TEACHER=FILE STEM=imagenet PASSES=100000 SEEDS="0 1" METHODS="coss seed dist" bash scripts/compare_methods.sh
 #   bash scripts/compare_methods.sh --search                            # rates and warm-ups for the same variables, see below
 #
-# Other variables: SUBSET STUDENT EPOCHS BATCH NEAREST_K TOTAL_K QUEUE EVERY WORKERS (-j of the scripts), GPUS (processes
-# per student), JOBS (students trained at the same time, each on its own cores or GPU), MINUTES (start no student that
+# Other variables: SUBSET STUDENT AMP EPOCHS BATCH NEAREST_K TOTAL_K QUEUE EVERY WORKERS (-j of the scripts), GPUS
+# (processes per student), JOBS (students trained at the same time, each on its own cores or GPU), MINUTES (start no student that
 # could not finish by then), OUT. The same command again resumes where it stopped.
 #
 # What is equal. An image pass is one image through the student, forwards and backwards; passes of the teacher and of a
@@ -77,5 +77,5 @@ fi
     --stem "$STEM" --methods ${METHODS:-} \
     --seeds ${SEEDS:-0 1 2} --passes "$PASSES" --epochs "$EPOCHS" --batch "$BATCH" --nearest-k "$NEAREST_K" \
     --total-k "$TOTAL_K" --queue "$QUEUE" --every "$EVERY" --rates "scripts/compare_rates/$PROFILE.txt" \
-    --factor "${FACTOR:-4}" \
+    --factor "${FACTOR:-4}" --amp "${AMP:-auto}" \
     --gpus "${GPUS:-1}" --jobs "${JOBS:-0}" --workers "${WORKERS:-0}" --minutes "$MINUTES"

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from losses import LOSSES  # noqa: E402
 from runtime.errors import run_script  # noqa: E402
+from runtime.hardware import AMP  # noqa: E402
 from runtime.numbers import number  # noqa: E402
 
 OVERLAP_K, OVERLAP_IMAGES = 11, 2000
@@ -51,6 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", required=True, nargs="*")
     parser.add_argument("--seeds", required=True, nargs="+", type=number(int, 0))
     parser.add_argument("--factor", required=True, type=number(float, above=1))
+    parser.add_argument("--amp", required=True, choices=AMP)
     parser.add_argument("--search", action="store_true")
     args = parser.parse_args(argv)
     args.methods = args.methods or list(LOSSES)

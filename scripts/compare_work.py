@@ -50,7 +50,8 @@ class Comparison:
         """Refuse a folder that was made with other settings; seeds and methods may be added."""
         args, path = self.args, self.folder / "settings.json"
         settings = {"data": args.data, "subset": args.subset, "teacher": _sha256(args.teacher),
-                    "student": args.student, "stem": args.stem, "queue": args.queue, **vars(self.budget)}
+                    "student": args.student, "stem": args.stem, "amp": args.amp, "queue": args.queue,
+                    **vars(self.budget)}
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             changed = [f"{key} was {before.get(key)}, now {value}" for key, value in settings.items()
@@ -106,7 +107,7 @@ class Comparison:
             "--image-size", self.image_size(), "--sampler", plan.sampler, "-b", plan.anchors, *near, "--lr",
             tuned.rate, "--epochs", epochs or self.budget.epochs, "--epoch-steps", steps, "--warmup-epochs",
             tuned.warmup, "-p", steps,
-            "--queue-size", args.queue, "--moco-m", 0.99, "--bn-parts", 4, *plan.flags,
+            "--amp", args.amp, "--queue-size", args.queue, "--moco-m", 0.99, "--bn-parts", 4, *plan.flags,
             *(["--head-bn"] if plan.head_bn else []), "--cache", "device", "--knn-every", every or args.every,
             "-j", args.workers)
         try:

@@ -152,7 +152,7 @@ def test_numbers_that_ended_are_a_result(tmp_path):
 def test_a_training_whose_numbers_end_leaves_a_mark(said, passes_over, tmp_path):
     c = Comparison.__new__(Comparison)
     c.args = argparse.Namespace(data="d", subset=1, student="a", stem="b", teacher="c", queue=1, every=1, workers=0,
-                                gpus=1)
+                                gpus=1, amp="auto")
     c.folder, c.budget = tmp_path, Budget(384, 2, 32, 1, 5)
     c.plans = {"mse": plan_of("mse", c.budget)}
     c.image_size = lambda: 32

@@ -82,7 +82,7 @@ def flags(tmp_path, *more, methods=METHODS, seeds=(0, 1)):
             "--epochs", "10", "--batch", "32", "--nearest-k", "3", "--total-k", "7", "--queue", "64", "--every", "10",
             "--gpus", "1", "--jobs", "2", "--workers", "0",
             "--subset", "1", "--minutes", "0",
-            "--methods", *methods, "--seeds", *map(str, seeds), "--factor", "2", *more]
+            "--methods", *methods, "--seeds", *map(str, seeds), "--factor", "2", "--amp", "auto", *more]
 
 
 def run(monkeypatch, words):
