@@ -366,7 +366,7 @@ def test_a_full_disk_is_called_so_and_not_a_failed_check(tmp_path, sources, imag
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, limits[1]))  # no file can become larger
     try:
-        with pytest.raises(UserError, match=r"could not be written \(File too large\); make room"):
+        with pytest.raises(UserError, match=r"could not be written \(File too large\); free some space"):
             export(network, to, tmp_path / f"o{TARGETS[to].suffix}", {"random": images})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
