@@ -55,6 +55,7 @@ from runtime.optimizers import Optimization
 from runtime.own import code_record
 from runtime.run import Description, Run
 from runtime.settings import add_settings
+from runtime.watch import GrowthWatch
 
 LESS_MEMORY = ("split the batch with --micro-batch (64, or less than now), or lower --batch-size or "
                "--nearest-k")
@@ -144,7 +145,8 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                    args.micro_batch)
     trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, optimization.rate,
                       args.print_freq, bad_images.check,
-                      monitor=lambda parts: agreement(parts["student"], parts.get("teacher")))
+                      monitor=lambda parts: agreement(parts["student"], parts.get("teacher")),
+                      watch=GrowthWatch() if loss.follows_rows and not run.steps else None)
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch, run.step)
         loss.set_epoch(epoch)

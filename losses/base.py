@@ -112,6 +112,7 @@ class Loss(nn.Module):
     neighbour_batches = False  # whether scripts/compare_methods.sh gives it batches of neighbours, not of random images
     recipe = Recipe(epochs=25, lr=0.03, batch=64, gpus=4, warmup=None, sampler="cf", nearest_k=15, total_k=31,
                     note="by CoSS's recipe; no published row here")
+    follows_rows = False  # whether it compares directions of rows with the teacher's, whatever their length
     settings: Mapping[str, Any] = {}  # the constructor's arguments, for a run's config.json
     epoch = 0  # the current epoch, from 0
 

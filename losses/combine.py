@@ -28,6 +28,7 @@ class Objective(Loss):
         super().__init__()
         self.needs: CombinedNeeds = combined_needs({name: loss.needs for name, loss in losses.items()})
         self.losses = nn.ModuleDict(losses)
+        self.follows_rows = any(loss.follows_rows for loss in losses.values())
         self.weights, self.beta = list(loss_weights or [1.0] * len(losses)), beta
 
     @property

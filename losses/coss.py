@@ -39,6 +39,7 @@ class CoSS(Loss):
     """
 
     centred = False
+    follows_rows = True
     neighbour_batches = True
     recipe = replace(Loss.recipe, published={"resnet18": "62.35 / 84.81 / 53.78", "resnet34": "64.01 / 86.14 / 54.80",
                                              "efficientnet_b0": "67.36 / 87.75 / 58.33"},
@@ -71,6 +72,7 @@ class CentredCoSS(CoSS):
     """CoSS on features minus the mean of the batch that ``space_batch`` names."""
 
     centred = True
+    follows_rows = False  # of centred ones
     recipe = Loss.recipe
 
 

@@ -20,6 +20,8 @@ from losses.base import Loss, full_precision, unit
 class Cosine(Loss):
     """One less the cosine of each row, averaged."""
 
+    follows_rows = True
+
     def forward(self, *, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """``student``, ``teacher``: features [b, d], of one width. Half precision is computed in float32.
 

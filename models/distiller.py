@@ -55,8 +55,9 @@ def agreement(student: Tensor, teacher: Tensor | None = None) -> dict[str, Tenso
     """Measures, for the log, of how close the student is to the teacher, independent of the loss. Outputs are [b, d]
     each. Without a teacher, or if the widths differ, only ``student_norm``.
 
-    ``student_norm``: mean norm of the rows; ``row_cosine``: mean cosine of corresponding rows; ``dim_correlation``:
-    Pearson correlation over the batch of each dimension with the teacher's, in [-1, 1], averaged over dimensions.
+    ``student_norm``: mean norm of the rows; ``row_cosine``: mean cosine of corresponding rows; ``constant_cosine``:
+    that of the teacher's rows with their mean; ``dim_correlation``: Pearson correlation over the batch of each
+    dimension with the teacher's, in [-1, 1], averaged over dimensions.
     """
     s = student.float()
     if teacher is None or teacher.shape != student.shape:
@@ -65,4 +66,5 @@ def agreement(student: Tensor, teacher: Tensor | None = None) -> dict[str, Tenso
     centred_s, centred_t = s - s.mean(0), t - t.mean(0)
     return {"student_norm": s.norm(dim=1).mean(),
             "row_cosine": torch.cosine_similarity(s, t, dim=1).mean(),
+            "constant_cosine": torch.cosine_similarity(t, t.mean(0, keepdim=True), dim=1).mean(),
             "dim_correlation": torch.cosine_similarity(centred_s, centred_t, dim=0).mean()}

@@ -34,7 +34,8 @@ class Trainer:
     step, and after a minute without a line.
 
     ``rate(epoch, step, steps)`` returns the learning rate. ``check`` checks each batch before it is used. ``monitor``
-    computes further scalars from the parts of a step; it is called only when they are logged.
+    computes further scalars from the parts of a step; it is called only when they are logged, and in the first
+    step of a run. ``watch`` may have something to say of the values of a line.
     """
 
     run: Run
@@ -46,6 +47,7 @@ class Trainer:
     print_freq: int
     check: Callable[[Any], None]
     monitor: Callable[[Parts], Parts] | None = None
+    watch: Callable[[Mapping[str, float]], str] | None = None
 
     def __post_init__(self) -> None:
         run = self.run
@@ -86,8 +88,11 @@ class Trainer:
                 parts = {}
             self._say_hours(self._left(epoch, step + 1, steps))
             run.averages.add(parts)
-            if (step + 1) % self.print_freq == 0 or step + 1 == steps:
-                self._report(epoch, step + 1, steps, parts, rate, meter)
+            is_logged = (step + 1) % self.print_freq == 0 or step + 1 == steps
+            if self.monitor and parts and (is_logged or run.steps == 1):
+                run.averages.add(self.monitor(parts))
+            if is_logged:
+                self._report(epoch, step + 1, steps, rate, meter)
             elif self._is_due():
                 self._say(epoch, step + 1, steps, {**run.averages.so_far(), "lr": rate, **meter.rates(restart=False)})
         _, error = self._next(batches)  # after the last batch samplers report what they sampled
@@ -155,9 +160,7 @@ class Trainer:
             self.run.log.say(f"epoch {epoch + 1}: {waited:.0%} of the time was spent waiting for data; {advice}")
 
     @torch.no_grad()
-    def _report(self, epoch: int, done: int, steps: int, parts: Parts, rate: float, meter: Meter) -> None:
-        if self.monitor and parts:
-            self.run.averages.add(self.monitor(parts))
+    def _report(self, epoch: int, done: int, steps: int, rate: float, meter: Meter) -> None:
         values = {**self.run.averages.take(), "lr": rate, **meter.rates()}
         self.run.log.scalars(self.run.steps, epoch, values)
         self._say(epoch, done, steps, values)
@@ -177,3 +180,5 @@ class Trainer:
         self.run.log.say(f"epoch {epoch + 1}/{self.epochs} step {done}/{steps}: {' '.join(words)} "
                          f"eta {duration(seconds)}")
         self.said = time.monotonic()
+        if self.watch and (warning := self.watch(values)):
+            self.run.log.say(warning)

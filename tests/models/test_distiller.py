@@ -91,6 +91,9 @@ def test_agreement_against_numpy():
     correlations = [np.corrcoef(s[:, j], t[:, j])[0, 1] for j in range(4)]
     assert found["student_norm"].item() == pytest.approx(np.linalg.norm(s, axis=1).mean(), rel=1e-5)
     assert found["row_cosine"].item() == pytest.approx(np.mean(cosines), rel=1e-4)
+    mean = t.mean(0)
+    constant = [a @ mean / np.linalg.norm(a) / np.linalg.norm(mean) for a in t]
+    assert found["constant_cosine"].item() == pytest.approx(np.mean(constant), rel=1e-4)
     assert found["dim_correlation"].item() == pytest.approx(np.mean(correlations), rel=1e-4)
     same = agreement(teacher, teacher)
     assert same["row_cosine"].item() == pytest.approx(1, abs=1e-6)
