@@ -327,7 +327,7 @@ def test_defaults_are_the_papers():
 
 PLACES = {"data", "output", "resume", "workers", "print_freq", "device", "knn_every", "knn_data", "start_epoch",
           "distributed", "local_rank", "max_pixels", "on_bad_image", "amp", "compile", "tf32", "data_path", "cache",
-          "image_cache", "save_every", "keep", "on_nonfinite", "nonfinite_limit"}
+          "image_cache", "save_every", "keep", "on_nonfinite", "nonfinite_limit", "log_to"}
 
 
 @pytest.mark.parametrize("script", ["train_distill", "train_teacher"])
