@@ -98,6 +98,7 @@ def distil(args: argparse.Namespace, process: Process) -> None:
         image_size = args.image_size or teacher_size or 224
         sampler, source, notes = sampling.open_sampler(args, process, source, report and {
             "teacher_sha256": report.sha256, "feature": report.feature, "image_size": report.image_size})
+        small, size_flags = small_images(source, image_size)
         source = pooled(source, args.image_cache, args.cache)
         views = distillation.views_of(args.aug, image_size, teacher_size or image_size, needs)
         loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path,
@@ -123,7 +124,6 @@ def distil(args: argparse.Namespace, process: Process) -> None:
                             [x for x in (student, teacher, momentum) if x], views, sampler.images_per_step,
                             -(-sampler.images_per_step // parts), updater, args.workers, process, LESS_MEMORY,
                             4 if needs.pairs else 2)
-        small, size_flags = small_images(source, image_size)
         notes += [f"{small}; {size_flags} takes far less time and memory (with --teacher-image-size {image_size} if "
                   "the teacher needs it)" if small else "", long_queue(loss, len(source), "--queue-size")]
         knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)

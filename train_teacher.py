@@ -107,7 +107,9 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         seed_everything(args.seed)
         image_size = args.image_size or 224
         check_apart(args.output, args.data)
-        source = pooled(open_source(args.data).subset(args.subset), args.image_cache, args.cache)
+        source = open_source(args.data).subset(args.subset)
+        small, size_flags = small_images(source, image_size)
+        source = pooled(source, args.image_cache, args.cache)
         sampler = RandomSampler(len(source), args.batch_size, process.rank, process.world_size, args.seed)
         views = [augmentation(args.aug, image_size)] * 2
         loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path,
@@ -120,7 +122,6 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         check_batch(moco, sampler.images_per_step)
         moco.encoder_q = hardware.synchronised(moco.encoder_q, process)  # the key's images are shuffled instead
         updater = Updater(optimization.build(moco), process.device, args.amp, args.clip_grad)
-        small, size_flags = small_images(source, image_size)
         less = f"give {size_flags}, since {small}, or " * bool(small) + "lower --batch-size or --image-size"
         notes = check_step(lambda images: pass_of(moco, *images), [moco], views, sampler.images_per_step,
                            sampler.images_per_step, updater, args.workers, process, less)

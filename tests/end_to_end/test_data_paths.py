@@ -90,5 +90,5 @@ def test_images_of_several_sizes_are_not_cached(tree, tmp_path):
     flags = teacher_flags(folder)
     done = in_this_process("train_teacher.py", *flags, "--cache", "device", "--output", tmp_path / "run")
     assert (done.rc, done.err.count("\n")) == (2, 1)
-    assert "9.png is 33 x 32" in done.err
+    assert "9.png has 33 x 32" in done.err
     assert not (tmp_path / "run").exists()

@@ -61,7 +61,7 @@ def test_two_processes_train_and_leave_one_run(distil_flags, work):
     assert "--distributed" in done.out  # accepted, ignored, with a word
     assert {path.name.partition(".tfevents")[0] for path in folder.iterdir()} == {
         "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "checkpoint-000000010.pth", "student.pth",
-        "events.out"}
+        "student_trunk.pth", "events.out"}
     lines = metrics(folder)
     assert [line["step"] for line in lines] == [5, 10, 15, 20]  # -b counts anchors over all processes
     assert lines[-1]["loss"] < lines[0]["loss"]
