@@ -170,8 +170,8 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
         check_k(args.k, whole)
         how = cli.take(Search, args)
         backend = how.function()
-        names = ["closek_info"] + ["fark_info"] * args.far
-        encoder, identity, info, paths = prepare(args, process, whole, [f"{name}.npy" for name in names])
+        kinds = {"closek_info": "nearest"} | ({"fark_info": "farthest"} if args.far else {})
+        encoder, identity, info, paths = prepare(args, process, whole, [f"{name}.npy" for name in kinds])
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     check_k(args.k, source)
     networks.refuse_zero_rows(features, networks.share_of(len(source), process), source)
@@ -187,7 +187,7 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
             write_neighbours(files, networks.share_of(len(whole), process), source.kept, lambda rows: backend(
                 None, features, args.k, rows=rows, far=args.far, metric=args.metric, memory=how.bytes,
                 device=process.device, label="neighbours", progress=process.is_main))
-        for file, name, kind in zip(files, names, ("nearest", "farthest"), strict=False):
+        for file, (name, kind) in zip(files, kinds.items(), strict=True):
             file.finish(lambda rows, sums, name=name: place_neighbours(rows, Path(args.output), name, said, sums))
             if process.is_main:
                 print(f"{file.path}: {args.k} {kind} of {len(source):,} images, {info['teacher_arch']}")

@@ -56,7 +56,7 @@ class Fit:
 
     @property
     def exact(self) -> bool:
-        """Whether every tensor of the trunk is filled with one of its shape, and there are no unexpected keys."""
+        """Whether the file has a tensor of the right shape for every key of the trunk, and no unexpected keys."""
         return not (self.missing or self.unexpected or self.reshaped)
 
     def difference(self) -> str:

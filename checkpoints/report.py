@@ -39,7 +39,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the file fits: every tensor of the trunk is filled, and there are no unexpected keys."""
+        """Whether the file fits: it fills every tensor of the trunk and has no unexpected keys."""
         return self.error is None and self.matched > 0
 
     def difference(self) -> str:

@@ -28,14 +28,12 @@ def trunk_name(name: str) -> str:
 def write_trunks(folder: Path, names: Iterable[str], arch: str, process: Process) -> list[str]:
     """Beside each student of ``names`` its trunk alone, as export.py --to state_dict; what to say of them.
 
-    ``arch``: the students', which one's own code must be told by. Where it cannot be written, a sentence says why: the
-    student itself is there.
+    ``arch``: the students'. Where a trunk cannot be written, a sentence says why: the student itself is there.
     """
-    code = arch if is_own(arch) else None
-    return on_first_rank(lambda: [line for name in names for line in _write_trunk(folder / name, code)], process) or []
+    return on_first_rank(lambda: [line for name in names for line in _write_trunk(folder / name, arch)], process) or []
 
 
-def _write_trunk(path: Path, arch: str | None) -> list[str]:
+def _write_trunk(path: Path, arch: str) -> list[str]:
     place = path.with_name(trunk_name(path.name))
     try:
         encoder, report = load_frozen(path, arch, flag="student")

@@ -28,6 +28,7 @@ from models.heads import Heads, build_heads
 from models.place import place
 from models.teachers import FrozenEncoder
 from runtime.device import Process, need_memory
+from runtime.micro_batches import buffers_put_back
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -112,16 +113,13 @@ def head_around(student: Distiller, teacher: FrozenEncoder, loss: Objective, bat
     """Set the last layer of each head that is compared with the teacher so that its outputs for ``batches`` have the
     mean and the spread of the teacher's. Returns a sentence for the log."""
     outputs, targets = [], []
-    state = {name: buffer.clone() for name, buffer in student.named_buffers()}
-    with torch.no_grad():
+    with torch.no_grad(), buffers_put_back(student):  # these forward passes are no training
         for batch in batches:
             check(batch)
             inputs = loss.inputs(batch.views)
             outputs.append(student(*inputs.student[:1]))
             targets.append(dict(zip(loss.needs.teacher, teacher.targets(inputs.teacher[0], loss.needs.teacher),
                                     strict=True)))
-        for name, buffer in student.named_buffers():  # these forward passes were no training
-            buffer.copy_(state[name])
     heads = student.proj_head.values() if isinstance(student.proj_head, Heads) else [student.proj_head]
     started = 0
     for i, (head, (_, to)) in enumerate(zip(heads, loss.needs.heads, strict=True)):

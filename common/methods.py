@@ -150,8 +150,8 @@ def check_loss(args: argparse.Namespace) -> None:
                             "give one of them a weight")
     unknown = [head for head, _ in needs.heads if head not in HEADS]
     if unknown:
-        raise UserError(f"--loss {args.loss}: there is no student's head {unknown[0]}; its needs may have "
-                        f"{', '.join(HEADS)}")
+        raise UserError(f"--loss {args.loss} needs the student's head {unknown[0]!r}, which does not exist; choose "
+                        f"from {', '.join(HEADS)}")
     if needs.teacher and not args.distill:
         raise UserError(f"--loss {args.loss} needs --distill PATH, the teacher's checkpoint; train one with "
                         "train_teacher.py if you have none")

@@ -119,7 +119,7 @@ class Augmentation:
         sides = np.sqrt(np.stack([area / ratio, area * ratio], axis=2))
         colour = np.tile(np.array(NO_COLOUR, np.float32), (len(keys), 1))
         jitter = u[:, 1] < preset.jitter_probability
-        for column, strength in zip((BRIGHTNESS, CONTRAST, SATURATION), preset.jitter, strict=False):
+        for column, strength in zip((BRIGHTNESS, CONTRAST, SATURATION), preset.jitter[:3], strict=True):
             factor = _between(u[:, 2 + column], max(0.0, 1 - strength), 1 + strength)
             colour[jitter, column] = factor[jitter]
         colour[jitter, HUE] = _between(u[jitter, 5], -preset.jitter[3], preset.jitter[3])

@@ -30,8 +30,8 @@ class Tree(NamedTuple):
 
 
 def scan(folder: Path, spec: str) -> Tree:
-    """All images in and below a folder: each sub-folder is a class, or there are no classes if images lie directly in
-    the folder.
+    """All images in and below a folder. Each sub-folder is a class, unless images lie directly in the folder: then they
+    have no classes.
 
     Hidden files and folders and __MACOSX are skipped. Links are followed, except to a folder that contains the link.
     Raises UserError, naming --data `spec`, if a folder cannot be read.

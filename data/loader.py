@@ -70,8 +70,8 @@ class ViewDataset(Dataset):
                     else:
                         view[row] = pil_view(image, box, parameters.flip[row], parameters.colour[row], view.shape[-1])
         colour = tuple(torch.from_numpy(parameters.colour) for parameters in drawn) if self.path == "fast" else ()
-        if not self.colour_later and whole:
-            for view, parameters in zip(views, colour, strict=False):
+        if colour and not self.colour_later and whole:
+            for view, parameters in zip(views, colour, strict=True):
                 view.copy_(apply_colour(view, parameters))
         return Batch(tuple(views) if whole else (), torch.from_numpy(indices.copy()), bad,
                      colour if self.colour_later else (), decoded)

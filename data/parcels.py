@@ -32,8 +32,8 @@ class Parcel:
 
     @classmethod
     def of(cls, batch: Any) -> Parcel:
-        """Pickle ``batch`` with its tensors in shared memory, or with their content if shared memory is short
-        or there is no file descriptor left."""
+        """Pickle ``batch`` with its tensors in shared memory, or with their content if shared memory or
+        file descriptors run out."""
         tensors = list(_tensors(batch))
         if fits(sum(x.untyped_storage().nbytes() for x in tensors if not x.is_shared())):
             try:

@@ -142,7 +142,8 @@ def _shared_folder(images: list[Member]) -> str:
 def _as_tree(images: list[Member], split: str) -> tuple:
     """The part that `split` selects: (its folder, images in ImageFolder's order, names, labels, classes, mixture).
 
-    There are no labels if an image lies at the top; mixture is the warning if others then lie in folders, else ''.
+    If an image lies at the top, labels is None and classes is empty. mixture: the warning if
+    others then lie in folders, else ''.
     """
     shared = _shared_folder(images)
     names = [name[len(shared):] for name, *_ in images]

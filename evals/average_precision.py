@@ -81,7 +81,8 @@ def average_precision(truth: dict[str, Any], results: list[dict[str, Any]]) -> d
     precision = scorer.eval["precision"][:, :, :, 0, -1]               # [IoU, recall, class], all sizes, 100 an image
     names = {category["id"]: category["name"] for category in truth["categories"]}
     classes = {names[number]: _percent(_mean(precision[:, :, k])) for k, number in enumerate(scorer.params.catIds)}
-    return {**{name: _percent(value) for name, value in zip(NAMES, scorer.stats, strict=False)}, "classes": classes}
+    scores = {name: _percent(value) for name, value in zip(NAMES, scorer.stats[:len(NAMES)], strict=True)}
+    return {**scores, "classes": classes}
 
 
 def _mean(values: np.ndarray) -> float:

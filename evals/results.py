@@ -36,7 +36,7 @@ def add_result(folder: Path, record: Mapping[str, Any]) -> Path:
                 fcntl.flock(file, fcntl.LOCK_EX)
             _append(file, line.encode())
     except OSError as error:
-        raise UserError(f"--output: {path} could not be written ({error.strerror or error}); make room or choose "
+        raise UserError(f"--output: {path} could not be written ({error.strerror or error}); free some space or choose "
                         "another folder") from None
     return path
 

@@ -19,7 +19,7 @@ def own_loss(text: str) -> tuple[Own, type[Loss]]:
     """Where the class comes from, and the class itself. Raises :class:`UserError` for anything but a Loss."""
     own = load_own(text, "--loss")
     if not (isinstance(own.value, type) and issubclass(own.value, Loss)):
-        raise own.error("is no subclass of losses.base.Loss", CONTRACT)
+        raise own.error("is not a subclass of losses.base.Loss", CONTRACT)
     needs = own.value.needs
     if not isinstance(needs, Needs) or needs.teacher not in (None, "features", "head"):
         raise own.error(f"has needs = {needs!r}, expected losses.base.Needs(...) with teacher None, features or head",

@@ -16,8 +16,8 @@ BOARDS = ("tensorboard", "wandb")
 
 
 def check_board(name: str, flag: str = "--log-to") -> None:
-    """Raise :class:`UserError` if the library of ``name`` is missing; a folder of that name, which wandb itself makes,
-    is no library."""
+    """Raise :class:`UserError` if the library of ``name`` is missing. A folder called wandb, which wandb itself makes,
+    is not the library."""
     try:
         if name == "tensorboard" or hasattr(importlib.import_module(name), "init"):
             return

@@ -93,8 +93,8 @@ class FolderLock(FileLock):
         try:
             super().__init__(folder / LOCK)
         except OSError as error:
-            raise UserError(f"--output {folder} cannot be written ({error.strerror or error}); make room or choose "
-                            "another folder") from None
+            raise UserError(f"--output {folder} cannot be written ({error.strerror or error}); free some space or "
+                            "choose another folder") from None
         except Held as other:
             raise UserError(f"--output {folder} is in use by {other}; wait until that job ends{other.hint}, or choose "
                             "another folder") from None

@@ -50,8 +50,8 @@ class RunLog:
             self.boards = [TensorBoard(folder, first_step)]
             self.boards += [WeightsAndBiases(folder, config)] if log_to == "wandb" else []
         except OSError as error:
-            raise UserError(f"--output {folder} cannot be written ({error.strerror or error}); make room, or choose "
-                            "another folder") from None
+            raise UserError(f"--output {folder} cannot be written ({error.strerror or error}); free some space, or "
+                            "choose another folder") from None
         if dropped:
             self.say(f"{folder / METRICS}: {dropped} lines that are not valid or not this run's were dropped")
 
@@ -104,8 +104,8 @@ class RunLog:
             yield
         except OSError as error:
             self.problem = self.problem or UserError(
-                f"{self.folder} cannot be written any more ({error.strerror or error}); make room, and start the same "
-                "command again to resume")
+                f"{self.folder} cannot be written any more ({error.strerror or error}); free some space, and start the "
+                "same command again to resume")
 
 
 def _opened(path: Path, mode: str) -> TextIO:

@@ -38,8 +38,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> Path:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{path} could not be written ({error.strerror or error}); make room or choose another folder"
-                        ) from None
+        raise UserError(f"{path} could not be written ({error.strerror or error}); free some space or choose "
+                        "another folder") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

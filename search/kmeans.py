@@ -215,7 +215,7 @@ def _reseed(shared: _SharedRows, centres: Tensor, counts: Tensor, squared: Tenso
     if not len(empty):
         return False
     farthest = squared.sort(descending=True, stable=True)
-    mine = zip(farthest.values[:len(empty)].tolist(), (farthest.indices + shared.first).tolist(), strict=False)
+    mine = zip(*(x[:len(empty)].tolist() for x in (farthest.values, farthest.indices + shared.first)), strict=True)
     best = sorted((entry for entries in gather_objects(list(mine)) for entry in entries if entry[0] > 0),
                   key=lambda entry: (-entry[0], entry[1]))[:len(empty)]
     if best:

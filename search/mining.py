@@ -27,7 +27,7 @@ def _write_rows(files: list[RowFile], todo: range, kept: np.ndarray, first: int,
     at = todo.start
     for block in blocks:
         numbers = kept[first + block.first:][:len(block.near.indices)]
-        for file, found in zip(files, (block.near, block.far), strict=False):
+        for file, found in zip(files, (block.near, block.far)[:len(files)], strict=True):
             rows = np.full((numbers[-1] + 1 - at, file.shape[1]), LEFT_OUT)
             rows[numbers - at] = kept[found.indices.numpy()]
             file.write(at, rows)

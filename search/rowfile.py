@@ -45,7 +45,8 @@ def one_writer(path: Path, process: Process) -> Iterator[None]:
             except Held as held:
                 other = f"{path} is being written by {held}; this job waits until that one ends{held.hint}"
             except OSError as error:
-                problem = f"{path} could not be written ({error.strerror or error}); make room or choose another folder"
+                problem = (f"{path} could not be written ({error.strerror or error}); free some space or choose "
+                           "another folder")
         agree(problem)
         if not any(gather_objects(other)):
             break
@@ -215,8 +216,8 @@ class RowFile:
 
     def _full(self, error: OSError) -> str:
         size = int(np.prod(self.shape)) * self.dtype.itemsize / 1e9
-        return (f"{self.path} could not be written ({error.strerror or error}); it takes {size:.2g} GB, so make room "
-                "or choose another folder")
+        return (f"{self.path} could not be written ({error.strerror or error}); it takes {size:.2g} GB, so free some "
+                "space or choose another folder")
 
 
 def open_rows(path: Path, dtype: str = "") -> Tensor:

@@ -240,7 +240,7 @@ def test_a_full_disk_loses_no_older_checkpoint(tmp_path, room):
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
-        with pytest.raises(UserError, match="could not be written .*make room"):
+        with pytest.raises(UserError, match="could not be written .*free some space"):
             store.save(state(15, size=10_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -129,7 +129,7 @@ def test_a_full_disk_is_known_before_the_work(tmp_path, monkeypatch):
         open_file(tmp_path)
     assert "found.npy" in str(caught.value)
     assert "No space left" in str(caught.value)
-    assert "make room" in str(caught.value)
+    assert "free some space" in str(caught.value)
     assert not list((tmp_path / "out").iterdir())
 
 
