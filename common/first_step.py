@@ -16,7 +16,7 @@ from data.loader import waiting_batches
 from data.sources import ImageSource
 from losses.queue import Queue
 from runtime.device import Process
-from runtime.memory import bytes_per_row, check_memory, training_state
+from runtime.memory import bytes_per_row, check_memory, fits, peak_of, training_state
 from runtime.optim import Updater
 
 ENLARGED = 2  # times, from which it is said
@@ -41,13 +41,21 @@ def check_step(forward: Callable[[Sequence[Tensor]], Any], networks: Sequence[nn
             return forward(empty)
 
     batch = sum(rows * 3 * size * size for size in sizes)
+
+    def needed(per_image: float) -> list[tuple[dict[str, float], torch.device]]:
+        step = {f"{together:,} images of {sizes[0]} pixels": per_image * together,
+                "gradients and the optimizer": training_state(updater.optimizer, process.world_size)}
+        loader = {"the loader's batches": batch * waiting_batches(workers)}
+        if process.device.type == "cpu":
+            return [({**step, **loader}, process.device)]
+        return [(step, process.device), (loader, torch.device("cpu"))]
+
+    # Most steps fit even if all that a few images take grew with their number; the others are measured again.
+    most = peak_of(pass_of, least, networks, process.device) / least
+    if all(fits(*part) for part in needed(most)):
+        return []
     per_image = bytes_per_row(pass_of, networks, process.device, least)
-    step = {f"{together:,} images of {sizes[0]} pixels": per_image * together,
-            "gradients and the optimizer": training_state(updater.optimizer, process.world_size)}
-    loader = {"the loader's batches": batch * waiting_batches(workers)}
-    host = torch.device("cpu")
-    where = [({**step, **loader}, host)] if process.device.type == "cpu" else [(step, process.device), (loader, host)]
-    return [check_memory(needed, device, advice) for needed, device in where]
+    return [check_memory(*part, advice) for part in needed(per_image)]
 
 
 def small_images(source: ImageSource, image_size: int) -> tuple[str, str]:

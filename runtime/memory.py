@@ -56,22 +56,29 @@ class LiveBytes(TorchDispatchMode):
 def bytes_per_row(forward: Callable[[int], Any], networks: Iterable[nn.Module], device: torch.device, least: int = 2,
                   ) -> float:
     """The memory that each row adds to the peak of ``forward(rows)``, whose result keeps what its backward pass needs:
-    the difference between ``least`` rows and half as many more. Buffers of the ``networks`` and random
-    state are as before."""
-    peaks = []
-    for rows in (least, least + least // 2):
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), buffers_put_back(*networks):
-            with LiveBytes() as live:
-                kept = forward(rows)
-            del kept
-            peaks.append(live.peak)
-    return max(0.0, (peaks[1] - peaks[0]) / (least // 2))
+    the difference between ``least`` rows and half as many more."""
+    fewer, more = (peak_of(forward, rows, networks, device) for rows in (least, least + least // 2))
+    return max(0.0, (more - fewer) / (least // 2))
+
+
+def peak_of(forward: Callable[[int], Any], rows: int, networks: Iterable[nn.Module], device: torch.device) -> int:
+    """The bytes at the peak of ``forward(rows)``. Buffers of the ``networks`` and random state are as before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), buffers_put_back(*networks):
+        with LiveBytes() as live:
+            kept = forward(rows)
+        del kept
+        return live.peak
 
 
 def training_state(optimizer: torch.optim.Optimizer, world_size: int) -> int:
     """Bytes of the gradients, of the optimizer's numbers and, with several processes, of DDP's buckets."""
     weights = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
     return weights * (1 + STATES.get(type(optimizer).__name__, 1) + (world_size > 1))
+
+
+def fits(needed: Mapping[str, float], device: torch.device) -> bool:
+    """Whether :func:`check_memory` has nothing to say."""
+    return sum(needed.values()) <= TIGHT * free_memory(device)
 
 
 def check_memory(needed: Mapping[str, float], device: torch.device, advice: str) -> str:

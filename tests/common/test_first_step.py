@@ -41,6 +41,7 @@ def test_queues_longer_than_the_data():
 def test_a_step_is_its_images_the_optimizer_and_the_loaders_batches(monkeypatch):
     """Of 10 images in parts of 5: the forward pass of 5, and two workers' batches, two each, beside the current one."""
     said = {}
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
     monkeypatch.setattr("common.first_step.check_memory", lambda needed, *_: said.update(needed) or "tight")
     network = nn.Linear(3 * 8 * 8, 4)
     updater = Updater(torch.optim.SGD(network.parameters(), 0.1, momentum=0.9), torch.device("cpu"))
@@ -50,6 +51,16 @@ def test_a_step_is_its_images_the_optimizer_and_the_loaders_batches(monkeypatch)
     assert notes == ["tight"]
     assert said == {"5 images of 8 pixels": 5 * (2 * 192 + 4 * 192 + 4 * 4), "gradients and the optimizer": 2 * 4 * 772,
                     "the loader's batches": 5 * 10 * 2 * 192}
+
+
+def test_a_step_that_fits_in_any_case_is_measured_once(monkeypatch):
+    counts, network = [], nn.Linear(3 * 8 * 8, 4)
+    updater = Updater(torch.optim.SGD(network.parameters(), 0.1), torch.device("cpu"))
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10**9)
+    assert check_step(lambda views: counts.append(len(views[0])) or network(views[0].flatten(1).float()), [network],
+                      [augmentation("moco_v2", 8)], 10, 5, updater, 2, device.Process(0, 1, torch.device("cpu")),
+                      "lower it") == []
+    assert counts == [2]
 
 
 @pytest.mark.parametrize(("script", "words", "advice"), [
