@@ -100,7 +100,7 @@ def start_head(args: argparse.Namespace, student: Distiller, teacher: FrozenEnco
                source: ImageSource, views: Sequence[Augmentation], rows: int) -> list[str]:
     """--head-init, on the first images of a random order, at most ``rows`` in a forward pass: the same in every
     process. Returns sentences for the log."""
-    if args.head_init == "random":
+    if args.head_init == "random" or all(name == "none" for name, _ in loss.needs.heads):
         return []
     rows, bad_images = min(args.micro_batch or rows, rows, len(source)), BadImageLog(source, args.on_bad_image)
     sampler = FixedLengthEpochs(RandomSampler(len(source), rows, seed=args.seed), -(-head_init.IMAGES // rows))
