@@ -8,7 +8,8 @@
 #
 # Other variables: SUBSET STUDENT AMP EPOCHS BATCH NEAREST_K TOTAL_K QUEUE EVERY WORKERS (-j of the scripts), GPUS
 # (processes per student), JOBS (students trained at the same time, each on its own cores or GPU), MINUTES (start no student that
-# could not finish by then), OUT. The same command again resumes where it stopped.
+# could not finish by then), OUT. The same command again resumes where it stopped. SHIFTED=DIR also tests each student's
+# linear classifier on the images there, in the layout of ImageNet-C (benchmarks/corrupt.py makes such a folder).
 #
 # What is equal. An image pass is one image through the student, forwards and backwards; passes of the teacher and of a
 # momentum copy do not count. Each student gets PASSES of them. With BATCH images per view, a step takes
@@ -77,5 +78,5 @@ fi
     --stem "$STEM" --methods ${METHODS:-} \
     --seeds ${SEEDS:-0 1 2} --passes "$PASSES" --epochs "$EPOCHS" --batch "$BATCH" --nearest-k "$NEAREST_K" \
     --total-k "$TOTAL_K" --queue "$QUEUE" --every "$EVERY" --rates "scripts/compare_rates/$PROFILE.txt" \
-    --factor "${FACTOR:-4}" --amp "${AMP:-auto}" \
+    --factor "${FACTOR:-4}" --amp "${AMP:-auto}" --shifted "${SHIFTED:-}" \
     --gpus "${GPUS:-1}" --jobs "${JOBS:-0}" --workers "${WORKERS:-0}" --minutes "$MINUTES"

@@ -61,9 +61,9 @@ def gather(folder: Path) -> list[dict[str, Any]]:
 
 
 def record_of(folder: Path, overlap: Mapping[str, Any]) -> dict[str, Any]:
-    """``name`` and ``seed``; ``knn`` (k = 10, T = 0.07), ``linear``, ``shared`` in %, None where the numbers ended; and
-    of a student how it was trained, on what, with its norm and cosine to the teacher at the ends of the first and last
-    period.
+    """``name`` and ``seed``; ``knn`` (k = 10, T = 0.07), ``linear``, ``shared`` in %, None where the numbers ended;
+    what :func:`shifted` returns, if there is a shifted.json; and of a student its CKA with the teacher and how it was
+    trained, on what, with its norm and cosine to the teacher at the ends of the first and last period.
     """
     name, _, seed = folder.name.rpartition("-")
     record: dict[str, Any] = {"name": name or folder.name, "seed": int(seed) if name else None, "knn": None,
@@ -71,7 +71,9 @@ def record_of(folder: Path, overlap: Mapping[str, Any]) -> dict[str, Any]:
     if (folder / "linear.json").exists():
         record |= {"knn": read(folder / "knn.json")["knn"][0]["top1"],
                    "linear": read(folder / "linear.json")["metrics"]["top1"],
-                   "shared": next(iter(overlap.get("shared", {}).values()), None)}
+                   "shared": next(iter(overlap.get("shared", {}).values()), None), "cka": overlap.get("cka_unbiased")}
+    if (folder / "shifted.json").exists():
+        record |= shifted(read(folder / "shifted.json")["metrics"])
     if (folder / "run").is_dir():
         config = read(folder / "run/config.json")
         near = config["nearest_k"] if config["sampler"] == "cf" else 0
@@ -91,6 +93,13 @@ def record_of(folder: Path, overlap: Mapping[str, Any]) -> dict[str, Any]:
                    "curve": [[x["step"] * each, x["top1"]] for x in lines if x["group"] == "knn"],
                    **{key: [line.get(key) for line in (train[:1] + train[-1:])] for key in LOGGED}}
     return record
+
+
+def shifted(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """``shifted`` and ``corruptions`` of a record: top-1 in %, the mean of the corruptions and of their severities."""
+    corruptions = {name: 100 - statistics.mean(errors.values())
+                   for name, errors in metrics["corruptions"]["shifted"]["errors"].items()}
+    return {"shifted": statistics.mean(corruptions.values()), "corruptions": corruptions}
 
 
 def rows_of(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Row], dict[str, Row]]:

@@ -48,6 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, least in LEAST.items():
         parser.add_argument(f"--{name}", required=True, type=number(int, least))
     parser.add_argument("--subset", required=True, type=number(float, above=0, most=1))
+    parser.add_argument("--shifted", required=True)
     parser.add_argument("--minutes", required=True, type=number(float, 0))
     parser.add_argument("--methods", required=True, nargs="*")
     parser.add_argument("--seeds", required=True, nargs="+", type=number(int, 0))
@@ -69,11 +70,11 @@ def compare(args: argparse.Namespace) -> None:
     print("1/3 the teacher's neighbours and scores, and an untrained student's")
     c.mine(args.data)
     c.score(folder / "teacher", "--weights", args.teacher)
-    began, fresh = time.monotonic(), not (folder / f"untrained-{args.seeds[0]}/linear.json").exists()
+    began, fresh = time.monotonic(), not c.scored(folder / f"untrained-{args.seeds[0]}")
     c.untrained(args.seeds[0])
     scoring = time.monotonic() - began if fresh else 0.0
     left = [(entry, seed) for seed in args.seeds for entry in args.methods
-            if not (folder / f"{entry}-{seed}/linear.json").exists() and not ended(folder / f"{entry}-{seed}/run")]
+            if not c.scored(folder / f"{entry}-{seed}") and not ended(folder / f"{entry}-{seed}/run")]
     seconds = 0.0
     if left:
         speed = c.measure(args.methods[0], args.data)

@@ -122,15 +122,23 @@ class Comparison:
         return json.loads((self.folder / "neighbours/closek_info.json").read_text(encoding="utf-8"))["image_size"]
 
     def score(self, folder: Path, *network: object, slot: int | None = None) -> None:
-        """``folder``/knn.json and ``folder``/linear.json of a network."""
-        common = ("--data", self.args.data, "--subset", self.args.subset, *network, "-j", self.args.workers, "--json")
-        if not (folder / "knn.json").exists():
-            self.python(folder / "scores.log", "compute_knn.py", "eval", *common, result=folder / "knn.json", slot=slot)
-        if not (folder / "linear.json").exists():
-            features = folder / "evaluation"  # those of all students would fill a disk
-            self.python(folder / "scores.log", "evaluate.py", "linear", "--cached", *common, "--output", features,
-                        result=folder / "linear.json", slot=slot)
-            shutil.rmtree(features, ignore_errors=True)
+        """``folder``/knn.json, ``folder``/linear.json and, with SHIFTED, ``folder``/shifted.json of a network."""
+        features, data = folder / "evaluation", self.args.data
+        common = ("--subset", self.args.subset, *network, "-j", self.args.workers, "--json")
+        kept = ("--output", features)
+        scores = {"knn": ("compute_knn.py", "eval", "--data", data, *common),
+                  "linear": ("evaluate.py", "linear", "--cached", "--data", data, *common, *kept)}
+        if self.args.shifted:
+            scores["shifted"] = ("evaluate.py", "robustness", "--train", data, "--ood", f"shifted={self.args.shifted}",
+                                 *common, *kept)
+        for name, command in scores.items():
+            if not (folder / f"{name}.json").exists():
+                self.python(folder / "scores.log", *command, result=folder / f"{name}.json", slot=slot)
+        shutil.rmtree(features, ignore_errors=True)  # those of all students would fill a disk
+
+    def scored(self, folder: Path) -> bool:
+        """Whether a network has all scores."""
+        return (folder / ("shifted.json" if self.args.shifted else "linear.json")).exists()
 
     def untrained(self, seed: int) -> None:
         """The scores of an untrained student."""

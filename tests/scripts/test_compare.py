@@ -152,7 +152,7 @@ def test_numbers_that_ended_are_a_result(tmp_path):
 def test_a_training_whose_numbers_end_leaves_a_mark(said, passes_over, tmp_path):
     c = Comparison.__new__(Comparison)
     c.args = argparse.Namespace(data="d", subset=1, student="a", stem="b", teacher="c", queue=1, every=1, workers=0,
-                                gpus=1, amp="auto")
+                                gpus=1, amp="auto", shifted="")
     c.folder, c.budget = tmp_path, Budget(384, 2, 32, 1, 5)
     c.plans = {"mse": plan_of("mse", c.budget)}
     c.image_size = lambda: 32
@@ -181,8 +181,12 @@ def test_report(tmp_path):
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher/knn.json").write_text(json.dumps({"knn": [{"top1": 70}]}))
     (tmp_path / "teacher/linear.json").write_text(json.dumps({"metrics": {"top1": 80}}))
+    errors = {"fog": {"1": 10, "5": 30}, "snow": {"1": 50, "5": 70}}
+    (tmp_path / "teacher/shifted.json").write_text(json.dumps(
+        {"metrics": {"corruptions": {"shifted": {"errors": errors}}}}))
     yardsticks, methods = rows_of(gather(tmp_path))
     assert list(methods) == ["coss", "smd"]
+    assert (yardsticks["teacher"]["shifted"], yardsticks["teacher"]["corruptions"]) == ([60], [{"fog": 80, "snow": 40}])
     assert methods["coss"]["curve"] == [[[640, 25], [1280, 50]], [[640, 27], [1280, 54]]]
     assert methods["smd"]["curve"] == [[[1280, 15], [2560, 30]]]
     lines = table(yardsticks, methods).splitlines()

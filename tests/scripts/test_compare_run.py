@@ -57,7 +57,9 @@ class Commands:
         return {"knn": [{"top1": 50.0}], "test_images": 4000}
 
     def evaluate(self, args):
-        if args.command == "linear":
+        if args.command == "robustness":
+            assert args.ood == [("shifted", "elsewhere")]
+        if args.command in ("linear", "robustness"):
             return {"metrics": {"top1": 60.0}}
         assert args.subset == 0.5  # 2,000 of 4,000
         Path(args.output).mkdir(parents=True)
@@ -82,7 +84,8 @@ def flags(tmp_path, *more, methods=METHODS, seeds=(0, 1)):
             "--epochs", "10", "--batch", "32", "--nearest-k", "3", "--total-k", "7", "--queue", "64", "--every", "10",
             "--gpus", "1", "--jobs", "2", "--workers", "0",
             "--subset", "1", "--minutes", "0",
-            "--methods", *methods, "--seeds", *map(str, seeds), "--factor", "2", "--amp", "auto", *more]
+            "--methods", *methods, "--seeds", *map(str, seeds), "--factor", "2", "--amp", "auto",
+            "--shifted", "", *more]
 
 
 def run(monkeypatch, words):
@@ -122,6 +125,9 @@ def test_every_student_is_trained_and_scored_once(tmp_path, commands, monkeypatc
     commands.done.clear()
     run(monkeypatch, flags(tmp_path, seeds=(0, 1, 2)))
     assert not commands.done
+    run(monkeypatch, flags(tmp_path, "--shifted", "elsewhere", methods=["coss"]))  # one more score of what is there
+    assert [args.command for script, args in commands.done if script == "evaluate.py"] == 5 * ["robustness"]
+    assert len(list(tmp_path.glob("out/*/shifted.json"))) == 5  # the teacher, two untrained students and two trained
 
 
 def test_other_settings_are_refused(tmp_path, commands, monkeypatch):
