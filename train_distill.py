@@ -17,23 +17,20 @@ if __name__ == "__main__":
     begin(__file__)
 
 import argparse
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from checkpoints.report import Report
 from common import afterwards, cli, cli_original, distillation, methods, sampling
-from common.first_step import check_step, long_queue, small_images
-from data.cache import pooled
-from data.checks import check_apart
-from data.datasets import open_source
+from common.first_step import MeasuredStep, check_step, long_queue
+from common.training_data import TrainingData, open_images, open_monitor
 from data.images import limit_pixels
-from data.loader import BadImageLog, Batch, build_loader
+from data.loader import Batch
 from data.samplers import RandomSampler
-from data.sources import ImageSource
 from evals.monitor import KnnMonitor
 from losses import build_objective, needs_of
 from losses.base import CombinedNeeds, Inputs
@@ -83,84 +80,50 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def distil(args: argparse.Namespace, process: Process) -> None:
-    """The experiment: data, teacher, student, loss, optimizer, run, loop."""
+def distil(args: cli.Arguments, process: Process) -> None:
+    """The experiment: data, networks and loss, optimizer, run, loop."""
     with together(process):
         check_flags(args)
         hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
         hardware.prepare(process)
         seed_everything(args.seed)
-        needs = needs_of(args.loss)
-        check_apart(args.output, args.data)
-        source = open_source(args.data).subset(args.subset)
-        teacher, report = distillation.load_teacher(args, needs) if needs.teacher else (None, None)
+        source, needs = open_images(args), needs_of(args.loss)
+        teacher, report = distillation.load_teacher(args, needs)
         teacher_size = teacher.backbone.spec.image_size if teacher else None
         image_size = args.image_size or teacher_size or 224
-        sampler, source, notes = sampling.open_sampler(args, process, source, report and {
-            "teacher_sha256": report.sha256, "feature": report.feature, "image_size": report.image_size})
-        small, size_flags = small_images(source, image_size)
-        source = pooled(source, args.image_cache, args.cache)
+        sampler, source, notes = sampling.open_sampler(args, process, source, report)
         views = distillation.views_of(args.aug, image_size, teacher_size or image_size, needs)
-        loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path,
-                              args.cache)
-        bad_images = BadImageLog(source, args.on_bad_image)
+        data = TrainingData.open(args, source, sampler, views, image_size, process)
+        parts, said = build_parts(args, data, teacher, report, process)
+        parts.student = hardware.synchronised(parts.student, process)
+        updater = Updater(optimization.build(parts.student), process.device, args.amp, args.clip_grad,
+                          parts.after_update)
+        fits = check_step(parts.measured_step(data), updater, args.workers, process, data.small.advice() + LESS_MEMORY)
+        notes += [*said, *fits, data.small.note(f" (with --teacher-image-size {image_size} if the teacher needs it)"),
+                  long_queue(parts.loss, len(data.source), "--queue-size")]
+        knn = open_monitor(args, image_size, process)
 
-        widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # of each target of the student
-        student, begun = distillation.build_student(args, needs, widths, image_size, process)
-        parts = micro_batches(args, needs, sampler, student, teacher)
-        notes += [f"the student starts from {begun}"] * bool(begun)
-        loss = build_objective(args.loss, args.loss_weights, args.beta, widths, **methods.options(args),
-                               student_dim=student.backbone.spec.feature_dim).to(process.device)
-        if teacher:
-            notes += distillation.ready(teacher, process)
-            notes += distillation.start_head(args, student, teacher, loss, source, views, sampler.images_per_step)
-        momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
-                    if needs.momentum else None)
-        average = MovingAverage(student, args.ema) if args.ema else None
-        student = hardware.synchronised(student, process)
-        updater = Updater(optimization.build(student), process.device, args.amp, args.clip_grad,
-                          partial(average.update, student) if average else None)
-        notes += check_step(lambda images: pass_of(images, loss, student, needs, teacher, momentum),
-                            [x for x in (student, teacher, momentum) if x], views, sampler.images_per_step,
-                            -(-sampler.images_per_step // parts), updater, args.workers, process, LESS_MEMORY,
-                            4 if needs.pairs else 2)
-        notes += [f"{small}; {size_flags} takes far less time and memory (with --teacher-image-size {image_size} if "
-                  "the teacher needs it)" if small else "", long_queue(loss, len(source), "--queue-size")]
-        knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
-               if args.knn_every else None)
-
-    exports = {"student.pth": student, **({"student_ema.pth": average.network} if average else {})}
-    what = describe(args, process, source, sampler, report, teacher, begun, student, loss,
-                    {"state_dict": student, "updater": updater, "momentum": momentum, "ema": average}, exports,
-                    knn.fingerprints() if knn else {})
-    run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
-    say_plan(run, args, source, sampler, report, student, updater, notes)
-    if teacher:
-        teacher.round(updater.dtype)
-    if args.compile:
-        for network in filter(None, (student, teacher, momentum and momentum.network)):
-            network.compile()
-    model = wrap(student, process)
-    step = step_of(loss, updater.in_micro_batches(model, args.micro_batch), student, needs, teacher, momentum,
-                   args.micro_batch)
-    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, optimization.rate,
-                      args.print_freq, bad_images.check,
-                      monitor=lambda parts: agreement(parts["student"], parts.get("teacher")),
-                      watch=GrowthWatch() if loss.follows_rows and not run.steps else None)
+    run = Run.open(cli.take(RunSettings, args), describe(args, data, parts, updater, knn, process), process, args.seed,
+                   args.start_epoch)
+    say_plan(run, args, data, parts, updater, notes)
+    parts.prepare(updater.dtype, args.compile)
+    model = wrap(parts.student, process)
+    forward = updater.in_micro_batches(model, args.micro_batch)
+    trainer = Trainer(run, updater, data.loader, sampler.global_images_per_step, args.epochs, optimization.rate,
+                      args.print_freq, data.bad_images.check,
+                      monitor=lambda found: agreement(found["student"], found.get("teacher")),
+                      watch=GrowthWatch() if parts.loss.follows_rows and not run.steps else None)
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch, run.step)
-        loss.set_epoch(epoch)
+        parts.loss.set_epoch(epoch)
         model.train()
-        trainer.epoch(epoch, step)
-        after_epoch(run, epoch, args, sampler, student, knn)
-        run.save(epoch, {name: network.student_state() for name, network in exports.items()})
-    arch = student.backbone.spec.arch
-    run.finish(bad_images.summary() if bad_images.counts else "", uses=[
-        *afterwards.write_trunks(run.output, exports, arch, process),
-        *afterwards.use_student(run.output / "student.pth", args.data, args.distill if teacher else None, arch)])
+        trainer.epoch(epoch, lambda batch: parts.step(batch, forward))
+        after_epoch(run, epoch, args, sampler, parts.student, knn)
+        run.save(epoch, {name: network.student_state() for name, network in parts.exports.items()})
+    finish(run, args, data, parts)
 
 
-def check_flags(args: argparse.Namespace) -> None:
+def check_flags(args: cli.Arguments) -> None:
     """Check what can be checked from the command line alone, before anything is read."""
     cli.take(Optimization, args).check()
     methods.check_loss(args)
@@ -169,7 +132,99 @@ def check_flags(args: argparse.Namespace) -> None:
     check_arch(args.student_arch, "--student_arch")
 
 
-def micro_batches(args: argparse.Namespace, needs: CombinedNeeds, sampler: RandomSampler, student: Distiller,
+@dataclass
+class Parts:
+    """What takes part in a step. ``begun`` and ``report``: the files that the student and the teacher come from.
+    ``momentum``: the momentum copy of the student that gives targets; ``average``: the one of --ema."""
+
+    loss: Objective
+    student: Distiller
+    begun: Report | None
+    teacher: FrozenEncoder | None
+    report: Report | None
+    momentum: MomentumStudent | None
+    average: MovingAverage | None
+    micro_batch: int  # images that pass through the networks at once, 0 for all
+    micro_batches: int  # into which a batch is therefore split
+
+    def step(self, batch: Batch, forward: Callable[..., tuple[Tensor, ...]]) -> dict[str, Tensor]:
+        """A training step: the named parts of the loss. ``forward``: the student's."""
+        inputs = self.loss.inputs(batch.views)             # uint8 [b, 3, S, S] each, on the device
+        targets = self._targets(inputs)
+        outputs = forward(*inputs.student)                 # [b, d] each
+        found = self.loss(student=outputs, **targets, **inputs.context)
+        logged_head = next((i for i, (_, to) in enumerate(self.loss.needs.heads) if to), 0)  # compared with the teacher
+        return {**found, "student": outputs[logged_head].detach(), **{name: x[0] for name, x in targets.items() if x}}
+
+    @torch.no_grad()
+    def _targets(self, inputs: Inputs) -> dict[str, tuple[Tensor, ...]]:
+        """The targets that the student's outputs are compared with, without gradient, [b, d] each."""
+        teacher = in_parts(lambda images: self.teacher.targets(images, self.loss.needs.teacher), self.micro_batch)
+        found = {"teacher": tuple(y for x in inputs.teacher for y in teacher(x))}
+        if self.momentum:
+            self.momentum.update(self.student)
+            found["momentum"] = tuple(y for x in inputs.momentum for y in self.momentum(x))
+        return found
+
+    def measured_step(self, data: TrainingData) -> MeasuredStep:
+        """All forward passes of a step, which change nothing but buffers."""
+        def passes(views: Sequence[Tensor]) -> Any:
+            inputs = self.loss.inputs(views)
+            with torch.no_grad():
+                targets = [self.teacher.targets(x, self.loss.needs.teacher) for x in inputs.teacher]
+                targets += [self.momentum.network(x) for x in inputs.momentum]
+            return targets, self.student(*inputs.student)
+
+        networks = [x for x in (self.student, self.teacher, self.momentum) if x]
+        return MeasuredStep(passes, networks, data.views, data.sampler.images_per_step, self.micro_batches,
+                            4 if self.loss.needs.pairs else 2)
+
+    def after_update(self) -> None:
+        """Move the average of --ema towards the student."""
+        if self.average:
+            self.average.update(self.student)
+
+    def prepare(self, dtype: torch.dtype | None, compiled: bool) -> None:
+        """Before the first step: the teacher's weights rounded to ``dtype``, and the networks ``compiled``."""
+        if self.teacher:
+            self.teacher.round(dtype)
+        for network in filter(None, (self.student, self.teacher, self.momentum and self.momentum.network)):
+            if compiled:
+                network.compile()
+
+    @property
+    def exports(self) -> dict[str, Distiller]:
+        """The networks that are saved for use, by the names of their files."""
+        return {"student.pth": self.student, **({"student_ema.pth": self.average.network} if self.average else {})}
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What a run resumes from, under its names in checkpoint.pth."""
+        kept = {"state_dict": self.student, "momentum": self.momentum, "ema": self.average,
+                "loss": self.loss if self.loss.state_dict() else None}
+        return {name: module for name, module in kept.items() if module is not None}
+
+
+def build_parts(args: cli.Arguments, data: TrainingData, teacher: FrozenEncoder | None, report: Report | None,
+                process: Process) -> tuple[Parts, list[str]]:
+    """The networks and the loss, on the device, and notes for the log."""
+    needs = needs_of(args.loss)
+    widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # of each target of the student
+    student, begun = distillation.build_student(args, needs, widths, data.image_size, process)
+    parts = micro_batches(args, needs, data.sampler, student, teacher)
+    notes = [f"the student starts from {begun}"] * bool(begun)
+    loss = build_objective(args.loss, args.loss_weights, args.beta, widths, **methods.options(args),
+                           student_dim=student.backbone.spec.feature_dim).to(process.device)
+    if teacher:
+        notes += distillation.ready(teacher, process)
+        notes += distillation.start_head(args, student, teacher, loss, data)
+    momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
+                if needs.momentum else None)
+    average = MovingAverage(student, args.ema) if args.ema else None
+    return Parts(loss, student, begun, teacher, report, momentum, average, args.micro_batch, parts), notes
+
+
+def micro_batches(args: cli.Arguments, needs: CombinedNeeds, sampler: RandomSampler, student: Distiller,
                   teacher: FrozenEncoder | None) -> int:
     """The number of parts into which --micro-batch splits a batch. Raises UserError if batch norm would get too few
     images."""
@@ -181,87 +236,46 @@ def micro_batches(args: argparse.Namespace, needs: CombinedNeeds, sampler: Rando
     return parts
 
 
-def describe(args: argparse.Namespace, process: Process, source: ImageSource, sampler: RandomSampler,
-             report: Report | None, teacher: FrozenEncoder | None, begun: Report | None, student: Distiller,
-             loss: Objective, modules: Mapping[str, Any], exports: Collection[str], alike: Mapping[str, str],
-             ) -> Description:
-    """The description of this run: its settings with the values derived from them, and its ``modules`` (None: the run
-    has no such module)."""
-    spec = student.backbone.spec.identity()
-    teachers = teacher.backbone.spec.identity() if teacher else dict.fromkeys(student.backbone.spec.record())
+def describe(args: cli.Arguments, data: TrainingData, parts: Parts, updater: Updater, knn: KnnMonitor | None,
+             process: Process) -> Description:
+    """The description of this run: its settings with the values derived from them, its modules and its files."""
+    report, sampler, spec = parts.report, data.sampler, parts.student.backbone.spec
+    student = spec.identity()
+    teacher = parts.teacher.backbone.spec.identity() if parts.teacher else dict.fromkeys(spec.record())
     of_losses = methods.options(args)
     given = {name: value for name, value in vars(args).items() if value is not None or name not in of_losses}
-    config = {**given, "losses": {name: dict(x.settings) for name, x in loss.losses.items()},
+    config = {**given, "losses": {name: dict(x.settings) for name, x in parts.loss.losses.items()},
               **methods.code_of(args), **code_record("data", args.data),
               "warmup_epochs": cli.take(Optimization, args).warmup,
               **({"branch": report.branch, "mean": report.mean, "std": report.std} if report else {}),
-              **{name: spec[name] for name in spec if name != "arch"}, "student_arch": spec["arch"],
-              "student_sha256": begun.sha256 if begun else None,
-              **{f"teacher_{name}": value for name, value in teachers.items()},
+              **{name: value for name, value in student.items() if name != "arch"}, "student_arch": student["arch"],
+              "student_sha256": parts.begun.sha256 if parts.begun else None,
+              **{f"teacher_{name}": value for name, value in teacher.items()},
               "teacher": report.record() if report else None,
-              "teacher_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
+              "teacher_sha256": report.sha256 if report else None, "data_fingerprint": data.source.fingerprint(),
               **{f"{name}_fingerprint": value for name, value in sampler.table_fingerprints.items()},
               "far_k": sampler.far_k, "num_clusters": sampler.num_clusters,
               "whole_clusters": bool(sampling.chosen_sampler(args).uneven_steps), "processes": process.world_size}
-    kept = {**modules, "loss": loss if loss.state_dict() else None}
-    return Description(config, {**student.record(), "teacher": config["teacher"]},
-                       {name: module for name, module in kept.items() if module is not None}, exports,
-                       args.resumable | FREE | of_losses.keys(), alike,
-                       f"--loss {args.loss} is taken over the batch of each" if loss.per_process else "",
-                       [afterwards.trunk_name(name) for name in exports])
+    return Description(config, {**parts.student.record(), "teacher": config["teacher"]},
+                       {**parts.modules, "updater": updater}, parts.exports, args.resumable | FREE | of_losses.keys(),
+                       knn.fingerprints() if knn else {},
+                       f"--loss {args.loss} is taken over the batch of each" if parts.loss.per_process else "",
+                       [afterwards.trunk_name(name) for name in parts.exports])
 
 
-def say_plan(run: Run, args: argparse.Namespace, source: ImageSource, sampler: RandomSampler, report: Report | None,
-             student: Distiller, updater: Updater, notes: list[str]) -> None:
+def say_plan(run: Run, args: cli.Arguments, data: TrainingData, parts: Parts, updater: Updater, notes: list[str],
+             ) -> None:
     """Write the first lines of the log: data, networks, number of steps, and the flags that have no effect."""
-    process = run.process
-    for line in (cli.ignored_flags_note(args), f"data: {source.description}", f"teacher: {report or 'none'}", *notes,
-                 of_the_paper(student.backbone.spec.arch), *cli.unused(args, methods.SURROUNDINGS),
-                 *methods.unused(args, student.proj_head),
-                 f"student: {student.backbone.spec.arch}, {args.epochs} epochs of {len(sampler)} steps of "
-                 f"{sampler.global_images_per_step} images on {process.world_size} x {process.device.type}, "
-                 f"--amp {updater.amp}"):
-        if line:
-            run.log.say(line)
+    process, arch = run.process, parts.student.backbone.spec.arch
+    run.log.say(cli.ignored_flags_note(args), f"data: {data.source.description}",
+                f"teacher: {parts.report or 'none'}", *notes, of_the_paper(arch),
+                *cli.unused(args, methods.SURROUNDINGS), *methods.unused(args, parts.student.proj_head),
+                f"student: {arch}, {args.epochs} epochs of {len(data.sampler)} steps of "
+                f"{data.sampler.global_images_per_step} images on {process.world_size} x {process.device.type}, "
+                f"--amp {updater.amp}")
 
 
-def pass_of(views: Sequence[Tensor], loss: Objective, student: Distiller, needs: CombinedNeeds,
-            teacher: FrozenEncoder | None, momentum: MomentumStudent | None) -> Any:
-    """All forward passes of a step, which change nothing but buffers; returns what the backward pass starts from."""
-    inputs = loss.inputs(views)
-    with torch.no_grad():
-        targets = [teacher.targets(x, needs.teacher) for x in inputs.teacher]
-        targets += [momentum.network(x) for x in inputs.momentum]
-    return targets, student(*inputs.student)
-
-
-def step_of(loss: Objective, forward: Callable[..., tuple[Tensor, ...]], student: Distiller, needs: CombinedNeeds,
-            teacher: FrozenEncoder | None, momentum: MomentumStudent | None, micro_batch: int,
-            ) -> Callable[[Batch], dict[str, Tensor]]:
-    """A training step: a function from a batch to the named parts of its loss. ``forward``: the student's."""
-    teacher_targets = in_parts(lambda images: teacher.targets(images, needs.teacher), micro_batch)
-    logged_head = next((i for i, (_, to) in enumerate(needs.heads) if to), 0)  # the one compared with the teacher's
-
-    @torch.no_grad()
-    def targets_of(inputs: Inputs) -> dict[str, tuple[Tensor, ...]]:
-        """The targets that the student's outputs are compared with, without gradient, [b, d] each."""
-        found = {"teacher": tuple(y for x in inputs.teacher for y in teacher_targets(x))}
-        if momentum:
-            momentum.update(student)
-            found["momentum"] = tuple(y for x in inputs.momentum for y in momentum(x))
-        return found
-
-    def step(batch: Batch) -> dict[str, Tensor]:
-        inputs = loss.inputs(batch.views)                  # uint8 [b, 3, S, S] each, on the device
-        targets = targets_of(inputs)
-        outputs = forward(*inputs.student)                 # [b, d] each
-        parts = loss(student=outputs, **targets, **inputs.context)
-        return {**parts, "student": outputs[logged_head].detach(), **{name: x[0] for name, x in targets.items() if x}}
-
-    return step
-
-
-def after_epoch(run: Run, epoch: int, args: argparse.Namespace, sampler: RandomSampler, student: Distiller,
+def after_epoch(run: Run, epoch: int, args: cli.Arguments, sampler: RandomSampler, student: Distiller,
                 knn: KnnMonitor | None) -> None:
     """Log which images the epoch has shown and, if it is due, the student's k-NN accuracy."""
     due = knn and knn.is_due(epoch + 1, args.knn_every, args.epochs)
@@ -270,6 +284,14 @@ def after_epoch(run: Run, epoch: int, args: argparse.Namespace, sampler: RandomS
     run.log.say(f"epoch {epoch + 1}: {sampler.statistics}")
     if due:
         run.note(epoch, "knn", {"top1": top1}, knn.description)
+
+
+def finish(run: Run, args: cli.Arguments, data: TrainingData, parts: Parts) -> None:
+    """Leave each student's trunk alone beside it, and say how the student is used and evaluated."""
+    arch = parts.student.backbone.spec.arch
+    trunks = afterwards.write_trunks(run.output, parts.exports, arch, run.process)
+    run.finish(data.bad_images.summary(), uses=[*trunks, *afterwards.use_student(
+        run.output / "student.pth", args.data, args.distill if parts.teacher else None, arch)])
 
 
 def main(argv: list[str] | None = None) -> None:

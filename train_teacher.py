@@ -26,13 +26,11 @@ from checkpoints.by_name import look_at_weights
 from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
 from common import afterwards, cli
-from common.first_step import check_step, long_queue, small_images
+from common.first_step import MeasuredStep, check_step, long_queue
+from common.training_data import TrainingData, open_images, open_monitor
 from data.augment import PRESETS, augmentation
-from data.cache import pooled
-from data.checks import check_apart
-from data.datasets import open_source
 from data.images import limit_pixels
-from data.loader import BadImageLog, Batch, build_loader
+from data.loader import Batch
 from data.samplers import RandomSampler
 from data.sources import ImageSource
 from evals.monitor import KnnMonitor
@@ -105,58 +103,47 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         hardware, optimization = cli.take(Hardware, args), cli.take(Optimization, args)
         hardware.prepare(process)
         seed_everything(args.seed)
-        image_size = args.image_size or 224
-        check_apart(args.output, args.data)
-        source = open_source(args.data).subset(args.subset)
-        small, size_flags = small_images(source, image_size)
-        source = pooled(source, args.image_cache, args.cache)
+        source, image_size = open_images(args), args.image_size or 224
         sampler = RandomSampler(len(source), args.batch_size, process.rank, process.world_size, args.seed)
-        views = [augmentation(args.aug, image_size)] * 2
-        loader = build_loader(source, views, sampler, args.workers, args.seed, process.device, args.data_path,
-                              args.cache)
-        bad_images = BadImageLog(source, args.on_bad_image)
-
+        data = TrainingData.open(args, source, sampler, [augmentation(args.aug, image_size)] * 2, image_size, process)
         moco, report = build_moco(args, image_size)
         moco = place(moco, process.device)
         loss = MoCo(args.moco_dim, **cli.values(MoCo, args)).to(process.device)
         check_batch(moco, sampler.images_per_step)
         moco.encoder_q = hardware.synchronised(moco.encoder_q, process)  # the key's images are shuffled instead
         updater = Updater(optimization.build(moco), process.device, args.amp, args.clip_grad)
-        less = f"give {size_flags}, since {small}, or " * bool(small) + "lower --batch-size or --image-size"
-        notes = check_step(lambda images: pass_of(moco, *images), [moco], views, sampler.images_per_step,
-                           sampler.images_per_step, updater, args.workers, process, less)
-        notes += [f"{small}; {size_flags} takes far less time and memory" if small else "",
-                  long_queue(loss, len(source), "--moco-k")]
-        knn = (KnnMonitor.open(args.data, args.knn_data, image_size, args.workers, process, args.on_bad_image)
-               if args.knn_every else None)
+        step = MeasuredStep(lambda images: pass_of(moco, *images), [moco], data.views, sampler.images_per_step)
+        notes = check_step(step, updater, args.workers, process,
+                           data.small.advice() + "lower --batch-size or --image-size")
+        notes += [data.small.note(), long_queue(loss, len(data.source), "--moco-k")]
+        knn = open_monitor(args, image_size, process)
 
-    what = describe(args, process, source, moco, report, {"state_dict": moco, "loss": loss, "updater": updater}, knn)
-    run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
-    for line in (cli.ignored_flags_note(args), *cli.unused(args), f"data: {source.description}", *notes,
-                 f"weights: {report}" if report else None,
-                 f"MoCo v2: {moco.spec.arch}{', only its head' * args.freeze_trunk}, {args.epochs} epochs of "
-                 f"{len(sampler)} steps of {args.batch_size} images, queue {args.queue_size}, on {process.world_size} "
-                 f"x {process.device.type}, --amp {updater.amp}"):
-        if line:
-            run.log.say(line)
+    modules = {"state_dict": moco, "loss": loss, "updater": updater}
+    run = Run.open(cli.take(RunSettings, args), describe(args, process, data.source, moco, report, modules, knn),
+                   process, args.seed, args.start_epoch)
+    run.log.say(cli.ignored_flags_note(args), *cli.unused(args), f"data: {data.source.description}", *notes,
+                f"weights: {report}" if report else "",
+                f"MoCo v2: {moco.spec.arch}{', only its head' * args.freeze_trunk}, {args.epochs} epochs of "
+                f"{len(sampler)} steps of {args.batch_size} images, queue {args.queue_size}, on "
+                f"{process.world_size} x {process.device.type}, --amp {updater.amp}")
     for encoder in (moco.encoder_q, moco.encoder_k) if args.compile else ():
         encoder.compile()
     model = wrap(moco, process)
 
-    def step(batch: Batch) -> dict[str, Tensor]:
+    def losses_of(batch: Batch) -> dict[str, Tensor]:
         q, k = model(*batch.views)  # two views, uint8 [b, 3, S, S], on the device
         return loss(student=q, momentum=k)
 
-    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, optimization.rate,
-                      args.print_freq, bad_images.check)
+    trainer = Trainer(run, updater, data.loader, sampler.global_images_per_step, args.epochs, optimization.rate,
+                      args.print_freq, data.bad_images.check)
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch, run.step)
         model.train()
-        trainer.epoch(epoch, step)
+        trainer.epoch(epoch, losses_of)
         if knn and knn.is_due(epoch + 1, args.knn_every, args.epochs):
             run.note(epoch, "knn", {"top1": run.scored(lambda: knn.score(moco.trunk()))}, knn.description)
         run.save(epoch, {"teacher.pth": moco.encoder_state()})
-    run.finish(bad_images.summary() if bad_images.counts else "",
+    run.finish(data.bad_images.summary(),
                uses=afterwards.use_teacher(run.output / "teacher.pth", args.data, moco.spec.arch))
 
 

@@ -137,7 +137,7 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: evalu
         tensors = export()
         run.save(epoch, {"last.pth": tensors} | (
             {"best.pth": tensors} if history.best()["epoch"] == epoch + 1 else {}))
-    run.finish(bad_images.summary() if bad_images.counts else "")
+    run.finish(bad_images.summary())
     return history
 
 

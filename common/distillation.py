@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -12,12 +12,12 @@ from checkpoints.by_name import NAME_HELP, look_at_weights
 from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
 from common import cli
+from common.training_data import TrainingData
 from data.augment import Augmentation, augmentation
 from data.batches import BadImageLog, Batch
 from data.epoch_length import FixedLengthEpochs
 from data.loader import build_loader
 from data.samplers import RandomSampler
-from data.sources import ImageSource
 from losses import needs_of
 from losses.base import CombinedNeeds
 from losses.combine import Objective
@@ -56,8 +56,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
              "with a loss that has a teacher", lambda args: bool(needs_of(args.loss).teacher))
 
 
-def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[FrozenEncoder, Report]:
-    """The teacher that --distill names, with its own head if the loss needs that."""
+def load_teacher(args: argparse.Namespace, needs: CombinedNeeds) -> tuple[FrozenEncoder | None, Report | None]:
+    """The teacher that --distill names, with its own head if the loss needs that; None for losses without a teacher."""
+    if not needs.teacher:
+        return None, None
     arch = None if args.teacher_arch == "auto" else args.teacher_arch
     teacher, report = load_frozen(args.distill, arch, args.teacher_stem, args.teacher_image_size or args.image_size,
                                   flag="--distill", prefix="--teacher-", with_head="head" in needs.teacher,
@@ -97,14 +99,15 @@ def views_of(aug: str, image_size: int, teacher_size: int, needs: CombinedNeeds)
 
 
 def start_head(args: argparse.Namespace, student: Distiller, teacher: FrozenEncoder, loss: Objective,
-               source: ImageSource, views: Sequence[Augmentation], rows: int) -> list[str]:
-    """--head-init, on the first images of a random order, at most ``rows`` in a forward pass: the same in every
+               data: TrainingData) -> list[str]:
+    """--head-init, on the first images of a random order, at most a step's in a forward pass: the same in every
     process. Returns sentences for the log."""
     if args.head_init == "random" or all(name == "none" for name, _ in loss.needs.heads):
         return []
+    rows, source = data.sampler.images_per_step, data.source
     rows, bad_images = min(args.micro_batch or rows, rows, len(source)), BadImageLog(source, args.on_bad_image)
     sampler = FixedLengthEpochs(RandomSampler(len(source), rows, seed=args.seed), -(-head_init.IMAGES // rows))
-    loader = build_loader(source, views, sampler, 0, args.seed, next(student.parameters()).device, args.data_path)
+    loader = build_loader(source, data.views, sampler, 0, args.seed, next(student.parameters()).device, args.data_path)
     return [head_around(student, teacher, loss, loader, bad_images.check)]
 
 

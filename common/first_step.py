@@ -4,7 +4,8 @@ suit the data."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,49 +24,75 @@ ENLARGED = 2  # times, from which it is said
 STEP = 32  # pixels, the stride of most networks
 
 
-def check_step(forward: Callable[[Sequence[Tensor]], Any], networks: Sequence[nn.Module], views: Sequence[Augmentation],
-               rows: int, together: int, updater: Updater, workers: int, process: Process, advice: str,
-               least: int = 2) -> list[str]:
-    """Warnings where a step takes nearly all free memory. Raises :class:`runtime.errors.UserError`, which ends with
-    ``advice``, if it takes more.
+@dataclass(frozen=True)
+class MeasuredStep:
+    """The forward passes of a step, to be measured.
 
-    ``forward(views)``: the forward passes of a step, over the ``networks``, with views uint8 [b, 3, S, S] as the loader
-    makes them of ``views``. ``rows``: images of a batch, of which ``together`` pass at once. ``workers``: the loader's.
-    ``least``: images that batch norm and the loss need.
+    ``passes(views)`` makes them, over the ``networks``, with views uint8 [b, 3, S, S] as the loader makes them of
+    ``views``. A batch has ``rows`` images and is split into ``parts``. Batch norm and the loss need ``least`` images.
     """
-    sizes = [size for size, _ in draw_views(views, 0, np.zeros(1, np.int64))]
+
+    passes: Callable[[Sequence[Tensor]], Any]
+    networks: Sequence[nn.Module]
+    views: Sequence[Augmentation]
+    rows: int
+    parts: int = 1
+    least: int = 2
+
+
+def check_step(step: MeasuredStep, updater: Updater, workers: int, process: Process, advice: str) -> list[str]:
+    """Warnings where a step takes nearly all free memory. Raises :class:`runtime.errors.UserError`, which ends with
+    ``advice``, if it takes more. ``workers``: the loader's.
+    """
+    sizes = [size for size, _ in draw_views(step.views, 0, np.zeros(1, np.int64))]
+    together = -(-step.rows // step.parts)
 
     def pass_of(count: int) -> Any:
         empty = [torch.zeros(count, 3, size, size, dtype=torch.uint8, device=process.device) for size in sizes]
         with updater.autocast():
-            return forward(empty)
+            return step.passes(empty)
 
-    batch = sum(rows * 3 * size * size for size in sizes)
+    batch = sum(step.rows * 3 * size * size for size in sizes)
 
     def needed(per_image: float) -> list[tuple[dict[str, float], torch.device]]:
-        step = {f"{together:,} images of {sizes[0]} pixels": per_image * together,
-                "gradients and the optimizer": training_state(updater.optimizer, process.world_size)}
+        one = {f"{together:,} images of {sizes[0]} pixels": per_image * together,
+               "gradients and the optimizer": training_state(updater.optimizer, process.world_size)}
         loader = {"the loader's batches": batch * waiting_batches(workers)}
         if process.device.type == "cpu":
-            return [({**step, **loader}, process.device)]
-        return [(step, process.device), (loader, torch.device("cpu"))]
+            return [({**one, **loader}, process.device)]
+        return [(one, process.device), (loader, torch.device("cpu"))]
 
     # Most steps fit even if all that a few images take grew with their number; the others are measured again.
-    most = peak_of(pass_of, least, networks, process.device) / least
+    most = peak_of(pass_of, step.least, step.networks, process.device) / step.least
     if all(fits(*part) for part in needed(most)):
         return []
-    per_image = bytes_per_row(pass_of, networks, process.device, least)
+    per_image = bytes_per_row(pass_of, step.networks, process.device, step.least)
     return [check_memory(*part, advice) for part in needed(per_image)]
 
 
-def small_images(source: ImageSource, image_size: int) -> tuple[str, str]:
-    """('the images of --data are ...', '--image-size N') if they are far smaller than ``image_size``; else ('', '')."""
+class SmallImages(NamedTuple):
+    """``found``: that the images are far smaller than the networks see them; ``flags``: what to give. '' if not so."""
+
+    found: str
+    flags: str
+
+    def note(self, also: str = "") -> str:
+        """A sentence for the log, or ''. ``also``: its end."""
+        return self.flags and f"{self.found}; {self.flags} takes far less time and memory{also}"
+
+    def advice(self) -> str:
+        """The first alternative of an advice where memory is short, or ''."""
+        return self.flags and f"give {self.flags}, since {self.found}, or "
+
+
+def small_images(source: ImageSource, image_size: int) -> SmallImages:
+    """Whether the images are far smaller than ``image_size``."""
     side = typical_side(source)
     if not side or side * ENLARGED > image_size:
-        return "", ""
+        return SmallImages("", "")
     fits = -(-side // STEP) * STEP
-    return (f"the images of --data are about {side} pixels wide and high and are enlarged to {image_size}",
-            f"--image-size {fits}" + " --stem cifar" * (fits <= 2 * STEP))
+    return SmallImages(f"the images of --data are about {side} pixels wide and high and are enlarged to {image_size}",
+                       f"--image-size {fits}" + " --stem cifar" * (fits <= 2 * STEP))
 
 
 def long_queue(loss: nn.Module, images: int, flag: str) -> str:

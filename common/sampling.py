@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
 
 import losses
+from checkpoints.report import Report
 from common import cli
 from data import samplers
 from data.augment import PRESETS
@@ -75,9 +74,11 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
 
 
 def open_sampler(args: argparse.Namespace, process: Process, source: ImageSource,
-                 teacher: Mapping[str, Any] | None) -> tuple[RandomSampler, ImageSource, list[str]]:
-    """The sampler that --sampler names, its images, and notes about its files."""
+                 teacher: Report | None) -> tuple[RandomSampler, ImageSource, list[str]]:
+    """The sampler that --sampler names, its images, and notes about its files, which are compared with the teacher."""
+    made_by = teacher and {"teacher_sha256": teacher.sha256, "feature": teacher.feature,
+                           "image_size": teacher.image_size}
     sampler, source, notes = samplers.build_sampler(
-        chosen_sampler(args), source, _paths(args), teacher, batch_size=args.batch_size, rank=process.rank,
+        chosen_sampler(args), source, _paths(args), made_by, batch_size=args.batch_size, rank=process.rank,
         world_size=process.world_size, seed=args.seed, **_settings(args))
     return FixedLengthEpochs(sampler, args.epoch_steps) if args.epoch_steps else sampler, source, notes

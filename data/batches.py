@@ -93,9 +93,9 @@ class BadImageLog:
             )
 
     def summary(self) -> str:
-        """One line, which names the first five."""
+        """One line, which names the first five; '' if every image could be opened."""
         if not self.counts:
-            return "every image could be opened"
+            return ""
         shown = ", ".join(self._describe(index) for index in list(self.counts)[:5])
         more = ", ..." if len(self.counts) > 5 else ""
         return (

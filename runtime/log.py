@@ -55,9 +55,9 @@ class RunLog:
         if dropped:
             self.say(f"{folder / METRICS}: {dropped} lines that are not valid or not this run's were dropped")
 
-    def say(self, text: str) -> None:
-        """A line on the screen and in log.txt."""
-        if self.is_main:
+    def say(self, *lines: str | None) -> None:
+        """Lines on the screen and in log.txt; those without text are left out."""
+        for text in filter(None, lines if self.is_main else ()):
             self._show(text)
             with self._noting_trouble():
                 line = without_codes(text).replace("\r", "?")

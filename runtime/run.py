@@ -130,8 +130,7 @@ class Run:
                   Interval.parse(settings.save_every), closing, settings.on_nonfinite, settings.nonfinite_limit,
                   **place, saved_steps=steps if in_place else -1)
         closing.enter_context(run.signals)
-        for note in notes:
-            log.say(note)
+        log.say(*notes)
         if path:
             log.say(f"resuming from {path} at epoch {epoch + 1}, step {step + 1}")
         run._begin(state, seed)
@@ -236,8 +235,7 @@ class Run:
     def finish(self, *lines: str, uses: Sequence[str] = ()) -> None:
         """Log ``lines``, the end of the run, and what can be done with its result (``uses``); close the log, release
         the folder and restore the signal handlers."""
-        for line in (*filter(None, lines), f"done: {self.output}", *uses):
-            self.log.say(line)
+        self.log.say(*lines, f"done: {self.output}", *uses)
         self.closing.close()
 
 

@@ -175,11 +175,9 @@ def train(args: argparse.Namespace, process: Process) -> None:
                        {"state_dict": model, "updater": updater, "scores": scores}, ["detector.pth"],
                        args.resumable | ELSEWHERE)
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed)
-    for line in (cli.ignored_flags_note(args), report and str(report),
-                 f"train: {train_set.title}, {len(rows):,} images with objects of {len(train_set):,}; test: "
-                 f"{test_set.title}, {len(test_set):,} images; {len(train_set.classes)} classes"):
-        if line:
-            run.log.say(line)
+    run.log.say(cli.ignored_flags_note(args), report and str(report),
+                f"train: {train_set.title}, {len(rows):,} images with objects of {len(train_set):,}; test: "
+                f"{test_set.title}, {len(test_set):,} images; {len(train_set.classes)} classes")
     parallel = wrap(model, process)
 
     def step(batch: BoxBatch) -> dict[str, Tensor]:

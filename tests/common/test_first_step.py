@@ -7,7 +7,7 @@ from helpers.images import render_classes
 from helpers.scripts import assert_refused, in_this_process
 from torch import nn
 
-from common.first_step import check_step, long_queue, small_images
+from common.first_step import MeasuredStep, check_step, long_queue, small_images
 from data.augment import augmentation
 from data.sources import ArraySource
 from losses.queue import Queue
@@ -46,8 +46,9 @@ def test_a_step_is_its_images_the_optimizer_and_the_loaders_batches(monkeypatch)
     network = nn.Linear(3 * 8 * 8, 4)
     updater = Updater(torch.optim.SGD(network.parameters(), 0.1, momentum=0.9), torch.device("cpu"))
     process = device.Process(0, 1, torch.device("cpu"))
-    notes = check_step(lambda views: network(views[0].flatten(1).float()), [network], [augmentation("moco_v2", 8)] * 2,
-                       10, 5, updater, 2, process, "lower it")
+    step = MeasuredStep(lambda views: network(views[0].flatten(1).float()), [network], [augmentation("moco_v2", 8)] * 2,
+                        10, 2)
+    notes = check_step(step, updater, 2, process, "lower it")
     assert notes == ["tight"]
     assert said == {"5 images of 8 pixels": 5 * (2 * 192 + 4 * 192 + 4 * 4), "gradients and the optimizer": 2 * 4 * 772,
                     "the loader's batches": 5 * 10 * 2 * 192}
@@ -57,9 +58,9 @@ def test_a_step_that_fits_in_any_case_is_measured_once(monkeypatch):
     counts, network = [], nn.Linear(3 * 8 * 8, 4)
     updater = Updater(torch.optim.SGD(network.parameters(), 0.1), torch.device("cpu"))
     monkeypatch.setattr(memory, "free_memory", lambda device: 10**9)
-    assert check_step(lambda views: counts.append(len(views[0])) or network(views[0].flatten(1).float()), [network],
-                      [augmentation("moco_v2", 8)], 10, 5, updater, 2, device.Process(0, 1, torch.device("cpu")),
-                      "lower it") == []
+    step = MeasuredStep(lambda views: counts.append(len(views[0])) or network(views[0].flatten(1).float()), [network],
+                        [augmentation("moco_v2", 8)], 10, 2)
+    assert check_step(step, updater, 2, device.Process(0, 1, torch.device("cpu")), "lower it") == []
     assert counts == [2]
 
 
