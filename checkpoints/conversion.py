@@ -6,11 +6,12 @@ compared with the source's on the given images, and only if they agree is it mov
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ import torch
 from torch import Tensor
 
 from checkpoints.safe_load import file_sha256
-from checkpoints.targets import Moco, Network, Safetensors, StateDict, Target, Torchvision
+from checkpoints.targets import Moco, Network, Opened, Safetensors, StateDict, Target, Torchvision
 from checkpoints.targets_elsewhere import Detectron2, Onnx, Timm
 from runtime.errors import UserError
 from runtime.outputs import check_output_file, reserve
 
 TARGETS: dict[str, Target] = {"torchvision": Torchvision(), "timm": Timm(), "safetensors": Safetensors(),
                               "onnx": Onnx(), "detectron2": Detectron2(), "moco": Moco(), "state_dict": StateDict()}
+# of a file that has passed its check, given its path and how to open it: replaces the file, says what to record of it
+Convert = Callable[[Path, Callable[[], Opened]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Exported:
     code: str  # Python that loads the file
     projector: str | None = None
     projector_code: str | None = None
+    converted: dict[str, Any] | None = None  # what ``convert`` made of the file that was compared
 
     def record(self) -> dict[str, Any]:
         """As a plain dict, for JSON."""
@@ -79,11 +83,13 @@ def check_output(name: str, path: Path, force: bool, with_projector: bool = Fals
             raise UserError(f"--output {place} exists; choose another name, or add --force to replace it")
 
 
-def export(network: Network, name: str, path: Path, images: Mapping[str, Tensor]) -> Exported:
+def export(network: Network, name: str, path: Path, images: Mapping[str, Tensor], convert: Convert | None = None,
+           ) -> Exported:
     """Write ``network`` to ``path`` in the format ``name``, and its head if it has one.
 
-    ``images``: {description: normalised images, float32 [b, 3, S, S]}. Raises :class:`UserError`, and leaves no file,
-    if the format cannot hold the network or the file gives other features when it is read back.
+    ``images``: {description: normalised images, float32 [b, 3, S, S]}. ``convert`` changes the file that has passed its
+    check. Raises :class:`UserError`, and leaves no file, if the format cannot hold the network, the file gives other
+    features when it is read back, or ``convert`` refuses it.
     """
     target, arch = TARGETS[name], network.trunk.spec.arch
     if reason := target.refuse(network):
@@ -93,12 +99,15 @@ def export(network: Network, name: str, path: Path, images: Mapping[str, Tensor]
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", suffix=".tmp", dir=path.parent))
         parts = {place: folder / place.name for place in (path, beside) if place}  # programs go by the suffix
-        _write(network, target, parts[path], parts.get(beside))
-        opened = target.open(network, parts[path], parts[beside or path])
-        difference = max(_difference(network(batch), opened(batch)) for batch in images.values())
-        if difference > target.tolerance:
-            raise UserError(f"read back, its features differ from the source's by {difference:.2g} of the largest, "
-                            f"at most {target.tolerance:g} is allowed")
+        places = parts[path], parts.get(beside)
+        try:
+            difference = _write_and_compare(network, target, *places, images)
+        except OSError:
+            raise
+        except Exception as error:  # libraries raise many kinds of errors for a file that they cannot read
+            raise UserError(f"--output {path} was not written: {arch} in the format {name} did not pass its check "
+                            f"({_sentence(error)}); choose another --to") from error
+        converted = convert and convert(parts[path], lambda: target.open(network, parts[path], parts[beside or path]))
         digest, size = file_sha256(parts[path]), parts[path].stat().st_size
         for final, temporary in parts.items():
             _sync(temporary)
@@ -106,15 +115,13 @@ def export(network: Network, name: str, path: Path, images: Mapping[str, Tensor]
     except OSError as error:
         raise UserError(f"--output {path} could not be written ({error.strerror or error}); free some space or choose "
                         "another folder") from None
-    except Exception as error:  # libraries raise many kinds of errors for a file that they cannot read
-        raise UserError(f"--output {path} was not written: {arch} in the format {name} did not pass its check "
-                        f"({_sentence(error)}); choose another --to") from error
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
     return Exported(name, str(path), size, digest, difference, target.tolerance,
                     {what: len(batch) for what, batch in images.items()}, target.code(network, path),
-                    str(beside or path) if network.head is not None else None, _projector_code(target, network, path))
+                    str(beside or path) if network.head is not None else None, _projector_code(target, network, path),
+                    converted)
 
 
 def projector_path(path: Path) -> Path:
@@ -142,15 +149,29 @@ def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     return largest
 
 
-def _write(network: Network, target: Target, path: Path, projector: Path | None) -> None:
-    """Write the file, and the projector's if there is one. Raises OSError if the disk is full, also if a library hides
-    that error: writing a probe file of the same size shows it."""
-    try:
+def _write_and_compare(network: Network, target: Target, path: Path, projector: Path | None,
+                       images: Mapping[str, Tensor]) -> float:
+    """Write the file, and the projector's if there is one, and read them back; the largest difference of features."""
+    size = sum(x.numel() * x.element_size() for x in network.trunk.state_dict().values())
+    with while_writing(path, size):
         target.write(network, path)
         if projector:
             target.write_projector(network, projector)
+    opened = target.open(network, path, projector or path)
+    difference = max(_difference(network(batch), opened(batch)) for batch in images.values())
+    if difference > target.tolerance:
+        raise UserError(f"read back, its features differ from the source's by {difference:.2g} of the largest, "
+                        f"at most {target.tolerance:g} is allowed")
+    return difference
+
+
+@contextlib.contextmanager
+def while_writing(path: Path, size: int) -> Iterator[None]:
+    """Raises OSError if the disk is full, also if a library hides that error: writing a probe of ``size`` bytes beside
+    ``path`` shows it."""
+    try:
+        yield
     except Exception:
-        size = sum(x.numel() * x.element_size() for x in network.trunk.state_dict().values())
         with path.with_name("probe").open("wb") as file:
             reserve(file, size)
         raise

@@ -145,7 +145,7 @@ class Onnx(Target):
         """Trace the network with two images and write the graph, which takes any batch size at one image size."""
         size = network.trunk.spec.image_size
         outputs = ["features"] if network.head is None else ["features", "projected"]
-        with _silence(), torch.no_grad():
+        with silence(), torch.no_grad():
             program = torch.onnx.export(
                 _Graph(network.trunk, network.head).eval(), (torch.zeros(2, 3, size, size),), dynamo=True,
                 input_names=["images"], output_names=outputs, verbose=False,
@@ -236,7 +236,7 @@ class _Graph(nn.Module):
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Silences the progress that the exporter prints, warns and logs; errors are still raised."""
     threshold, fast_path = logging.root.manager.disable, torch.backends.mha.get_fastpath_enabled()
     logging.disable(logging.ERROR)
