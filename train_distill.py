@@ -32,7 +32,7 @@ from data.images import limit_pixels
 from data.loader import Batch
 from data.samplers import RandomSampler
 from evals.monitor import KnnMonitor
-from losses import build_objective, needs_of
+from losses import build_objective, needs_of, recipe_of
 from losses.base import CombinedNeeds, Inputs
 from losses.combine import Objective
 from models.backbones import check_arch, check_batch
@@ -95,16 +95,19 @@ def distil(args: cli.Arguments, process: Process) -> None:
         views = distillation.views_of(args.aug, image_size, teacher_size or image_size, needs)
         data = TrainingData.open(args, source, sampler, views, image_size, process)
         parts, said = build_parts(args, data, teacher, report, process)
+        recipe = recipe_of(args.loss)
+        optimization, rate = optimization.scaled(recipe.lr, recipe.images, sampler.global_images_per_step)
         parts.student = hardware.synchronised(parts.student, process)
         updater = Updater(optimization.build(parts.student), process.device, args.amp, args.clip_grad,
                           parts.after_update)
         fits = check_step(parts.measured_step(data), updater, args.workers, process, data.small.advice() + LESS_MEMORY)
-        notes += [*said, *fits, data.small.note(f" (with --teacher-image-size {image_size} if the teacher needs it)"),
+        notes += [*said, rate, *fits,
+                  data.small.note(f" (with --teacher-image-size {image_size} if the teacher needs it)"),
                   long_queue(parts.loss, len(data.source), "--queue-size")]
         knn = open_monitor(args, image_size, process)
 
-    run = Run.open(cli.take(RunSettings, args), describe(args, data, parts, updater, knn, process), process, args.seed,
-                   args.start_epoch)
+    what = describe(args, data, parts, updater, optimization, knn, process)
+    run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
     say_plan(run, args, data, parts, updater, notes)
     parts.prepare(updater.dtype, args.compile)
     model = wrap(parts.student, process)
@@ -236,8 +239,8 @@ def micro_batches(args: cli.Arguments, needs: CombinedNeeds, sampler: RandomSamp
     return parts
 
 
-def describe(args: cli.Arguments, data: TrainingData, parts: Parts, updater: Updater, knn: KnnMonitor | None,
-             process: Process) -> Description:
+def describe(args: cli.Arguments, data: TrainingData, parts: Parts, updater: Updater, optimization: Optimization,
+             knn: KnnMonitor | None, process: Process) -> Description:
     """The description of this run: its settings with the values derived from them, its modules and its files."""
     report, sampler, spec = parts.report, data.sampler, parts.student.backbone.spec
     student = spec.identity()
@@ -246,7 +249,7 @@ def describe(args: cli.Arguments, data: TrainingData, parts: Parts, updater: Upd
     given = {name: value for name, value in vars(args).items() if value is not None or name not in of_losses}
     config = {**given, "losses": {name: dict(x.settings) for name, x in parts.loss.losses.items()},
               **methods.code_of(args), **code_record("data", args.data),
-              "warmup_epochs": cli.take(Optimization, args).warmup,
+              "lr": optimization.lr, "warmup_epochs": optimization.warmup,
               **({"branch": report.branch, "mean": report.mean, "std": report.std} if report else {}),
               **{name: value for name, value in student.items() if name != "arch"}, "student_arch": student["arch"],
               "student_sha256": parts.begun.sha256 if parts.begun else None,

@@ -110,17 +110,18 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
         moco = place(moco, process.device)
         loss = MoCo(args.moco_dim, **cli.values(MoCo, args)).to(process.device)
         check_batch(moco, sampler.images_per_step)
+        optimization, rate = optimization.scaled(MoCo.recipe.lr, MoCo.recipe.images, sampler.global_images_per_step)
         moco.encoder_q = hardware.synchronised(moco.encoder_q, process)  # the key's images are shuffled instead
         updater = Updater(optimization.build(moco), process.device, args.amp, args.clip_grad)
         step = MeasuredStep(lambda images: pass_of(moco, *images), [moco], data.views, sampler.images_per_step)
         notes = check_step(step, updater, args.workers, process,
                            data.small.advice() + "lower --batch-size or --image-size")
-        notes += [data.small.note(), long_queue(loss, len(data.source), "--moco-k")]
+        notes += [rate, data.small.note(), long_queue(loss, len(data.source), "--moco-k")]
         knn = open_monitor(args, image_size, process)
 
     modules = {"state_dict": moco, "loss": loss, "updater": updater}
-    run = Run.open(cli.take(RunSettings, args), describe(args, process, data.source, moco, report, modules, knn),
-                   process, args.seed, args.start_epoch)
+    what = describe(args, process, data.source, moco, report, modules, knn, optimization)
+    run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
     run.log.say(cli.ignored_flags_note(args), *cli.unused(args), f"data: {data.source.description}", *notes,
                 f"weights: {report}" if report else "",
                 f"MoCo v2: {moco.spec.arch}{', only its head' * args.freeze_trunk}, {args.epochs} epochs of "
@@ -148,10 +149,11 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
 
 
 def describe(args: argparse.Namespace, process: Process, source: ImageSource, moco: MoCoEncoders,
-             report: Report | None, modules: dict[str, Any], knn: KnnMonitor | None) -> Description:
+             report: Report | None, modules: dict[str, Any], knn: KnnMonitor | None,
+             optimization: Optimization) -> Description:
     """The description of this run: its settings with the values derived from them, and its ``modules``."""
     spec = moco.spec
-    config = {**vars(args), "arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
+    config = {**vars(args), "lr": optimization.lr, "arch": spec.arch, "stem": spec.stem, "image_size": spec.image_size,
               "feature": spec.feature,
               **code_record("data", args.data), **({"code_sha256": spec.code_sha256} if spec.code_sha256 else {}),
               "weights_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),

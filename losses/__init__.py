@@ -20,7 +20,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from losses.base import CombinedNeeds, Loss
+from losses.base import CombinedNeeds, Loss, Recipe
 from losses.bingo import BINGO
 from losses.combine import Objective, combined_needs
 from losses.compress import CompRess
@@ -80,6 +80,11 @@ def needs_of(names: str) -> CombinedNeeds:
         if len(needs) < len(split) and [called(x) for x in split].count(called(name)) > 1:
             raise UserError(f"--loss {names} names {called(name)} twice; name it once, with a weight in --loss-weights")
     return combined_needs(needs)
+
+
+def recipe_of(names: str) -> Recipe:
+    """Of the losses in ``names``, the recipe with the lowest rate for an image."""
+    return min((loss_of(name).recipe for name in names.split("+")), key=lambda recipe: recipe.lr / recipe.images)
 
 
 def settings(names: Iterable[str] = LOSSES) -> dict[str, dict[str, Declared]]:

@@ -66,6 +66,11 @@ class Recipe:
     published: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
+    @property
+    def images(self) -> int:
+        """Of a step, the neighbours among them."""
+        return self.batch * (1 + self.nearest_k)
+
 
 @dataclass(frozen=True)
 class CombinedNeeds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -15,6 +15,7 @@ from runtime.settings import Setting, Used, boolean
 
 OPTIMIZERS = ("sgd", "lars", "adamw")
 DECAYED = ("auto", "all", "kernels")
+RATES = {"lars": "such as 1", "adamw": "0.001 or less"}
 TRUST = 0.001  # LARS's coefficient, in SwAV, MoCo v3 and solo-learn
 
 
@@ -27,8 +28,9 @@ class Optimization:
     start_epoch: Annotated[int | None, Setting(
         "count epochs from here in a fresh start or after an explicit --resume; default: where the checkpoint stopped, "
         "else 0", least=0, metavar="N", resumable=True)] = None
-    lr: Annotated[float, Setting("base learning rate, not scaled by anything; default {default}, {source}",
-                                 "--lr --learning-rate", above=0, metavar="LR", basic=True)] = 0.03
+    lr: Annotated[float | None, Setting(
+        "base learning rate of a step; default: {default}", "--lr --learning-rate", above=0, metavar="LR", basic=True,
+        unset="{source} for its number of images a step, in proportion for another")] = None
     optimizer: Annotated[str, Setting(
         "sgd (default, {source}); lars, its rate adapted layer by layer (You et al., as in SwAV and solo-learn, trust "
         "coefficient 0.001; biases and norms by plain sgd), for batches of thousands and rates above 0.1; adamw, for "
@@ -62,6 +64,17 @@ class Optimization:
         if self.start_epoch is not None and self.start_epoch >= self.epochs:
             raise UserError(f"--start-epoch {self.start_epoch} leaves nothing of --epochs {self.epochs}; epochs count "
                             "from 0")
+        if self.lr is None and self.optimizer != "sgd":
+            raise UserError(f"--optimizer {self.optimizer} has no default learning rate; give --lr, "
+                            + RATES[self.optimizer])
+
+    def scaled(self, rate: float, batch: int, images: int) -> tuple[Optimization, str]:
+        """If --lr was not given: with a rate in proportion to the ``images`` of a step, where ``rate`` is for ``batch``
+        of them (Goyal et al., arXiv 1706.02677, section 2.1), and a sentence for the log."""
+        if self.lr is not None:
+            return self, ""
+        said = f"--lr {rate * images / batch:g}: {rate:g} for {batch:,} images a step, scaled to {images:,}"
+        return replace(self, lr=rate * images / batch), said
 
     @property
     def warmup(self) -> int | str:

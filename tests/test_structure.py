@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from common import cli, methods
-from losses import build_loss
+from losses import build_loss, recipe_of
+from runtime.optimizers import Optimization
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = {".venv", ".git", "tests", "runs", "datasets", "shared"}
@@ -311,7 +312,9 @@ def test_the_originals_spellings_of_compute_knn():
 
 def test_defaults_are_the_papers():
     args = parse(("train_distill",))
-    paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "nearest_k": 15, "total_k": 31, "coverage": 0.95,
+    optimization, _ = cli.take(Optimization, args).scaled(0.03, 1024, args.batch_size * (1 + args.nearest_k))
+    assert (recipe_of("coss").lr, recipe_of("coss").images, optimization.lr) == (0.03, 1024, 0.03)
+    paper = {"lr": None, "momentum": 0.9, "weight_decay": 1e-4, "nearest_k": 15, "total_k": 31, "coverage": 0.95,
              "batch_size": 64, "epochs": 25, "cos": True, "loss": "coss", "sampler": "cf", "aug": "moco_v2", "beta": 1,
              "subset": 1, "warmup_epochs": None, "optimizer": "sgd", "decayed": "auto", "clip_grad": 0, "ema": 0,
              "micro_batch": 0, "amp": "auto", "sync_bn": False}
@@ -319,7 +322,8 @@ def test_defaults_are_the_papers():
     paper = {"l_0": 1, "l_1": 1, "s_temp": 0.1, "t_temp": 0.07, "space_batch": "local"}
     assert build_loss(args.loss, **methods.options(args)).settings == paper
     args = parse(("train_teacher",))
-    paper = {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 256, "moco_dim": 128, "queue_size": 65536,
+    assert (recipe_of("moco").lr, recipe_of("moco").images) == (0.03, 256)
+    paper = {"lr": None, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 256, "moco_dim": 128, "queue_size": 65536,
              "moco_m": 0.999, "s_temp": 0.2, "cos": True, "aug": "moco_v2", "warmup_epochs": 0}
     assert {name: getattr(args, name) for name in paper} == paper
     assert parse(("compute_knn", "mine")).k == 384

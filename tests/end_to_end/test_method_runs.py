@@ -15,6 +15,9 @@ from losses import LOSSES, needs_of
 WITH_QUEUE = {"seed": ["queue"], "compress": ["ours", "theirs"], "bingo": ["queue"], "disco": ["queue"],
               "moco": ["queue"]}
 
+RATES = {"seed": 0.03 / 256, "compress": 0.01 / 256, "bingo": 0.03 / 512, "disco": 0.03 / 256, "moco": 0.03 / 256,
+         "smd": 0.1 / 512}  # of an image, in their papers; CoSS's for the others
+
 
 @pytest.mark.parametrize("names", [*LOSSES, *SUMS])
 def test_every_method_runs(names, method_files):
@@ -31,6 +34,8 @@ def test_every_method_runs(names, method_files):
     assert ("momentum" in state) == needs_of(names).momentum
     config = json.loads((method_files / folder / "config.json").read_text())
     assert set(config["losses"]) == set(names.split("+"))
+    images = config["batch_size"] * (1 + config["nearest_k"] * (config["sampler"] == "cf"))
+    assert config["lr"] == pytest.approx(images * min(RATES.get(name, 0.03 / 1024) for name in names.split("+")))
     if names == "coss+seed":
         assert {"coss/row", "coss/space", "coss/loss", "seed/loss", "seed/entropy"} <= set(lines[0])
         for line in lines:

@@ -32,5 +32,5 @@ def flags(files, names, output, *more):
     pairs = ["--sampler", "cf", "--closek-info", files / "closek_info.npy", "--nearest-k", 1, "--total-k", 5, "-b", 3]
     return ["--data", files / "images", "-a", "squeezenet_small", "--loss", names, "--output", files / output,
             *(["--distill", files / "teacher.pth"] if needs.teacher else ["--moco-dim", 16, "--image-size", 32]),
-            *(pairs if needs.pairs else ["--sampler", "random", "-b", 6]), "--queue-size", 8, "--lr", 0.001, "--epochs",
+            *(pairs if needs.pairs else ["--sampler", "random", "-b", 6]), "--queue-size", 8, "--epochs",
             2, "-p", 1, "--device", "cpu", "--workers", 0, *SUMS.get(names, []), *more]

@@ -6,10 +6,25 @@ import pytest
 import torch
 from torch import nn
 
+from runtime.errors import UserError
 from runtime.optim import Updater
-from runtime.optimizers import LARS, build_optimizer
+from runtime.optimizers import LARS, Optimization, build_optimizer
 
 CPU = torch.device("cpu")
+
+
+def test_a_rate_that_was_not_given_is_in_proportion_to_the_images_of_a_step():
+    one, said = Optimization(epochs=3).scaled(0.03, 1024, 64)
+    assert (one.lr, one.epochs, said) == (0.001875, 3, "--lr 0.001875: 0.03 for 1,024 images a step, scaled to 64")
+    given = Optimization(lr=0.1)
+    assert given.scaled(0.03, 1024, 64) == (given, "")
+
+
+@pytest.mark.parametrize("name", ["lars", "adamw"])
+def test_the_papers_rate_is_none_for_another_optimizer(name):
+    Optimization(optimizer=name, lr=0.001).check()
+    with pytest.raises(UserError, match=f"--optimizer {name} has no default learning rate; give --lr, "):
+        Optimization(optimizer=name).check()
 
 
 def network():
