@@ -43,7 +43,7 @@ from runtime.settings import add_settings
 
 TARGET_HELP = (
     "torchvision: a state dict with torchvision's names; timm: one with timm's, for the networks that timm has "
-    "too (ViTs, ResNets, DenseNets, ConvNeXts, EfficientNets, MobileNets, MnasNets); "
+    "too (ViTs, ResNets, DenseNets, ConvNeXts, EfficientNets, MobileNets, MnasNets, RegNets, VGGs, Swins); "
     "safetensors: torchvision's names, with a description of the network; onnx: the graph, "
     "normalised images [batch, 3, S, S] to features [batch, d]; detectron2: its pickle, for ResNets; "
     "moco: MoCo's layout, for linear-evaluation scripts like MoCo's; state_dict: under the network's own names, for "

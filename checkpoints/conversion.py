@@ -21,7 +21,8 @@ from torch import Tensor
 
 from checkpoints.safe_load import file_sha256
 from checkpoints.targets import Moco, Network, Opened, Safetensors, StateDict, Target, Torchvision
-from checkpoints.targets_elsewhere import Detectron2, Onnx, Timm
+from checkpoints.targets_elsewhere import Detectron2, Onnx
+from checkpoints.targets_timm import Timm
 from runtime.errors import UserError
 from runtime.outputs import check_output_file, reserve
 

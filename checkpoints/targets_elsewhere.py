@@ -1,4 +1,4 @@
-"""Export formats for other libraries' networks, and how each is read back."""
+"""Export formats of ONNX and detectron2, and how each is read back."""
 
 from __future__ import annotations
 
@@ -13,119 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet, VisionTransformer
+from torchvision.models import ResNet
 
-from checkpoints.naming import efficientnet_names, rename
-from checkpoints.snippets import feature_edit, run_code, timm_arguments, timm_call, trunk_code
+from checkpoints.naming import rename
+from checkpoints.snippets import run_code, trunk_code
 from checkpoints.targets import Network, Opened, Target
-from models.backbones import TIMM
-from models.original import EFFICIENTNETS, ORIGINALS, name_there
 from runtime.errors import UserError
-from runtime.own import is_own
-
-VIT_WIDTHS = {192: ("tiny", 3), 384: ("small", 6), 768: ("base", 12), 1024: ("large", 16), 1280: ("huge", 16)}
-# timm's networks that have torchvision's tensors under other names but in the same order, and what their builder must
-# be told; which of them are one function is seen when the features are compared
-_EPS = {"bn_eps": 1e-3}
-IN_ORDER: dict[str, tuple[str, dict[str, Any]]] = {
-    **{f"efficientnet_b{n}": (f"efficientnet_b{n}", _EPS if n > 4 else {}) for n in range(8)},
-    **{f"convnext_{size}": (f"convnext_{size}", {}) for size in ("tiny", "small", "base", "large")},
-    **{f"mobilenet_v3_{size}": (f"mobilenetv3_{size}_100", _EPS) for size in ("large", "small")},
-    **{f"mnasnet{n.replace('.', '_')}": (f"mnasnet_{n.replace('.', '')}0".replace("750", "75"), {}) for n in (
-        "0.5", "0.75", "1.0")},
-    "mobilenet_v2": ("mobilenetv2_100", {})}
-WITHOUT_HIDDEN = {"mobilenet_v3_large", "mobilenet_v3_small"}  # whose timm network has a layer behind the pooling
-
-
-class Timm(Target):
-    """A bare state dict under timm's names, for timm's network of the same shape."""
-
-    what = "a state dict under timm's names"
-    tolerance = 1e-5  # another implementation of attention
-    packages = ("timm",)
-    projector = ""
-
-    def refuse(self, network: Network) -> str | None:
-        """Refuses a network whose tensors no network of timm's has."""
-        import timm
-
-        spec = network.trunk.spec
-        if is_own(spec.arch):
-            return super().refuse(network)
-        advice = f"choose --to {'torchvision, ' * (spec.arch not in ORIGINALS)}safetensors or onnx"
-        if spec.stem != "imagenet":
-            return f"its stem is {spec.stem}, but timm's networks have the imagenet stem; {advice}"
-        name, options = self.model(network)
-        if not timm.is_model(name):
-            return f"timm has no network {name}; {advice}"
-        theirs = self._theirs(network).state_dict()
-        if spec.arch in IN_ORDER and [x.numel() for x in theirs.values()] != [
-                x.numel() for x in network.trunk.state_dict().values()]:
-            return f"timm's {name} has other tensors; {advice}"
-        ours = self._state(network)
-        if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
-            other = sorted(theirs.keys() ^ ours.keys()) or [k for k in ours if ours[k].shape != theirs[k].shape]
-            return f"timm's {name} has other tensors ({other[0]} and {len(other) - 1} more differ); {advice}"
-        return None
-
-    def model(self, network: Network) -> tuple[str, dict[str, Any]]:
-        """timm's name, and the other arguments of its builder."""
-        import timm
-
-        spec, trunk = network.trunk.spec, network.trunk
-        if spec.arch.startswith(TIMM):
-            return timm_arguments(trunk)
-        if spec.arch in IN_ORDER:
-            return IN_ORDER[spec.arch]
-        if spec.arch in EFFICIENTNETS:
-            return f"tf_{name_there(spec.arch)}", {}
-        if not isinstance(trunk, VisionTransformer) or trunk.hidden_dim not in VIT_WIDTHS:
-            return spec.arch, {}
-        word, heads = VIT_WIDTHS[trunk.hidden_dim]
-        name = f"vit_{word}_patch{trunk.patch_size}_224"
-        usual = timm.is_model(name)
-        name = name if usual else f"vit_{word}_patch16_224"
-        found = trunk.encoder.layers[0].num_heads
-        return name, {**({} if spec.image_size == 224 else {"img_size": spec.image_size}),
-                      **({} if usual else {"patch_size": trunk.patch_size}),
-                      **({} if found == heads else {"num_heads": found})}
-
-    def write(self, network: Network, path: Path) -> None:
-        """Write the state dict under timm's names."""
-        torch.save(self._state(network), path)
-
-    def code(self, network: Network, path: Path) -> str:
-        """timm's own loading."""
-        name, options = self.model(network)
-        if network.trunk.spec.arch in IN_ORDER:
-            return "; ".join(["import torch, timm", f"model = {timm_call(name, options)}", *self._edits(network),
-                              f"model.load_state_dict({self.read_code(path)})", "model.eval()"])
-        call, edits = timm_call(name, options, checkpoint_path=str(path)), feature_edit(network.trunk, "timm")
-        return "; ".join([f"import {'torch, ' * bool(edits)}timm", f"model = {call}", "model.eval()", *edits])
-
-    def _theirs(self, network: Network) -> nn.Module:
-        """timm's network, without weights."""
-        name, options = self.model(network)
-        return run_code("; ".join(["import torch, timm", f"model = {timm_call(name, options)}", *self._edits(network)]),
-                        "model")
-
-    def _edits(self, network: Network) -> list[str]:
-        """Statements that take from timm's network what torchvision's trunk has not."""
-        parts = ("conv_head", "norm_head", "act2") if network.trunk.spec.arch in WITHOUT_HIDDEN else ()
-        return [f"model.{part} = torch.nn.Identity()" for part in parts]
-
-    def _state(self, network: Network) -> dict[str, Tensor]:
-        if network.trunk.spec.arch in IN_ORDER:
-            ours, theirs = network.trunk.state_dict(), self._theirs(network).state_dict()
-            return {name: value.reshape(like.shape) for (name, like), value in zip(theirs.items(), ours.values(),
-                                                                                   strict=True)}
-        if network.trunk.spec.arch in EFFICIENTNETS:
-            tensors = network.trunk.state_dict()
-            table = efficientnet_names({name: value.shape for name, value in tensors.items()})
-            return {table[name]: value for name, value in tensors.items()}
-        is_vit = isinstance(network.trunk, VisionTransformer)
-        return {rename(name, "timm ViT" if is_vit else None, inverse=True): value
-                for name, value in network.trunk.state_dict().items()}
 
 
 class Onnx(Target):

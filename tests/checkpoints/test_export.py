@@ -23,8 +23,10 @@ from torch import nn
 
 from checkpoints.conversion import TARGETS, check_output, check_target, export
 from checkpoints.frozen import load_frozen
+from checkpoints.report import Report
 from checkpoints.targets import Network, Target
-from models.backbones import build_backbone
+from checkpoints.targets_timm import IN_ORDER
+from models.backbones import Spec, build_backbone
 from models.tokens import use_feature
 from runtime.errors import UserError
 
@@ -155,6 +157,44 @@ def test_timm(tmp_path, sources, images, kind, name):
     with torch.no_grad():
         assert largest(loaded(images), model(images)) <= 1e-5
     assert repr(name) in done.code
+
+
+def small_swin():
+    return torchvision.models.SwinTransformer([4, 4], 16, [1, 1, 2, 1], [1, 1, 2, 2], [7, 7], num_classes=3)
+
+
+@pytest.mark.parametrize(("arch", "build", "size", "smaller"), [
+    ("regnet_y_400mf", torchvision.models.regnet_y_400mf, SIZE, {}),
+    ("vgg11", torchvision.models.vgg11, SIZE, {"mlp_ratio": 1e-3}),  # of layers that the trunk has not
+    ("swin_t", small_swin, 224, {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)})])
+def test_timms_networks_that_declare_or_end_otherwise(tmp_path, monkeypatch, arch, build, size, smaller):
+    """RegNet's shortcuts and Swin's reductions are declared last, VGG has two layers behind the pooling."""
+    need("timm")
+    name, _ = IN_ORDER[arch]
+    monkeypatch.setitem(IN_ORDER, arch, (name, smaller))
+    torch.manual_seed(0)
+    with torch.device("meta") if arch == "vgg11" else contextlib.nullcontext():
+        model = build()  # whose classifier is large
+    model = model.to_empty(device="cpu") if arch == "vgg11" else model
+    head = {"regnet_y_400mf": "fc", "vgg11": "classifier", "swin_t": "head"}[arch]
+    setattr(model, head, nn.Identity())
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            nn.init.uniform_(value, 0.5, 1) if "running" in key else nn.init.normal_(value, std=0.1)
+    model.eval().requires_grad_(False).spec = Spec(arch, "imagenet", size, 0, head, "pool")
+    images = torch.randn(2, 3, size, size)
+    done, names = export(Network(model, None, Report("file")), "timm", tmp_path / "o.pth", {"random": images}), {}
+    exec(done.code, names)
+    assert type(names["model"]).__module__.startswith("timm.")
+    assert largest(names["model"](images), model(images)) <= 1e-5
+
+
+def test_sizes_at_which_timms_swin_pads_otherwise(tmp_path):
+    need("timm")
+    model = small_swin()
+    model.spec = Spec("swin_t", "imagenet", 256, 128, "head", "pool")
+    with pytest.raises(UserError, match="cannot take swin_t: its images are 256 px wide, which timm's Swin pads"):
+        export(Network(model, None, Report("file")), "timm", tmp_path / "o.pth", {})
 
 
 def test_timms_mobilenet_v3_without_its_layer_behind_the_pooling(tmp_path, sources, images):
