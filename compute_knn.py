@@ -39,7 +39,8 @@ from data.checks import (
 from data.clusters import NO_CLUSTER, save_clusters
 from data.datasets import open_source
 from data.images import limit_pixels
-from data.neighbours import place_neighbours, refuse_other_file
+from data.neighbours import place_neighbours, read_twin, refuse_other_file
+from data.reading import Reading
 from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.knn import PAPER_ROWS, knn_accuracy
@@ -50,7 +51,7 @@ from runtime.device import UNEVEN_WORK, Process, gather_objects, start_process
 from runtime.errors import UserError, run_script
 from runtime.outputs import check_output_file
 from runtime.regular import expect_file
-from runtime.settings import add_settings
+from runtime.settings import add_settings, declared
 from search.backend import Search
 from search.kmeans import kmeans
 from search.mining import write_neighbours
@@ -121,7 +122,8 @@ def _add_check_flags(commands: argparse._SubParsersAction) -> None:
     check.add_argument("file", metavar="FILE",
                        help="closek_info.npy, fark_info.npy or clusters_K.pth, the original's too"
                        ).check = lambda path, _: expect_file(path, path, "give a file that compute_knn.py writes")
-    cli.add_data_flags(check, "--data_path", opens_images=False)
+    declared(Reading)["image_size"].add_to(cli.add_data_flags(check, "--data_path", opens_images=False))
+    networks.add_weights_flags(check, required=False, why="; then the picture shows each image's cosine to its anchor")
     group = check.add_argument_group("picture")
     group.add_argument("--sheet", metavar="PNG", default=None,
                        help="where the picture goes; default: FILE's name with .png; 'none' for no picture")
@@ -250,7 +252,14 @@ def check_file(args: argparse.Namespace, process: Process) -> None:
         rows, notes = cluster_rows(path, source, args.anchors, args.show, args.seed), []
     else:
         rows, notes = neighbour_rows(path, source, args.anchors, args.show, args.seed)
-    contact_sheet(source, rows, sheet)
+    cosines = None
+    if args.weights:
+        encoder, identity = networks.open_network(args, process)
+        made_by = (read_twin(path) or {}).get("teacher_sha256", identity["sha256"])
+        notes += [f"--weights {args.weights} is not the network whose features the file was made from"] * (
+            made_by != identity["sha256"])
+        cosines = [networks.cosines(encoder, source, [i for _, group in row for i in group]) for row in rows]
+    contact_sheet(source, rows, sheet, cosines)
     print(*notes, f"Picture: {sheet}", sep="\n")
 
 
@@ -277,14 +286,12 @@ def evaluate_knn(args: argparse.Namespace, process: Process) -> None:
                           progress=process.is_main, process=process, backend=backend, memory=how.bytes)
     if not process.is_main:
         return
-    spec = encoder.backbone.spec
     if args.json:
-        print(json.dumps({"weights": args.weights, **spec.record(), "sha256": identity["sha256"], "data": args.data,
-                          "train_images": len(train), "test_images": len(test), "classes": len(train.classes),
-                          "knn": scores}))
+        print(json.dumps({"weights": args.weights, **encoder.backbone.spec.record(), "sha256": identity["sha256"],
+                          "data": args.data, "train_images": len(train), "test_images": len(test),
+                          "classes": len(train.classes), "knn": scores}))
         return
-    print(f"{args.weights}: {spec}; {len(train):,} training and "
-          f"{len(test):,} test images, {len(train.classes)} classes")
+    print(f"{len(train):,} training and {len(test):,} test images, {len(train.classes)} classes")
     for row in scores:
         print(f"k={row['k']:<4d} T={row['T']:<5g} top-1 {row['top1']:6.2f} %   top-5 {row['top5']:6.2f} %")
     if note := of_one_class(train.classes):

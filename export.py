@@ -146,7 +146,7 @@ def main() -> None:
     for sentence in cli.unused(args):
         print(sentence, file=sys.stderr)
     if not args.json:
-        print(report)
+        print(report.short())
     lower = cli.take(LowPrecision, args)
     wanted = args.images or (8 if lower.precision == FLOAT else 1000)
     real = real_images(args.data, wanted, encoder.backbone.spec.image_size)

@@ -270,8 +270,8 @@ def say_plan(run: Run, args: cli.Arguments, data: TrainingData, parts: Parts, up
              ) -> None:
     """Write the first lines of the log: data, networks, number of steps, and the flags that have no effect."""
     process, arch = run.process, parts.student.backbone.spec.arch
-    run.log.say(cli.ignored_flags_note(args), f"data: {data.source.description}",
-                f"teacher: {parts.report or 'none'}", *notes, of_the_paper(arch),
+    run.log.say(f"teacher: {parts.report or 'none'}", shown=parts.report and f"teacher: {parts.report.short()}")
+    run.log.say(cli.ignored_flags_note(args), f"data: {data.source.description}", *notes, of_the_paper(arch),
                 *cli.unused(args, methods.SURROUNDINGS), *methods.unused(args, parts.student.proj_head),
                 f"student: {arch}, {args.epochs} epochs of {len(data.sampler)} steps of "
                 f"{data.sampler.global_images_per_step} images on {process.world_size} x {process.device.type}, "

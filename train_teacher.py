@@ -122,8 +122,9 @@ def pretrain(args: argparse.Namespace, process: Process) -> None:
     modules = {"state_dict": moco, "loss": loss, "updater": updater}
     what = describe(args, process, data.source, moco, report, modules, knn, optimization)
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed, args.start_epoch)
+    if report:
+        run.log.say(f"weights: {report}", shown=f"weights: {report.short()}")
     run.log.say(cli.ignored_flags_note(args), *cli.unused(args), f"data: {data.source.description}", *notes,
-                f"weights: {report}" if report else "",
                 f"MoCo v2: {moco.spec.arch}{', only its head' * args.freeze_trunk}, {args.epochs} epochs of "
                 f"{len(sampler)} steps of {args.batch_size} images, queue {args.queue_size}, on "
                 f"{process.world_size} x {process.device.type}, --amp {updater.amp}")

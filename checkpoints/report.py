@@ -1,4 +1,4 @@
-"""The report of what happened to each key of a checkpoint file, which is printed, logged, and saved with the run."""
+"""The report of what happened to each key of a checkpoint file: a line is shown, all of it is logged and saved."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from runtime.errors import printable
+
+WIDTH = 88  # characters on a line of the screen, behind a word such as "teacher: "
 
 
 @dataclass
@@ -49,6 +51,18 @@ class Report:
     def record(self) -> dict[str, Any]:
         """The report as a plain dict, for JSON and for checkpoints."""
         return {**asdict(self), "ok": self.ok}
+
+    def short(self) -> str:
+        """What a person wants to see of a file that fits, in lines of less than 100 characters unless a name is longer:
+        its network, layout, and notes. ``str()`` has the rest."""
+        stem = "" if self.stem == "imagenet" else f", stem {self.stem}"
+        feature = "" if self.feature == "pool" else f", feature {self.feature}"
+        branch = f", branch {self.branch}" if self.branch and self.branches else ""
+        network = (f"{self.arch}{stem}, {self.image_size} px{feature} ({self.layout} layout{branch}, all "
+                   f"{self.matched} tensors)")
+        first = f"{self.file}: {network}"
+        lines = [first] if len(first) <= WIDTH else [f"{self.file}:", network]
+        return "\n    ".join(map(printable, lines + self.notes))
 
     def __str__(self) -> str:
         branch = f" (branch {self.branch}" + (f", beside {', '.join(self.branches)}" if self.branches else "") + ")"

@@ -80,13 +80,13 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         compared[name] = how
         nets.append(student)
     chance = {k: 100 * k / (len(source) - 1) for k in ks}
-    title = (f"overlap with {args.teacher}, {teacher.spec.arch}, on {len(source):,} images of {source.title}; shared "
-             "neighbours in %")
+    on = f"on {len(source):,} images of {source.title}"
     record = evaluation.finish("overlap", args, process, nets, {"held-out": source}, found,
-                           [{**_row(name, x, ks), "compared": compared[name]} for name, x in found.items()], title,
-                           compared=compared, chance=chance)
+                               [{**_row(name, x, ks), "compared": compared[name]} for name, x in found.items()],
+                               f"overlap with the teacher {on}; shared neighbours in %", compared=compared,
+                               chance=chance)
     if process.is_main and args.picture != "none":
-        _picture(args, folder, found, chance, title)
+        _picture(args, folder, found, chance, f"overlap with {args.teacher}, {teacher.spec.arch}, {on}")
     return record
 
 

@@ -131,8 +131,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         if len(rows) > 1:
             rows.append({"data": "mean", "score": metrics["mean"]})
     data = {f"{each.name} {part}": source for each in sets for part, source in each.parts().items()}
-    title = f"transfer: {network.file}, {network.spec}"
-    return evaluation.finish("transfer", args, process, [network], data, metrics, rows, title)
+    return evaluation.finish("transfer", args, process, [network], data, metrics, rows, "transfer")
 
 
 def _check(args: argparse.Namespace, process: Process) -> None:

@@ -113,8 +113,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         raise UserError(f"--data {args.data}: no video has an object in its first mask; unpack DAVIS again")
     names = [str(path.relative_to(args.data)) for video in videos for path in video.frames]
     frames = FileSource(Path(args.data), names, None, [], f"{args.data}, {args.split}")
-    title = (f"video: {network.file}, {network.spec.arch}, stem {network.spec.stem}, {maps.name} at stride "
-             f"{maps.stride}; {len(everyone)} objects in {len(videos)} videos, %")
+    title = (f"video: {maps.name} at stride {maps.stride}; {len(everyone)} objects in {len(videos)} videos, %")
     return evaluation.finish("video", args, process, [network], {"frames": frames}, summary(everyone), title=title,
                          map={"stage": maps.name, "stride": maps.stride},
                          videos={name: summary(objects)["J&F mean"] for name, objects in found.items() if objects})

@@ -236,9 +236,8 @@ def finish(command: str, args: argparse.Namespace, process: Process, nets: Seque
         folder = open_output(args)
         add_result(folder, record)
         save_table(folder / f"{command}.md", rows)
-        net = nets[0]
         what = ", ".join(f"{len(source):,} {role}" for role, source in data.items())
-        print(title or f"{command}: {net.file}, {net.spec}; {what} images")
+        print(title or f"{command}: {what} images")
         print(table(rows))
         notes = {of_one_class(source.classes) for source in data.values()} if command not in UNLABELLED else set()
         for note in filter(None, notes):

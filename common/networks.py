@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from checkpoints.by_name import NAME_HELP, folder_beside, look_at_weights
 from checkpoints.frozen import load_frozen, untrained
 from common import cli
 from data.augment import Transform, eval_transform
+from data.images import BadImage
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
 from models.backbones import ARCH_HELP
@@ -62,15 +67,17 @@ class Features:
         "digits, up to 65,504) or bfloat16 (2 digits, any size)", choices=sorted(STORED))] = "float32"
 
 
-def add_weights_flags(parser: argparse.ArgumentParser, several: bool = False, required: bool = True) -> cli.Group:
-    """Add --weights (a list of files if ``several``), --arch, and the flags that say how the file is read."""
+def add_weights_flags(parser: argparse.ArgumentParser, several: bool = False, required: bool = True,
+                      why: str = "") -> cli.Group:
+    """Add --weights (a list of files if ``several``; ``why``: what it is for), --arch, and the flags that say how the
+    file is read."""
     group = parser.add_argument_group("network")
     found = declared(Network)
     if several:
         setting = replace(found["weights"].setting, nargs="+")
         found["weights"] = replace(found["weights"], setting=setting)
     found["weights"].add_to(group, **({} if required else {"default": None}),
-                            source=", or of each of several" * several)
+                            source=", or of each of several" * several + why)
     found["arch"].add_to(group)
     cli.add_network_flags(group)
     return group
@@ -91,23 +98,28 @@ def open_network(args: argparse.Namespace, process: Process, weights: str | None
                         f"tokens of a transformer are its feature, give --feature {args.features}")
     seed_everything(args.seed)
     weights = weights or args.weights
-    quiet = getattr(args, "json", False) or not process.is_main
     if weights == UNTRAINED:
         if not args.arch:
             raise UserError(f"{flag} {UNTRAINED} needs --arch; add, for example, --arch resnet18")
         encoder = untrained(args.arch, args.image_size or 224, args.stem or "imagenet", args.feature)
         identity = {"sha256": f"{UNTRAINED}-{args.seed}"}
+        line = f"{UNTRAINED}: {encoder.backbone.spec}, random weights of --seed {args.seed}"
     else:
         encoder, report = load_frozen(weights, args.arch, args.stem, args.image_size, flag=flag,
                                       prefix="--teacher-" if flag == "--teacher" else "--",
                                       **cli.checkpoint_options(args))
         identity = {"sha256": report.sha256, "branch": report.branch, "mean": report.mean, "std": report.std}
-        if not quiet:
-            print(report)
-    note = cli.ignored_flags_note(args)
-    if note and not quiet:
-        print(note)
+        line = report.short()
+    if process.is_main and not getattr(args, "json", False):
+        for text in filter(None, (line, cli.ignored_flags_note(args))):
+            say_once(text)
     return encoder.to(process.device), {**identity, **encoder.backbone.spec.record()}
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print it unless this process has: `evaluate.py all` opens its networks again for each evaluation."""
+    print(text)
 
 
 def features_identity(encoder: FrozenEncoder, source: ImageSource, args: argparse.Namespace,
@@ -178,6 +190,21 @@ def features_folder(args: argparse.Namespace, default: Path | None = None) -> Pa
             raise
         return None
     return folder
+
+
+@torch.inference_mode()
+def cosines(encoder: FrozenEncoder, source: ImageSource, images: Sequence[int]) -> dict[int, float]:
+    """The cosine of the features of each of ``images`` but the first to the first, by index; unreadable ones are
+    missing."""
+    transform, opened = eval_transform(encoder.backbone.spec.image_size), {}
+    for i in images:
+        with contextlib.suppress(BadImage):
+            opened[i] = transform(source.open(i))
+    if images[0] not in opened:
+        return {}
+    device = encoder.normalise.shift.device
+    rows = functional.normalize(encoder(torch.stack([*opened.values()]).to(device)).float(), dim=1)
+    return dict(zip(list(opened)[1:], (rows[1:] @ rows[0]).tolist(), strict=True))
 
 
 def refuse_zero_rows(features: torch.Tensor, rows: range, source: ImageSource) -> None:

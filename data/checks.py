@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -137,15 +137,17 @@ def cluster_rows(path: Path, source: ImageSource, anchors: int, show: int, seed:
     return rows
 
 
-TILE, CAPTION, MARGIN, GAP = 96, 14, 12, 18  # pixels
+TILE, LINE, LETTER, MARGIN, GAP = 120, 12, 6, 12, 18  # pixels
 
 
-def contact_sheet(source: ImageSource, rows: list[Row], path: Path) -> Path:
+def contact_sheet(source: ImageSource, rows: list[Row], path: Path,
+                  cosines: Sequence[Mapping[int, float]] | None = None) -> Path:
     """Write a PNG, atomically, with one line for each of `rows`: the images of each group side by side, resized to
-    tiles, each with its index and, if known, its class."""
+    tiles, each with its file's name, its index, and, if known, its class and its cosine to the first image of the line
+    (``cosines``: for each line, by index)."""
     widths = [max(len(row[group][1]) for row in rows) * (TILE + 4) for group in range(len(rows[0]))]
     lefts = [MARGIN + sum(widths[:group]) + GAP * group for group in range(len(widths))]
-    top, height = MARGIN + CAPTION + 4, TILE + CAPTION + 8
+    top, height = MARGIN + LINE + 6, TILE + (2 if cosines is None else 3) * LINE + 8
     sheet = Image.new("RGB", (lefts[-1] + widths[-1] + MARGIN, top + height * len(rows) + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     for left, (heading, _) in zip(lefts, rows[0], strict=True):
@@ -155,10 +157,18 @@ def contact_sheet(source: ImageSource, rows: list[Row], path: Path) -> Path:
             for place, i in enumerate(indices):
                 corner = left + place * (TILE + 4), top + number * height
                 sheet.paste(_tile(source, i), corner)
-                name = "" if source.labels is None else source.classes[source.labels[i]]
-                text = f"{i} {name}".encode("ascii", "replace").decode()  # some builds of Pillow draw only ASCII
-                draw.text((corner[0], corner[1] + TILE + 1), text[: TILE // 6], fill="black")
+                caption = _caption(source, i, cosines[number] if cosines else {})
+                draw.multiline_text((corner[0], corner[1] + TILE + 1), caption, fill="black", spacing=2)
     return write_atomic(path, lambda file: sheet.save(file, format="PNG"))
+
+
+def _caption(source: ImageSource, i: int, cosines: Mapping[int, float]) -> str:
+    """The end of image i's name, its index and class, and its cosine, on a line each."""
+    most = TILE // LETTER
+    name, kind = source.names[i].rpartition("/")[2], "" if source.labels is None else source.classes[source.labels[i]]
+    lines = [name if len(name) <= most else f"..{name[2 - most:]}", f"{i} {kind}"[:most]]
+    lines += [f"cosine {cosines[i]:.3f}"] if i in cosines else []
+    return "\n".join(lines).encode("ascii", "replace").decode()  # some builds of Pillow draw only ASCII
 
 
 def _tile(source: ImageSource, i: int) -> Image.Image:

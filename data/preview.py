@@ -60,9 +60,11 @@ def sheet(source: ImageSource, rows: list[int], views: int, augment: Augmentatio
     """A row for each image and data path: the image as evaluation sees it, then its views."""
     size = augment.image_size
     step = size + GAP
-    canvas = Image.new("RGB", (GAP + (1 + views) * step, len(rows) * (LABEL + len(paths) * step)), "white")
+    canvas = Image.new("RGB", (GAP + (1 + views) * step, LABEL + len(rows) * (LABEL + len(paths) * step)), "white")
     draw, check = ImageDraw.Draw(canvas), BadImageLog(source, "error").check
-    top = 0
+    for left, header in ((GAP, "evaluation" if size >= 60 else "eval"), (GAP + step, "training views")):
+        draw.text((left, 1), header, fill="black")
+    top = LABEL
     for place, row in enumerate(rows):
         draw.text((GAP, top + 1), f"{source.names[row]}   {' / '.join(paths)}", fill="black")
         top += LABEL

@@ -14,6 +14,7 @@ from runtime.state import write_atomic
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#999933")
 WHOLE = {"cka": "linear CKA", "cka_unbiased": "CKA,\nunbiased", "row_cosine": "cosine\nof rows",
          "space_cosine": "cosine\nof columns", "dimension_correlation": "correlation\nof columns"}
+LOST = {"trustworthiness": "trust.", "continuity": "cont."}
 
 
 def save_picture(path: Path, students: Mapping[str, Mapping[str, Any]], chance: Mapping[int, float], title: str,
@@ -23,24 +24,23 @@ def save_picture(path: Path, students: Mapping[str, Mapping[str, Any]], chance: 
     Raises :class:`UserError` without matplotlib.
     """
     figure = new_figure(figsize=(14, 4 + 0.25 * len(students)), layout="constrained")
-    shared, kept, whole = figure.subplots(1, 3)
+    shared, lost, whole = figure.subplots(1, 3)
     first = next(iter(students.values()))
     ks = list(first["shared"])
-    _bars(shared, [str(k) for k in ks], {name: list(x["shared"].values()) for name, x in students.items()}, "{:.3g}")
+    _bars(shared, [str(k) for k in ks], {name: list(x["shared"].values()) for name, x in students.items()}, "{:.2g}")
     shared.plot(range(len(ks)), [chance[k] for k in ks], "k_", markersize=30, label="by chance")
     shared.set(title="nearest neighbours shared with the teacher", xlabel="k", ylabel="%", ylim=(0, None))
 
-    places = [f"{word}\nk={k}" for word in ("trust.", "cont.") for k in ks if k > 1]
-    _bars(kept, places, {name: [x[word][k] for word in ("trustworthiness", "continuity") for k in ks if k > 1]
-                         for name, x in students.items()}, "")
-    lowest = min(x[word][k] for x in students.values() for word in ("trustworthiness", "continuity") for k in ks)
-    kept.set(title="trustworthiness and continuity", ylim=(min(0.5, lowest) if lowest < 0.6 else 0.5, 1))
-    kept.tick_params(axis="x", labelsize=6)
+    some = sorted({min(ks), min(ks, key=lambda k: abs(k - 11)), max(ks)} - {1})  # they differ little between sizes
+    _bars(lost, [f"{word}\nk={k}" for word in LOST.values() for k in some],
+          {name: [100 * (1 - x[word][k]) for word in LOST for k in some] for name, x in students.items()}, "{:.2g}")
+    lost.set(title="what neighbourhoods lose (smaller is better)", ylabel="100 (1 - measure); 50 by chance",
+             ylim=(0, None))
 
     _bars(whole, list(WHOLE.values()), {name: [x[key] for key in WHOLE] for name, x in students.items()}, "{:.2f}")
     whole.set(title="global similarity")
     whole.axhline(0, color="black", linewidth=0.8)
-    for axis in (shared, kept, whole):
+    for axis in (shared, lost, whole):
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
     figure.legend(*shared.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(students) + 1),

@@ -55,10 +55,10 @@ class RunLog:
         if dropped:
             self.say(f"{folder / METRICS}: {dropped} lines that are not valid or not this run's were dropped")
 
-    def say(self, *lines: str | None) -> None:
-        """Lines on the screen and in log.txt; those without text are left out."""
+    def say(self, *lines: str | None, shown: str | None = None) -> None:
+        """Lines on the screen, there ``shown`` if it is given, and in log.txt; those without text are left out."""
         for text in filter(None, lines if self.is_main else ()):
-            self._show(text)
+            self._show(shown or text)
             with self._noting_trouble():
                 line = without_codes(text).replace("\r", "?")
                 print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self.text, flush=True)

@@ -175,7 +175,9 @@ def train(args: argparse.Namespace, process: Process) -> None:
                        {"state_dict": model, "updater": updater, "scores": scores}, ["detector.pth"],
                        args.resumable | ELSEWHERE)
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed)
-    run.log.say(cli.ignored_flags_note(args), report and str(report),
+    if report:
+        run.log.say(str(report), shown=report.short())
+    run.log.say(cli.ignored_flags_note(args),
                 f"train: {train_set.title}, {len(rows):,} images with objects of {len(train_set):,}; test: "
                 f"{test_set.title}, {len(test_set):,} images; {len(train_set.classes)} classes")
     parallel = wrap(model, process)
