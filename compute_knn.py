@@ -306,7 +306,7 @@ def main() -> None:
     """Parse, join the job, run the sub-command."""
     args = parse_args()
     limit_pixels(args.max_pixels)
-    with start_process(args.device, UNEVEN_WORK) as process:
+    with start_process(args.device, UNEVEN_WORK, float64=True) as process:
         cli.same_flags(args, process)
         cli.say_unused(args, process)
         COMMANDS[args.command](args, process)

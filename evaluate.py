@@ -46,7 +46,7 @@ def main() -> None:
     """Parse, join the job, run the sub-command; with --json only its record goes to stdout."""
     args = parse_args()
     limit_pixels(args.max_pixels)
-    with start_process(args.device, UNEVEN_WORK) as process:
+    with start_process(args.device, UNEVEN_WORK, float64=True) as process:
         cli.same_flags(args, process)
         cli.say_unused(args, process)
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():

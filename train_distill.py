@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from checkpoints.report import Report
 from common import afterwards, cli, cli_original, distillation, methods, sampling
@@ -42,7 +42,7 @@ from models.original import of_the_paper
 from models.teachers import FrozenEncoder
 from runtime.agreement import together
 from runtime.device import Process, seed_everything, start_process, wrap
-from runtime.errors import run_script
+from runtime.errors import UserError, run_script
 from runtime.hardware import Hardware
 from runtime.job import RunSettings
 from runtime.loop import Trainer
@@ -50,6 +50,7 @@ from runtime.micro_batches import in_parts, parts_of
 from runtime.optim import Updater
 from runtime.optimizers import Optimization
 from runtime.own import code_record
+from runtime.restore import Stateful
 from runtime.run import Description, Run
 from runtime.settings import add_settings
 from runtime.watch import GrowthWatch
@@ -115,7 +116,7 @@ def distil(args: cli.Arguments, process: Process) -> None:
     trainer = Trainer(run, updater, data.loader, sampler.global_images_per_step, args.epochs, optimization.rate,
                       args.print_freq, data.bad_images.check,
                       monitor=lambda found: agreement(found["student"], found.get("teacher")),
-                      watch=GrowthWatch() if parts.loss.follows_rows and not run.steps else None)
+                      watch=parts.watch)
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch, run.step)
         parts.loss.set_epoch(epoch)
@@ -129,6 +130,9 @@ def distil(args: cli.Arguments, process: Process) -> None:
 def check_flags(args: cli.Arguments) -> None:
     """Check what can be checked from the command line alone, before anything is read."""
     cli.take(Optimization, args).check()
+    if args.device == "mps" and args.micro_batch:
+        raise UserError("--micro-batch computes outputs twice with the same random numbers, which --device mps cannot "
+                        "repeat; leave it out, or give --device cpu")
     methods.check_loss(args)
     sampling.check_sampler(args)
     cli.check_files(args)
@@ -149,6 +153,7 @@ class Parts:
     average: MovingAverage | None
     micro_batch: int  # images that pass through the networks at once, 0 for all
     micro_batches: int  # into which a batch is therefore split
+    watch: GrowthWatch | None
 
     def step(self, batch: Batch, forward: Callable[..., tuple[Tensor, ...]]) -> dict[str, Tensor]:
         """A training step: the named parts of the loss. ``forward``: the student's."""
@@ -201,9 +206,9 @@ class Parts:
         return {"student.pth": self.student, **({"student_ema.pth": self.average.network} if self.average else {})}
 
     @property
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, Stateful]:
         """What a run resumes from, under its names in checkpoint.pth."""
-        kept = {"state_dict": self.student, "momentum": self.momentum, "ema": self.average,
+        kept = {"state_dict": self.student, "momentum": self.momentum, "ema": self.average, "watch": self.watch,
                 "loss": self.loss if self.loss.state_dict() else None}
         return {name: module for name, module in kept.items() if module is not None}
 
@@ -215,7 +220,7 @@ def build_parts(args: cli.Arguments, data: TrainingData, teacher: FrozenEncoder 
     widths = {None: args.moco_dim, **(teacher.widths() if teacher else {})}  # of each target of the student
     student, begun = distillation.build_student(args, needs, widths, data.image_size, process)
     parts = micro_batches(args, needs, data.sampler, student, teacher)
-    notes = [f"the student starts from {begun}"] * bool(begun)
+    notes = []
     loss = build_objective(args.loss, args.loss_weights, args.beta, widths, **methods.options(args),
                            student_dim=student.backbone.spec.feature_dim).to(process.device)
     if teacher:
@@ -224,7 +229,8 @@ def build_parts(args: cli.Arguments, data: TrainingData, teacher: FrozenEncoder 
     momentum = (MomentumStudent(student, args.moco_m, max(args.bn_parts, parts * process.world_size))
                 if needs.momentum else None)
     average = MovingAverage(student, args.ema) if args.ema else None
-    return Parts(loss, student, begun, teacher, report, momentum, average, args.micro_batch, parts), notes
+    return Parts(loss, student, begun, teacher, report, momentum, average, args.micro_batch, parts,
+                 GrowthWatch() if loss.follows_rows else None), notes
 
 
 def micro_batches(args: cli.Arguments, needs: CombinedNeeds, sampler: RandomSampler, student: Distiller,
@@ -271,6 +277,8 @@ def say_plan(run: Run, args: cli.Arguments, data: TrainingData, parts: Parts, up
     """Write the first lines of the log: data, networks, number of steps, and the flags that have no effect."""
     process, arch = run.process, parts.student.backbone.spec.arch
     run.log.say(f"teacher: {parts.report or 'none'}", shown=parts.report and f"teacher: {parts.report.short()}")
+    if parts.begun:
+        run.log.say(f"the student starts from {parts.begun}", shown=f"the student starts from {parts.begun.short()}")
     run.log.say(cli.ignored_flags_note(args), f"data: {data.source.description}", *notes, of_the_paper(arch),
                 *cli.unused(args, methods.SURROUNDINGS), *methods.unused(args, parts.student.proj_head),
                 f"student: {arch}, {args.epochs} epochs of {len(data.sampler)} steps of "

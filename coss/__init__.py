@@ -28,7 +28,8 @@ __all__ = ["Network", "UserError", "distill", "embed", "load", "names"]
 
 
 def add_root() -> None:
-    """Put the repository's packages on the path. Raises ImportError if other packages of these names are imported."""
+    """Put the repository's packages on the path. Raises ImportError if other packages of these names are imported, and
+    runtime.errors.UserError on Windows."""
     for name in _NAMES:
         file = getattr(sys.modules.get(name), "__file__", None)
         if file and ROOT not in Path(file).resolve().parents:
@@ -36,6 +37,7 @@ def add_root() -> None:
                               "in a separate process, or rename the other")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
+    importlib.import_module("runtime.start").check_platform()
 
 
 def __getattr__(name: str) -> Any:

@@ -186,7 +186,7 @@ def _turn_hue(x: Tensor, steps: Tensor) -> Tensor:
 
 
 def _box_radius(sigma: Tensor) -> Tensor:
-    variance = sigma.double() ** 2 / 3
+    variance = (sigma if sigma.device.type == "mps" else sigma.double()) ** 2 / 3  # which has no float64
     whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
     fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
     return whole + fraction

@@ -224,7 +224,8 @@ class TrainingLoader:
                 "--cache device")
 
     def _finished(self, batch: Batch) -> Batch:
-        views = tuple(view.to(self.device, non_blocking=True).contiguous() for view in batch.views)
+        pinned = self.device.type == "cuda"
+        views = tuple(view.to(self.device, non_blocking=pinned).contiguous() for view in batch.views)
         if batch.colour:
             views = tuple(apply_colour(*pair) for pair in zip(views, batch.colour, strict=bool(views)))
         return batch._replace(views=views, colour=())

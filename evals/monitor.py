@@ -90,7 +90,7 @@ class KnnMonitor:
                             f"{self.test.title} {len(queries)}, but at least {K} and 1 are needed; repair them, or "
                             "leave --knn-every out")
         row, = knn_accuracy(bank, bank_labels, queries, labels, self.num_classes, [(K, TEMPERATURE)],
-                            device=self.process.device)
+                            device=torch.device("cpu") if self.process.device.type == "mps" else self.process.device)
         return row["top1"]
 
     def _features(self, encoder: nn.Module, source: ImageSource) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,6 +24,7 @@ from runtime.errors import PeerLost, UserError
 from runtime.numbers import amount, from_environment
 
 JOIN_SECONDS = 600  # how long the processes of a job wait for each other at the start; COSS_JOIN_SECONDS overrides it
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
 UNEVEN_WORK = timedelta(days=7)  # timeout of evaluations, in which one process may fit for hours while the others wait
 
 
@@ -47,16 +48,19 @@ class Process:
 
 
 @contextmanager
-def start_process(device: str = "auto", patience: timedelta | None = None) -> Iterator[Process]:
+def start_process(device: str = "auto", patience: timedelta | None = None, float64: bool = False) -> Iterator[Process]:
     """Join the job that the environment describes (torchrun's RANK, LOCAL_RANK, WORLD_SIZE), or run alone.
 
-    ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Under torchrun each process takes the GPU of its
-    LOCAL_RANK; the backend is NCCL on GPUs and gloo on CPUs. The process group is closed on exit.
-    ``patience``: timeout of collectives; by default torch's, 10 minutes for NCCL and 30 for gloo. Raises
-    :class:`PeerLost` if the job is not complete after JOIN_SECONDS.
+    ``device`` is one of :data:`DEVICES`; ``float64``: the device must have it, which ``mps`` has not. Under torchrun
+    each process takes the GPU of its LOCAL_RANK; the backend is NCCL on GPUs and gloo on CPUs. The process group is
+    closed on exit. ``patience``: timeout of collectives; by default torch's, 10 minutes for NCCL and 30 for gloo.
+
+    Raises :class:`PeerLost` if the job is not complete after JOIN_SECONDS.
     """
     local_rank, world_size = from_environment("LOCAL_RANK", 0), from_environment("WORLD_SIZE", 1, 1)
     chosen = _pick_device(device, local_rank)
+    if float64 and chosen.type == "mps":
+        raise UserError("--device mps has no float64, in which this script computes; give --device cpu")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     with ExitStack() as closing:
@@ -121,9 +125,14 @@ def _pick_device(name: str, local_rank: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name} is not a device; give auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:N")
+        raise UserError(f"--device {name} is not a device; give {DEVICES}") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name} is not supported; give {DEVICES}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name} is for Macs with Apple silicon, and PyTorch does not find it here; give "
+                        "auto, cpu or cuda")
+    if device.type == "mps" and from_environment("WORLD_SIZE", 1, 1) > 1:
+        raise UserError(f"--device {name} is for a single process; start it without torchrun, or give --device cpu")
     if device.index is not None and from_environment("WORLD_SIZE", 1, 1) > 1:
         raise UserError(f"--device {name} gives every process the same device; give --device {device.type}")
     if device.type == "cuda":

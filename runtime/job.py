@@ -83,8 +83,9 @@ class JobSettings:
     """The device and the seed, and the flags of the original's launcher, which torchrun has replaced."""
 
     device: Annotated[str, Setting(
-        "auto (default: a GPU if there is one), cpu, cuda or cuda:N; the processes of a job wait 10 minutes for one "
-        "another at the start (COSS_JOIN_SECONDS in the environment changes it)", resumable=True, basic=True)] = "auto"
+        "auto (default: a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:N, or mps on a Mac "
+        "(docs/RUNS.md); the processes of a job wait 10 minutes for one another at the start "
+        "(COSS_JOIN_SECONDS in the environment changes it)", resumable=True, basic=True)] = "auto"
     seed: Annotated[int, Setting("decides weights, order and augmentation; default {default} (the paper gives none)",
                                  least=0, most=2**31 - 1, metavar="N", basic=True)] = 0
     distributed: Annotated[bool, Setting("accepted and ignored: torchrun sets it", resumable=True)] = False

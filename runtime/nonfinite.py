@@ -84,7 +84,7 @@ class FiniteAlarm:
             scalars[LENGTH] = torch.linalg.vector_norm(parts["student"].detach().float(), dim=1).max()
         self.teacher = parts.get("teacher")
         self.names, values = list(scalars), torch.stack(list(scalars.values()))
-        self.values = values.to("cpu", non_blocking=True)
+        self.values = values.to("cpu", non_blocking=values.is_cuda)
         if values.is_cuda:
             self.ready = torch.cuda.Event()
             self.ready.record()

@@ -40,8 +40,8 @@ def precision(amp: str, device: torch.device) -> str:
     times as fast, but small networks without batch norm learnt less in it (docs/results/SPEED.md)."""
     if amp == "auto":
         return "fp16" if device.type == "cuda" else "off"
-    if amp == "fp16" and device.type == "cpu":
-        raise UserError("--amp fp16 needs a GPU and this run is on a CPU; use --amp bf16 or off")
+    if amp == "fp16" and device.type != "cuda":
+        raise UserError(f"--amp fp16 needs a CUDA GPU and this run is on {device.type}; use --amp bf16 or off")
     return amp
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
 
-from runtime.errors import run_script
+from runtime.errors import UserError, run_script
 from runtime.first_pass import refuse_early
 
 LEAST_FILES = 64  # open at once: libraries, sockets, and pipes of a few workers
@@ -15,11 +16,20 @@ LEAST_FILES = 64  # open at once: libraries, sockets, and pipes of a few workers
 def begin(script: str) -> None:
     """Refuse what can be refused at once (:mod:`runtime.first_pass`; ``script`` is the path of the script), and let
     Ctrl-C end it at once and without a traceback until ``run_script`` takes over."""
+    run_script(check_platform)
     check_open_files()
     if "torch" not in sys.modules:
         run_script(lambda: refuse_early(script))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def check_platform() -> None:
+    """Raise :class:`UserError` on Windows, where a third of what runs need is not there: locks, stop signals, reads at
+    a place in a file that workers share, files that are never opened through a link."""
+    if importlib.util.find_spec("fcntl") is None:
+        raise UserError(f"this needs Linux or macOS, and {sys.platform} has no file locks (fcntl); on Windows run it "
+                        "in WSL 2")
 
 
 def check_open_files() -> None:

@@ -9,10 +9,11 @@ IN_A_ROW = 2  # log lines
 
 
 class GrowthWatch:
-    """Called with each line of the log, returns a sentence once in a process, otherwise ''.
+    """Called with each line of the log, returns a sentence once in a run, otherwise ''.
 
-    That is when the norm of the student's rows is above :data:`GROWTH` times that of the first call, and their cosine
-    to the teacher's rows below ``constant_cosine``, which one vector for all images would reach: the teacher's mean.
+    That is when the norm of the student's rows is above :data:`GROWTH` times that of the first call, and their
+    cosine to the teacher's rows below ``constant_cosine``, which one vector for all images would reach: the teacher's
+    mean. It is part of the checkpoint, so that a resumed run is compared with its start too.
     """
 
     def __init__(self) -> None:
@@ -30,3 +31,11 @@ class GrowthWatch:
         return (f"the student's features are {norm / self.start:,.0f} times as long as at the first step and have "
                 f"learnt nothing: their cosine to the teacher is {cosine:.2f}, that of one constant vector "
                 f"{constant:.2f}; the steps are too large, so start again with a lower --lr or longer --warmup-epochs")
+
+    def state_dict(self) -> dict[str, float | bool]:
+        """The first norm, and whether the sentence has been said."""
+        return {"start": self.start, "said": self.said}
+
+    def load_state_dict(self, state: Mapping[str, float | bool]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.start, self.said = float(state["start"]), bool(state["said"])

@@ -115,7 +115,7 @@ def _encode(encoder: nn.Module, loader: Loader, process: Process, check: Callabl
             leave_out: bool) -> Iterator[Tensor]:
     for batch in loader:
         check(batch)
-        images = batch[0][0].to(process.device, non_blocking=True)
+        images = batch[0][0].to(process.device, non_blocking=process.device.type == "cuda")
         rows = encoder(images).float().cpu()
         if leave_out and batch[2]:
             bad = torch.isin(batch[1], torch.tensor([index for index, _ in batch[2]]))

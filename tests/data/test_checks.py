@@ -174,6 +174,10 @@ def test_the_picture_shows_the_right_images_in_order(tmp_path):
     assert centres[3][0] < centres[29][0]
     assert centres[3][1] == pytest.approx(centres[29][1])
     assert (pixels[:26] < 100).any()  # headings
+    with Image.open(contact_sheet(SOURCE, rows, tmp_path / "cosines.png", [{4: 0.5}, {}])) as image:
+        assert image.height == len(pixels) + 2 * checks.LINE
+    assert checks._caption(FileSource(Path("x"), [f"a/{'b' * 30}.png"], LABELS[:1], ["moth"], "x"), 0, {0: -0.25}) == (
+        f"..{'b' * 14}.png\n0 moth\ncosine -0.250")
 
 
 def test_a_broken_image_leaves_a_grey_tile(tmp_path):

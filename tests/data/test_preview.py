@@ -34,7 +34,7 @@ def test_rows_are_images_and_columns_views(folder, path, capsys):
     picture = sheet(folder, "--data-path", path, "--seed", "5", "--aug", "swav")
     source = FileSource(folder, ["0.png", "1.png", "2.png"], None, [], "x")
     paths = ("fast", "pil") if path == "both" else (path,)
-    top = 0
+    top = LABEL
     for number, row in enumerate((0, 2)):
         top += LABEL
         for one in paths:

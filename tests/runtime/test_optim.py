@@ -67,7 +67,7 @@ def test_precision():
     assert [precision("auto", d) for d in (cpu, gpu)] == ["off", "fp16"]
     assert [precision(a, d) for a in ("off", "bf16") for d in (cpu, gpu)] == ["off", "off", "bf16", "bf16"]
     assert precision("fp16", gpu) == "fp16"
-    with pytest.raises(UserError, match="--amp fp16 needs a GPU"):
+    with pytest.raises(UserError, match="--amp fp16 needs a CUDA GPU"):
         precision("fp16", cpu)
 
 

@@ -10,11 +10,18 @@ TOO_HIGH = [(155.6, .8342, .8753), (968.6, .9044, .9182), (1553, .748, .856), (2
 FAR_TOO_HIGH = [(3.54e4, .7218, .8753), (7.927e4, .7583, .9182), (8.704e4, .7401, .856), (1.049e5, .8362, .9112)]
 
 
+NAMES = ("student_norm", "row_cosine", "constant_cosine")
+START = (2.63, 0.021, 0.87)
+
+
+def say(watch, figures):
+    return [watch(dict(zip(NAMES, values, strict=True))) for values in figures]
+
+
 def said_of(figures):
     watch = GrowthWatch()
-    names = ("student_norm", "row_cosine", "constant_cosine")
     assert watch({"loss": 1.0}) == ""
-    return [watch(dict(zip(names, values, strict=True))) for values in [(2.63, 0.021, 0.87), *figures]]
+    return say(watch, [START, *figures])
 
 
 def test_a_run_that_learns_is_left_alone():
@@ -28,6 +35,15 @@ def test_a_run_that_grows_and_learns_nothing_is_named_once(figures, line):
     assert [i for i, text in enumerate(said) if text] == [line]
     assert said[line].startswith("the student's features are ")
     assert said[line].endswith("start again with a lower --lr or longer --warmup-epochs")
+
+
+def test_a_resumed_run_is_compared_with_its_start():
+    before, after, third = GrowthWatch(), GrowthWatch(), GrowthWatch()
+    assert not any(say(before, [START, FAR_TOO_HIGH[0]]))
+    after.load_state_dict(before.state_dict())
+    assert [bool(text) for text in say(after, FAR_TOO_HIGH[1:])] == [False, True, False]
+    third.load_state_dict(after.state_dict())
+    assert not any(say(third, FAR_TOO_HIGH))  # it has been said
 
 
 def test_one_line_alone_says_nothing():
