@@ -36,7 +36,7 @@ from data.augment import eval_transform
 from data.datasets import check_there, open_source
 from data.demo import CLASSES, render
 from data.images import BadImage, limit_pixels
-from models.backbones import ARCH_HELP
+from models.backbones import ARCH_HELP, check_arch
 from models.teachers import FrozenEncoder
 from runtime.errors import UserError, run_script
 from runtime.settings import add_settings
@@ -62,6 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.check_by(group, "--weights", look_at_weights)
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
                        help=f"{ARCH_HELP}; default: found from the checkpoint")
+    cli.check_by(group, "--arch", check_arch)
     group.add_argument("--image-size", "--image_size", type=cli.number(int, 8), default=None, metavar="S",
                        help="side of the images in pixels, fixed in ViTs and ONNX graphs; default: what the "
                             "checkpoint records or its tensors show, else 224 (32 with a cifar stem)")

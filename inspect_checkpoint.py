@@ -36,7 +36,7 @@ from data.images import limit_pixels
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
 from evals.sanity import effective_rank, leave_one_out, same_image, verdict
-from models.backbones import ARCH_HELP, build_backbone
+from models.backbones import ARCH_HELP, build_backbone, check_arch
 from models.heads import describe
 from models.teachers import FrozenEncoder
 from runtime.device import Process, seed_everything, start_process
@@ -54,6 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("network")
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
                        help=f"expected architecture, {ARCH_HELP}; default: found")
+    cli.check_by(group, "--arch", check_arch)
     cli.add_network_flags(group)
     group = cli.add_data_flags(parser, required=False, what="images to check the features on, anything that "
                                "train_distill.py takes: 10-NN if they have labels, else how often two views of an "

@@ -35,7 +35,7 @@ from evals.monitor import KnnMonitor
 from losses import build_objective, needs_of, recipe_of
 from losses.base import CombinedNeeds, Inputs
 from losses.combine import Objective
-from models.backbones import check_arch, check_batch
+from models.backbones import check_batch
 from models.distiller import Distiller, agreement
 from models.momentum import MomentumStudent, MovingAverage
 from models.original import of_the_paper
@@ -136,7 +136,6 @@ def check_flags(args: cli.Arguments) -> None:
     methods.check_loss(args)
     sampling.check_sampler(args)
     cli.check_files(args)
-    check_arch(args.student_arch, "--student_arch")
 
 
 @dataclass

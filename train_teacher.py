@@ -35,7 +35,7 @@ from data.samplers import RandomSampler
 from data.sources import ImageSource
 from evals.monitor import KnnMonitor
 from losses.moco import MoCo
-from models.backbones import ARCH_HELP, build_backbone, check_batch
+from models.backbones import ARCH_HELP, build_backbone, check_arch, check_batch
 from models.moco_pretraining import MoCoEncoders
 from models.place import place
 from runtime.agreement import together
@@ -64,6 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("MoCo")
     group.add_argument("-a", "--arch", default=None, metavar="ARCH",
                        help=f"{ARCH_HELP}; default resnet50, MoCo's, or what the file of --weights holds")
+    cli.check_by(group, "--arch", check_arch)
     cli.stem_flag(group, "--stem", whose="the network", unset="imagenet, or that of the --weights file")
     add_settings(group, MoCoEncoders)
     add_settings(group, MoCo, flags={"queue_size": "--moco-k --queue-size", "s_temp": "--moco-t"}, help={

@@ -22,7 +22,7 @@ from losses import needs_of
 from losses.base import CombinedNeeds
 from losses.combine import Objective
 from models import head_init
-from models.backbones import ARCH_HELP, build_backbone
+from models.backbones import ARCH_HELP, build_backbone, check_arch
 from models.distiller import Distiller
 from models.heads import Heads, build_heads
 from models.place import place
@@ -39,6 +39,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                             "--student-weights")
     group.add_argument("-k", "--teacher_arch", "--teacher-arch", default="auto", metavar="ARCH",
                        help="the teacher, as for --student_arch; default auto: determined from its file's tensors")
+    cli.check_by(group, "--student_arch", check_arch)
+    cli.check_by(group, "--teacher_arch", lambda arch, flag: arch == "auto" or check_arch(arch, flag))
     cli.stem_flag(group, "--stem --student-stem", whose="the student", unset="imagenet, or --student-weights' own")
     group.add_argument("--student-weights", default=None, metavar="PATH",
                        help="checkpoint, read like --distill, whose trunk and input normalisation the student starts "

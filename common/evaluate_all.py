@@ -12,6 +12,7 @@ from common import cli, evaluation
 from common.evaluations import EVALUATIONS
 from evals.comparison import compared, differences, load_evaluations, long_table
 from evals.results import plain, save_table, table
+from evals.sets.davis import check_davis
 from runtime.device import Process
 from runtime.errors import UserError
 from runtime.state import save_json
@@ -36,6 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help="for robustness, with --data: other test images, v2=DIR sketch=DIR r=DIR a=DIR c=DIR ...")
     group.add_argument("--davis", default=None, metavar="DIR",
                        help="for video: DAVIS-2017, in the layout of evaluate.py video")
+    cli.check_by(group, "--davis", check_davis)
     group.add_argument("--labels", nargs="+", default=[], metavar="X",
                        help="for finetune: shares of the labels or lists, each trained on (0.01 0.1); default none")
     group.add_argument("--protocol", action="store_true",

@@ -63,7 +63,8 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
         names = evaluation.student_names(args.weights, args.names)
         # Open all networks first, so that a bad file is refused at once.
         heads = {file: heads_of(file, args.branch, args) for file in args.weights}
-        students = {name: evaluation.open_network(students_args(args, file), process, file)
+        flags = {file: students_args(args, file) for file in args.weights}
+        students = {name: evaluation.open_network(flags[file], process, file)
                     for name, file in zip(names, args.weights, strict=True)}
         own = evaluation.teacher_args(args)
         teacher = evaluation.open_network(own, process, args.teacher, "--teacher")
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     found, compared, nets = {}, {}, [teacher]
     for name, file in zip(names, args.weights, strict=True):
         student = students[name]
-        features, _ = evaluation.features(student, source, students_args(args, file), process, f"features of {name}")
+        features, _ = evaluation.features(student, source, flags[file], process, f"features of {name}")
         target, projected, how = common_space(space, features, own_heads, heads[file])
         found[name] = {**neighbourhoods(space, features, ks, process, process.is_main),
                        **similarity(space, features, projected, process, target)}
@@ -91,9 +92,16 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
 
 
 def students_args(args: argparse.Namespace, file: str) -> argparse.Namespace:
-    """The flags of one student. If there is an untrained network, --arch and --stem belong to it."""
-    found_in_file = networks.UNTRAINED in args.weights and file != networks.UNTRAINED
-    return evaluation.changed(args, arch=None, stem=None) if found_in_file else args
+    """The flags of one student. Of several files, --arch belongs to those that do not tell theirs; if there is an
+    untrained network, --stem belongs to it alone."""
+    if file == networks.UNTRAINED or len(args.weights) == 1:
+        return args
+    own = evaluation.changed(args, stem=None if networks.UNTRAINED in args.weights else args.stem)
+    try:
+        read_checkpoint(file, args.checkpoint_key, branch=args.branch, trust=args.trust_checkpoint).identify()
+    except UserError:
+        return own
+    return evaluation.changed(own, arch=None)
 
 
 def common_space(teacher: Tensor, student: Tensor, teacher_heads: Sequence[nn.Module], heads: Sequence[nn.Module],

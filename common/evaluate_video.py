@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common import cli, evaluation, networks
 from data.sources import FileSource
-from evals.sets.davis import Video, open_davis
+from evals.sets.davis import Video, check_davis, open_davis
 from evals.video import Propagation, follow, measure, summary
 from models.anysize import FeatureMap
 from runtime.agreement import agree, same_on_every_rank, together
@@ -35,7 +35,7 @@ DATA = ("DAVIS 2017 in its official layout: a folder that holds JPEGImages/480p/
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     group = evaluation.add_common_flags(parser, data=DATA, keeps_features=False, share_of="the videos; default 1")
-    cli.check_by(group, "--data", None)  # no set of images, as elsewhere
+    cli.check_by(group, "--data", check_davis)
     group.add_argument("--image-size", "--image_size", type=cli.number(int, 8), default=None, metavar="S",
                        help="image size that the network is built for, which sets a ViT's position embeddings; "
                             "frames are seen at --short-side; default: what the checkpoint records, else 224")

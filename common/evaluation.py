@@ -19,6 +19,7 @@ from data.checks import check_apart
 from data.sources import ImageSource
 from evals.metrics import of_one_class
 from evals.results import add_result, save_table, table
+from models.backbones import check_arch
 from models.teachers import FrozenEncoder
 from models.tokens import FEATURES
 from runtime.device import Process
@@ -132,6 +133,7 @@ def add_teacher_flags(group: cli.Group, required: bool = True) -> None:
     cli.check_by(group, "--teacher", look_at_weights)
     group.add_argument("--teacher-arch", default=None, metavar="ARCH",
                        help="--arch of the teacher; default, here and below: what --weights record, else found")
+    cli.check_by(group, "--teacher-arch", check_arch)
     group.add_argument("--teacher-image-size", type=cli.number(int, 8, 8192), default=None, metavar="S",
                        help="--image-size of the teacher; default: what --weights record, whatever --image-size "
                             "says, else --image-size")

@@ -22,7 +22,7 @@ from data.augment import Transform, eval_transform
 from data.images import BadImage
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
-from models.backbones import ARCH_HELP
+from models.backbones import ARCH_HELP, check_arch
 from models.teachers import FrozenEncoder
 from models.tokens import FEATURES
 from runtime.agreement import agree, same_on_every_rank, together
@@ -51,7 +51,7 @@ class Network:
         "as a baseline", "--weights --pretrained_weights", metavar="PATH", basic=True, check=check_weights)]
     arch: Annotated[str | None, Setting(
         f"{ARCH_HELP}; default: determined from the checkpoint", "-a --arch",
-        metavar="ARCH", basic=True)] = None
+        metavar="ARCH", basic=True, check=check_arch)] = None
 
 
 @dataclass(frozen=True)

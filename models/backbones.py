@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.machinery
 import inspect
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from models.original import ORIGINALS, build_original
 from models.own import HEAD, build_own
 from models.tokens import choose_feature, patch_of, refuse_split_patches, use_feature
 from models.vit import VITS, build_vit
+from runtime import first_pass
 from runtime.errors import UserError, memory_that_ran_out
 from runtime.own import OWN_HELP, is_own, load_own
 
@@ -53,7 +56,19 @@ class Spec:
 def arch_names() -> list[str]:
     """The names of all torchvision classifiers, and of networks that torchvision has no builder for: small vision
     transformers, and the mobile networks of the original CoSS code."""
-    return [*torchvision.models.list_models(module=torchvision.models), *VITS, *ORIGINALS]
+    found = _names_in_source() if first_pass.goes_on() else torchvision.models.list_models(module=torchvision.models)
+    return [*found, *VITS, *ORIGINALS]
+
+
+def _names_in_source() -> list[str]:
+    """torchvision's classifiers by its source, which need not be imported for that."""
+    library = importlib.machinery.PathFinder.find_spec("torchvision")
+    files = Path(library.origin).parent.glob("models/*.py") if library else ()
+    found = [name for file in files for name in re.findall(r"^@register_model\(\)\n.*?^def (\w+)",
+                                                           file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)]
+    if not found:
+        first_pass.need_libraries()
+    return sorted(found)
 
 
 def known_arch(arch: object) -> bool:

@@ -82,9 +82,14 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
+def goes_on() -> bool:
+    """Whether libraries are stand-ins now."""
+    return any(isinstance(finder, Finder) for finder in sys.meta_path)
+
+
 def need_libraries() -> None:
     """End the pass, if one goes on: what follows is not to be run with stand-ins."""
-    if any(isinstance(finder, Finder) for finder in sys.meta_path):
+    if goes_on():
         raise Needed
 
 

@@ -57,14 +57,22 @@ class Video(NamedTuple):
         return np.where(pixels == VOID, 0, pixels)
 
 
+def check_davis(root: str | Path, flag: str) -> None:
+    """Raise :class:`UserError` where DAVIS cannot be."""
+    folder = Path(root) / "ImageSets" / "2017"
+    if not folder.is_dir():
+        raise UserError(f"{flag} {root} holds no DAVIS 2017: {folder} was not found, expected ImageSets/2017/, "
+                        f"JPEGImages/480p/ and Annotations/480p/; get it from {WHERE}, under its own terms")
+
+
 def open_davis(root: str | Path, split: str = "val", flag: str = "--data") -> list[Video]:
     """The sequences of ROOT/ImageSets/2017/SPLIT.txt. Raises :class:`UserError` if something is not there."""
+    check_davis(root, flag)
     root = Path(root)
     listed = root / "ImageSets" / "2017" / f"{split}.txt"
     if not listed.is_file():
-        raise UserError(f"{flag} {root} holds no DAVIS 2017: {listed} was not found, expected "
-                        f"ImageSets/2017/{split}.txt, JPEGImages/480p/ and Annotations/480p/; get it from {WHERE}, "
-                        "under its own terms")
+        raise UserError(f"{flag} {root} has no split of that name: {listed} was not found; give --split NAME of "
+                        "another file in that folder")
     names = listed.read_text(encoding="utf-8", errors="surrogateescape").split()
     if not names:
         raise UserError(f"{listed} lists no sequence; unpack DAVIS again")

@@ -118,6 +118,17 @@ def test_students_side_by_side(files, capsys):
     assert [path.stat().st_mtime_ns for path in kept] == before
 
 
+def test_one_arch_for_files_that_tell_theirs_and_one_that_does_not(files):
+    record = overlap(files, "--weights", "untrained", str(files / "narrow" / "student.pth"), "--arch",
+                     "shufflenet_small", "--picture", "none", output="two")
+    assert [net["arch"] for net in record["networks"]] == ["shufflenet_small", "shufflenet_small", "squeezenet_small"]
+    both = [str(files / x / "student.pth") for x in ("teacher", "narrow")]
+    record = overlap(files, "--weights", *both, "--arch", "shufflenet_small", "--picture", "none", output="two")
+    assert [net["arch"] for net in record["networks"]][1:] == ["shufflenet_small", "squeezenet_small"]
+    with pytest.raises(UserError, match="does not fit shufflenet_small"):  # of one file it is what to expect
+        overlap(files, "--weights", both[1], "--arch", "shufflenet_small", "--picture", "none", output="two")
+
+
 def test_bad_input(files):
     with pytest.raises(UserError, match=r"--k 7 of 14 images: .*fewer than half"):
         overlap(files, k=("--k", "7"))

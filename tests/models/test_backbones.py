@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models.backbones import arch_names, attach_head, build_backbone, check_arch
+from models.backbones import _names_in_source, arch_names, attach_head, build_backbone, check_arch
 from models.original import ORIGINALS
 from models.vit import VITS
 from runtime.errors import UserError
@@ -138,6 +138,11 @@ def test_unknown_arch_names_the_nearest(typed, meant):
         assert text.startswith(f"--student_arch {typed} ")
         assert meant in text
         assert "\n" not in text
+
+
+def test_the_names_in_torchvisions_source_are_those_that_it_lists():
+    assert set(_names_in_source()) == set(arch_names()) - {
+        *VITS, *ORIGINALS, "shufflenet_small", "squeezenet_small", "resnet_small"}  # helpers.small's
 
 
 def test_only_classifiers_are_known():

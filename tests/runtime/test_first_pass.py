@@ -30,6 +30,11 @@ REFUSED = {  # a command line: how its sentence begins
     "export.py --weights nowhere --to timm --output o.pth": NO_FILE.format("--weights "),
     "embed.py --data nowhere --weights timm:vit --output o.npy": MISSING.format("--data"),
     "inspect_checkpoint.py nowhere": NO_FILE.format(""),
+    "train_distill.py --data demo --output o --sampler random --loss moco -a yolov8n":
+        "error: -a yolov8n is not a torchvision classifier; give one of torchvision's names (resnet18), timm:NAME ",
+    "compute_knn.py eval --data demo --weights untrained --arch resnet19":
+        "error: --arch resnet19 is not a torchvision classifier; did you mean resnet18",
+    "evaluate.py video --data nowhere --weights untrained --arch resnet18": "error: --data nowhere holds no DAVIS 2017",
     "pack_dataset.py --data nowhere --output o.pack": MISSING.format("--data"),
 }
 HELP = ["train_distill.py --help all", "train_teacher.py --help all", "compute_knn.py --help", "evaluate.py --help",
@@ -61,7 +66,9 @@ print(json.dumps([found, sorted(left)]))
 def without_libraries(tmp_path_factory):
     """Variables of a Python in which to import torch, torchvision, numpy or PIL ends the process."""
     folder = tmp_path_factory.mktemp("none")
-    for name in ("torch", "torchvision", "numpy", "PIL"):
+    (folder / "torchvision" / "models").mkdir(parents=True)
+    (folder / "torchvision" / "models" / "resnet.py").write_text("@register_model()\n@of(\n  x=1)\ndef resnet18(): ...\n")
+    for name in ("torch", "torchvision/__init__", "numpy", "PIL"):
         (folder / f"{name}.py").write_text(f"raise SystemExit('{name} is imported')\n")
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "COLUMNS": "100",
                    "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
@@ -73,7 +80,7 @@ def without_libraries(tmp_path_factory):
 def said(without_libraries):
     """{a command line: (exit code, stdout, stderr) of the first pass; the code is None where it goes on}."""
     lines = [*HELP, *REFUSED, "evaluate.py knn --data demo --weights assets/demo_teacher.pth",
-             "train_distill.py --data demo --output o --sampler random --loss moco -a no_such_network"]
+             "train_distill.py --data demo --output o --sampler random --loss moco -a resnet18"]
     done = subprocess.run([sys.executable, "-c", PASSES], input=json.dumps(lines), cwd=ROOT, env=without_libraries,
                           capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
