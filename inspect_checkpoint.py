@@ -35,7 +35,7 @@ from data.datasets import open_source
 from data.images import limit_pixels
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
-from evals.sanity import effective_rank, leave_one_out, same_image, verdict
+from evals.sanity import effective_rank, leave_one_out, mean_cosine, same_image, verdict
 from models.backbones import ARCH_HELP, build_backbone, check_arch
 from models.heads import describe
 from models.teachers import FrozenEncoder
@@ -135,8 +135,11 @@ def check_features(encoder: FrozenEncoder, source: ImageSource, args: argparse.N
     else:
         what, scores = "views of one image found", [
             same_image(features(network, augment, 1), features(network, augment, 2)) for network in networks]
+    own = features(encoder)
+    cosine = mean_cosine(own)
     return {"images": len(source), "what": what, "percent": scores[0], "percent_fresh": scores[1],
-            "effective_rank": effective_rank(features(encoder)), "verdict": verdict(*scores, len(source))}
+            "effective_rank": effective_rank(own), "mean_cosine": cosine,
+            "verdict": verdict(*scores, len(source), cosine)}
 
 
 def as_text(report: Report, published: str | None, sanity: dict[str, Any] | None) -> str:
@@ -156,8 +159,8 @@ def as_text(report: Report, published: str | None, sanity: dict[str, Any] | None
             ("epoch", report.epoch), ("SHA-256", report.sha256), ("published", published),
             *(("note", note) for note in report.notes)]
     if sanity:
-        rows.append(("features", "{what} {percent:.1f} % of {images}, with fresh weights {percent_fresh:.1f} %; "
-                                 "effective rank {effective_rank:.1f}: {verdict}".format(**sanity)))
+        rows += [("features", "{what} {percent:.1f} % of {images:,}, with fresh weights {percent_fresh:.1f} %; "
+                              "effective rank {effective_rank:.1f}".format(**sanity)), ("verdict", sanity["verdict"])]
     lines = [report.file, *(f"  {name:<15} {value}" for name, value in rows if value not in (None, ""))]
     return "\n".join(map(printable, lines))  # names in files may hold escape codes
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import evaluate
-from common.evaluate_overlap import common_space, heads_of
+from common.evaluate_overlap import common_space, heads_of, students_args
 from common.evaluation import student_names
 from models.backbones import build_backbone
 from models.heads import build_head, build_heads
@@ -119,14 +119,18 @@ def test_students_side_by_side(files, capsys):
 
 
 def test_one_arch_for_files_that_tell_theirs_and_one_that_does_not(files):
-    record = overlap(files, "--weights", "untrained", str(files / "narrow" / "student.pth"), "--arch",
-                     "shufflenet_small", "--picture", "none", output="two")
-    assert [net["arch"] for net in record["networks"]] == ["shufflenet_small", "shufflenet_small", "squeezenet_small"]
-    both = [str(files / x / "student.pth") for x in ("teacher", "narrow")]
-    record = overlap(files, "--weights", *both, "--arch", "shufflenet_small", "--picture", "none", output="two")
-    assert [net["arch"] for net in record["networks"]][1:] == ["shufflenet_small", "squeezenet_small"]
-    with pytest.raises(UserError, match="does not fit shufflenet_small"):  # of one file it is what to expect
-        overlap(files, "--weights", both[1], "--arch", "shufflenet_small", "--picture", "none", output="two")
+    teacher, narrow = (str(files / x / "student.pth") for x in ("teacher", "narrow"))
+    (files / "other.pth").write_bytes(b"?")
+
+    def archs(*weights):
+        args = evaluate.parse_args(["overlap", "--data", "x", "--teacher", teacher, "--arch", "shufflenet_small",
+                                    "--stem", "cifar", "--weights", *weights])
+        return [(one.arch, one.stem) for one in (students_args(args, file) for file in weights)]
+
+    own, given = (None, "cifar"), ("shufflenet_small", "cifar")
+    assert archs(teacher, narrow, str(files / "other.pth")) == [own, own, given]
+    assert archs("untrained", narrow) == [given, (None, None)]
+    assert archs(narrow) == [given]  # of a single file it is what to expect
 
 
 def test_bad_input(files):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evals.sanity import effective_rank, leave_one_out, same_image, verdict
+from evals.sanity import effective_rank, leave_one_out, mean_cosine, same_image, verdict
 
 
 def test_effective_rank_of_known_spectra():
@@ -46,4 +46,16 @@ def test_same_image_counts_views_that_find_each_other():
     (80, 30, 300, True), (33, 30, 300, False), (33, 30, 30_000, True), (30, 30, 10**6, False), (20, 60, 1000, False),
     (100, 100, 100, False), (100, 0, 100, True)])
 def test_verdict_is_three_standard_errors(trained, fresh, count, learnt):
-    assert (verdict(trained, fresh, count) == "it has learnt") == learnt
+    for cosine in (0.1, 0.99):
+        assert (verdict(trained, fresh, count, cosine) == "it has learnt") == learnt
+
+
+def test_features_that_hardly_differ_are_named():
+    features = torch.randn(50, 8)
+    rows = torch.nn.functional.normalize(features, dim=1)
+    pairs = [float(rows[i] @ rows[j]) for i in range(50) for j in range(50) if i != j]
+    assert mean_cosine(features) == pytest.approx(np.mean(pairs), abs=1e-5)
+    assert mean_cosine(torch.ones(5, 3)) == pytest.approx(1)
+    assert "trained too briefly, since the features of different images hardly differ (mean cosine 0.983)" in verdict(
+        22.5, 20, 600, 0.983)
+    assert verdict(18.4, 16.2, 1000, 0.708).endswith("trained too briefly, damaged, or made for other images")

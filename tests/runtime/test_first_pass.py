@@ -67,7 +67,7 @@ def without_libraries(tmp_path_factory):
     """Variables of a Python in which to import torch, torchvision, numpy or PIL ends the process."""
     folder = tmp_path_factory.mktemp("none")
     (folder / "torchvision" / "models").mkdir(parents=True)
-    (folder / "torchvision" / "models" / "resnet.py").write_text("@register_model()\n@of(\n  x=1)\ndef resnet18(): ...\n")
+    (folder / "torchvision" / "models" / "a.py").write_text("@register_model()\n@of(\n x=1)\ndef resnet18(): ...\n")
     for name in ("torch", "torchvision/__init__", "numpy", "PIL"):
         (folder / f"{name}.py").write_text(f"raise SystemExit('{name} is imported')\n")
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "COLUMNS": "100",
