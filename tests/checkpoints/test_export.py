@@ -503,12 +503,13 @@ def test_the_script(tmp_path, sources, images):
     common = ("--weights", weights, "--to", "torchvision", "--output", out)
     done = script("export.py", *common, "--with-projector", "--data", data)
     assert (done.rc, done.err) == (0, "")
-    report, summary, *code = done.out.splitlines()
-    assert report.startswith(f"{weights}: CoSS layout")
+    *report, summary, code, projector_code = done.out.splitlines()
+    assert " ".join(report).startswith(f"{weights}: ")
+    assert "(CoSS layout, all " in report[-1]
     assert "compared on 4 random and 3 real images: largest difference 0 of" in summary
     assert "the network needs the 3x3 stem" in summary
     scope = {}
-    for line in code:
+    for line in (code, projector_code):
         exec(line, scope)
     with torch.no_grad():
         assert torch.equal(scope["projector"](scope["model"](images)), head(model(images)))
