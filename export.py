@@ -26,11 +26,12 @@ import torch
 from PIL import Image
 from tqdm import trange
 
-from checkpoints.by_name import look_at_weights
+from checkpoints.by_name import folder_beside, look_at_weights
 from checkpoints.conversion import TARGETS, Exported, check_output, check_target, export
 from checkpoints.frozen import load_frozen
 from checkpoints.targets import Network
 from common import cli
+from common.hub import check_push, push, write_card
 from common.low_precision import FLOAT, LowPrecision, converted_summary
 from data.augment import eval_transform
 from data.datasets import check_there, open_source
@@ -77,6 +78,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                             "second file, FILE.projector, for torchvision and safetensors, as a second output for "
                             "onnx, as fc for moco; default: only the trunk")
     add_settings(group, LowPrecision)
+    group.add_argument("--push-to-hub", default=None, metavar="OWNER/NAME",
+                       help="with --to safetensors: also upload it to the Hugging Face hub, where hf:OWNER/NAME reads "
+                            "it, with a model card (FILE.md) from the run's config.json and evaluation/results.jsonl")
     group.add_argument("--force", action="store_true", help="replace FILE if it exists; default: refuse")
     group = parser.add_argument_group("check")
     group.add_argument("--data", default=None, metavar="DIR",
@@ -96,6 +100,8 @@ def check_flags(args: cli.Arguments) -> None:
     cli.check_files(args)
     cli.take(LowPrecision, args).check(args.to, args.data)
     check_target(args.to, args.with_projector)
+    if args.push_to_hub:
+        check_push(args.push_to_hub, args.to, Path(args.output), args.force)
     check_output(args.to, Path(args.output), args.force, args.with_projector, Path(args.weights))
 
 
@@ -156,6 +162,11 @@ def main() -> None:
         encoder, args.data, real if convert is None else real[:8]), convert)
     print(json.dumps({**done.record(), "source": report.record()}) if args.json else
           summary(done, encoder.backbone.spec.stem))
+    if args.push_to_hub:
+        card = write_card(Path(args.output), args.push_to_hub, report, folder_beside(args.weights))
+        url = push(args.push_to_hub, Path(args.output), card)
+        print(f"{url}: {args.output} and its card {card}", file=sys.stderr if args.json else sys.stdout)
+
 
 
 if __name__ == "__main__":

@@ -31,12 +31,15 @@ def weight_files(folder: Path, flag: str) -> list[Path]:
 
 
 def read_folder(folder: Path, files: list[Path], flag: str, trust: bool = False) -> dict[str, Any]:
-    """The tensors of all ``files`` as one state dict, and the description of the network in the folder's JSON files."""
+    """The tensors of all ``files`` as one state dict, and the description of the network in the folder's JSON files
+    and, of a student's (export.py --to safetensors), in the file itself."""
     tensors: dict[str, Any] = {}
+    inside: dict[str, Any] = {}
     for path in files:
         raw = read_file(path, flag, trust)
         tensors |= raw.get("state_dict", raw) if isinstance(raw, dict) else {}
-    return {"state_dict": tensors, **about(folder, flag)}
+        inside |= raw if isinstance(raw, dict) and "source_sha256" in raw else {}
+    return {**inside, "state_dict": tensors, **about(folder, flag)}
 
 
 def about(folder: Path, flag: str) -> dict[str, Any]:
