@@ -2,8 +2,8 @@
 
 Not counted: what the networks already take, workspaces of the kernels, and fragmentation, which together are a small
 part of a step that is too large. So a refusal is nearly certain (the estimate for EfficientNet-B0 is 4 % too high; for
-ResNet-18 and ViTs on a CPU it was 0.66 of the peak in small steps and 0.8 to 0.95 in larger ones, docs/results/SPEED.md),
-and a step that barely fits is warned about.
+ResNet-18 and ViTs on a CPU it was 0.66 to 0.95 of the peak, least in small steps, docs/results/SPEED.md), and a
+step that barely fits is warned about.
 """
 
 from __future__ import annotations
