@@ -20,9 +20,10 @@ pytest.importorskip("safetensors")
 NAME = "me/resnet-coss"
 
 
-@pytest.fixture
-def run(tmp_path):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
     """A run's folder: the student, config.json, and scores of it and of another file."""
+    tmp_path = tmp_path_factory.mktemp("run")
     trunk = build_backbone("resnet_small", "cifar", 32)
     state = {f"backbone.{name}": value for name, value in trunk.state_dict().items()}
     torch.save({**trunk.spec.record(), "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "state_dict": state},
