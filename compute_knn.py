@@ -38,7 +38,6 @@ from data.checks import (
 )
 from data.clusters import NO_CLUSTER, save_clusters
 from data.datasets import open_source
-from data.images import limit_pixels
 from data.neighbours import place_neighbours, read_twin, refuse_other_file
 from data.reading import Reading
 from data.sources import ImageSource
@@ -47,7 +46,7 @@ from evals.knn import PAPER_ROWS, knn_accuracy
 from evals.metrics import of_one_class
 from models.teachers import FrozenEncoder
 from runtime.agreement import together
-from runtime.device import UNEVEN_WORK, Process, gather_objects, start_process
+from runtime.device import UNEVEN_WORK, Process, gather_objects
 from runtime.errors import UserError, run_script
 from runtime.outputs import check_output_file
 from runtime.regular import expect_file
@@ -176,7 +175,7 @@ def mine_neighbours(args: argparse.Namespace, process: Process) -> None:
         encoder, identity, info, paths = prepare(args, process, whole, [f"{name}.npy" for name in kinds])
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     check_k(args.k, source)
-    networks.refuse_zero_rows(features, networks.share_of(len(source), process), source)
+    networks.refuse_zero_rows(features, networks.share_of(len(source), process), source, process)
 
     said = {**info, "source": whole.title, "left_out": len(source.left_out)}
     what = {**said, **networks.features_identity(encoder, whole, args, identity), "opened": source.fingerprint(),
@@ -213,7 +212,7 @@ def cluster_images(args: argparse.Namespace, process: Process) -> None:
     features, source = networks.features_of(encoder, whole, args, process, "features", identity)
     check_number(args.num_clusters, source)
     mine = networks.share_of(len(source), process)
-    networks.refuse_zero_rows(features, mine, source)
+    networks.refuse_zero_rows(features, mine, source, process)
     found = kmeans(features[mine.start:mine.stop], args.num_clusters, process, unit_rows=True, seed=args.seed,
                    progress=process.is_main, **cli.values(kmeans, args))
     labels = np.full(len(whole), NO_CLUSTER)
@@ -305,9 +304,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Process], None]] = {
 def main() -> None:
     """Parse, join the job, run the sub-command."""
     args = parse_args()
-    limit_pixels(args.max_pixels)
-    with start_process(args.device, UNEVEN_WORK, float64=True) as process:
-        cli.same_flags(args, process)
+    with cli.joined(args, patience=UNEVEN_WORK, float64=True) as process:
         cli.say_unused(args, process)
         COMMANDS[args.command](args, process)
 

@@ -30,12 +30,12 @@ from common import cli, networks
 from data.augment import eval_transform_name
 from data.checks import check_apart
 from data.datasets import open_source
-from data.images import limit_pixels
 from data.sources import ImageSource
 from runtime.agreement import on_first_rank, together
-from runtime.device import Process, start_process
+from runtime.device import Process
 from runtime.errors import UserError, run_script
 from runtime.outputs import check_output_file
+from runtime.packages import need_package
 from runtime.state import save_json, write_atomic
 
 ENDINGS = (".npy", ".csv", ".parquet")
@@ -143,21 +143,14 @@ def _parquet(file: BinaryIO, shape: Sequence[int], dtype: torch.dtype, rows_of: 
 
 def pyarrow() -> tuple[Any, Any]:
     """The library and its parquet module."""
-    try:
-        import pyarrow as library
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise UserError("--output *.parquet needs pyarrow, which is not installed; pip install pyarrow, or write "
-                        ".npy or .csv") from None
-    return library, parquet
+    return tuple(need_package("pyarrow", "--output *.parquet", module=module, otherwise="write .npy or .csv")
+                 for module in ("pyarrow", "pyarrow.parquet"))
 
 
 def main() -> None:
     """Parse, join the job, embed."""
     args = parse_args()
-    limit_pixels(args.max_pixels)
-    with start_process(args.device) as process:
-        cli.same_flags(args, process)
+    with cli.joined(args) as process:
         cli.say_unused(args, process)
         embed(args, process)
 

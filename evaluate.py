@@ -22,9 +22,8 @@ import sys
 
 from common import cli, cli_original, evaluate_all
 from common.evaluations import EVALUATIONS
-from data.images import limit_pixels
 from evals.results import plain
-from runtime.device import UNEVEN_WORK, start_process
+from runtime.device import UNEVEN_WORK
 from runtime.errors import EXIT_BAD_INPUT, run_script
 
 COMMANDS = {**EVALUATIONS, "all": evaluate_all}
@@ -45,9 +44,7 @@ check_flags = cli.check_files
 def main() -> None:
     """Parse, join the job, run the sub-command; with --json only its record goes to stdout."""
     args = parse_args()
-    limit_pixels(args.max_pixels)
-    with start_process(args.device, UNEVEN_WORK, float64=True) as process:
-        cli.same_flags(args, process)
+    with cli.joined(args, patience=UNEVEN_WORK, float64=True) as process:
         cli.say_unused(args, process)
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             record = COMMANDS[args.command].run(args, process)

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from checkpoints.by_name import NAME_HELP, look_at_weights
-from checkpoints.layouts import LAYOUTS, read_checkpoint
+from checkpoints.layouts import LAYOUTS
 from checkpoints.match import Checkpoint
+from checkpoints.reader import read_checkpoint
 from checkpoints.report import Report, colours, few
 from checkpoints.safe_load import file_sha256, published_as
 from checkpoints.values import Unsound

@@ -28,7 +28,6 @@ from checkpoints.report import Report
 from common import afterwards, cli, cli_original, distillation, methods, sampling
 from common.first_step import MeasuredStep, check_step, long_queue
 from common.training_data import TrainingData, open_images, open_monitor
-from data.images import limit_pixels
 from data.loader import Batch
 from data.samplers import RandomSampler
 from evals.monitor import KnnMonitor
@@ -41,7 +40,7 @@ from models.momentum import MomentumStudent, MovingAverage
 from models.original import of_the_paper
 from models.teachers import FrozenEncoder
 from runtime.agreement import together
-from runtime.device import Process, seed_everything, start_process, wrap
+from runtime.device import Process, seed_everything, wrap
 from runtime.errors import UserError, run_script
 from runtime.hardware import Hardware
 from runtime.job import RunSettings
@@ -306,9 +305,7 @@ def finish(run: Run, args: cli.Arguments, data: TrainingData, parts: Parts) -> N
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    limit_pixels(args.max_pixels)
-    with start_process(args.device) as process:
-        cli.same_flags(args, process)
+    with cli.joined(args) as process:
         distil(args, process)
 
 

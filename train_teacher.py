@@ -29,7 +29,6 @@ from common import afterwards, cli
 from common.first_step import MeasuredStep, check_step, long_queue
 from common.training_data import TrainingData, open_images, open_monitor
 from data.augment import PRESETS, augmentation
-from data.images import limit_pixels
 from data.loader import Batch
 from data.samplers import RandomSampler
 from data.sources import ImageSource
@@ -39,7 +38,7 @@ from models.backbones import ARCH_HELP, build_backbone, check_arch, check_batch
 from models.moco_pretraining import MoCoEncoders
 from models.place import place
 from runtime.agreement import together
-from runtime.device import Process, seed_everything, start_process, wrap
+from runtime.device import Process, seed_everything, wrap
 from runtime.errors import UserError, run_script
 from runtime.hardware import Hardware
 from runtime.job import RunSettings
@@ -185,9 +184,7 @@ def build_moco(args: argparse.Namespace, image_size: int) -> tuple[MoCoEncoders,
 def main() -> None:
     """Parse, join the job, train."""
     args = parse_args()
-    limit_pixels(args.max_pixels)
-    with start_process(args.device) as process:
-        cli.same_flags(args, process)
+    with cli.joined(args) as process:
         pretrain(args, process)
 
 

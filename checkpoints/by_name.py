@@ -25,6 +25,7 @@ from checkpoints.safe_load import file_sha256, look_at
 from models.backbones import TIMM, timm_config
 from runtime.errors import UserError
 from runtime.outputs import no_link
+from runtime.packages import need_package
 
 TORCHVISION, HUB = "torchvision:", "hf:"
 NAME_HELP = f"or by name, {TIMM}NAME, {TORCHVISION}WEIGHTS, {HUB}OWNER/NAME"
@@ -181,8 +182,7 @@ def _from_hub(repository: str, revision: str, files: Sequence[str], what: str, b
     ``by_hand``: what to download manually instead, with ``{page}`` for the URL."""
     page = f"https://huggingface.co/{repository}"
     by_hand = f"download {by_hand.format(page=page)}"
-    if not _has_hub():
-        raise UserError(f"{what}: huggingface_hub is not installed; run `pip install huggingface_hub`, or {by_hand}")
+    need_package("huggingface_hub", what, otherwise=by_hand)
     from huggingface_hub import constants, errors, snapshot_download
 
     offline: Exception | None = None

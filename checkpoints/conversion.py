@@ -7,7 +7,6 @@ compared with the source's on the given images, and only if they agree is it mov
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ from checkpoints.targets_elsewhere import Detectron2, Onnx
 from checkpoints.targets_timm import Timm
 from runtime.errors import UserError
 from runtime.outputs import check_output_file, reserve
+from runtime.packages import need_package
 
 TARGETS: dict[str, Target] = {"torchvision": Torchvision(), "timm": Timm(), "safetensors": Safetensors(),
                               "onnx": Onnx(), "detectron2": Detectron2(), "moco": Moco(), "state_dict": StateDict()}
@@ -61,11 +61,7 @@ def check_target(name: str, with_projector: bool = False) -> None:
         raise UserError(f"--with-projector: {name} cannot store a projector; omit the flag, or choose --to among "
                         f"{able}")
     for package in target.packages:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise UserError(f"--to {name} needs the package {package}, which is missing; pip install "
-                            f"{' '.join(target.packages)}") from None
+        need_package(package, f"--to {name}", install=" ".join(target.packages))
 
 
 def check_output(name: str, path: Path, force: bool, with_projector: bool = False, source: Path | None = None) -> None:

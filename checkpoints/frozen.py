@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from checkpoints.report import Report
 from models.backbones import STEMS, build_backbone
 from models.heads import describe

@@ -1,12 +1,15 @@
-"""Matching one branch of a checkpoint file with a trunk, without missing or unexpected keys."""
+"""Matching one branch of a checkpoint file with a trunk, strictly both ways: every tensor of the trunk must be filled,
+and there may be no unexpected keys that could belong to a trunk. (ResNet-34 weights fill a ResNet-18 completely, so
+filling alone proves nothing.)
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.identify import COUNTER, Identity, has_family
+from checkpoints.layouts import Colours, Layout
 from checkpoints.report import Report
 from checkpoints.safe_load import file_sha256
 from checkpoints.timm_names import OPENAI
@@ -22,40 +26,10 @@ from checkpoints.values import other_rotation, refuse_unsound, sentence, trouble
 from models.backbones import TIMM, Spec, known_arch
 from models.heads import head_from
 from models.original import name_there
-from models.teachers import IMAGENET_MEAN, IMAGENET_STD
 from models.tokens import FEATURES, evaluated_size
 from models.vit import VITS, attention_heads
 from runtime.errors import UserError
 from runtime.own import is_own
-
-Colours = Sequence[float]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the keys of a file are arranged, after the container is opened and wrappers are removed.
-
-    ``prefix`` precedes the keys of the trunk that the method's own evaluation uses, ``branches`` precede other trunks
-    in the same file. ``head`` are prefixes of the head, in which ``*`` stands for the branch's prefix; ``dropped`` are
-    prefixes of everything else. All match only at the start of a key. A file has the first layout of the table whose
-    ``signs`` are all present (one is enough of those separated by ``|``) and that has convolutions under its prefix.
-    ``mean`` and ``std`` are the normalisation that the network was trained with, for images in [0, 1].
-    """
-
-    name: str
-    prefix: str
-    reads: str
-    head: tuple[str, ...] = ()
-    branches: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    signs: tuple[str, ...] = ()
-    mean: Colours = IMAGENET_MEAN
-    std: Colours = IMAGENET_STD
-    cifar_stem: str = "cifar"
-    archs: Mapping[str, str] = field(default_factory=dict)  # names that its files record -> ours
-    own: Mapping[str, tuple[Colours, Colours]] = field(default_factory=dict)  # mean and std of single architectures
-    authors: str = ""  # the prefix that timm's converter expects for the branch
-    elsewhere: tuple[str, ...] = ()  # tensors without the prefix that belong to the branch: CLIP's projection
 
 
 @dataclass(frozen=True)

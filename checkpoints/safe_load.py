@@ -27,6 +27,7 @@ from checkpoints.report import few
 from runtime.archive import START, check_archive
 from runtime.errors import Damaged, UserError
 from runtime.inert import Inert, inert_pickle
+from runtime.packages import need_package
 from runtime.regular import open_regular
 from runtime.store import check_content
 
@@ -140,11 +141,9 @@ def _check(check: Callable[[Any], None], what: Any, path: Path, flag: str) -> No
 
 
 def _read_safetensors(path: Path, flag: str) -> dict[str, Any]:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise UserError(f"{flag} {path} is a safetensors file, but the package that reads it is not installed; run "
-                        "`pip install safetensors`") from None
+    need_package("safetensors", f"{flag} {path}".strip())
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

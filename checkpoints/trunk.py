@@ -24,11 +24,12 @@ from checkpoints.identify import (
 from checkpoints.timm_names import POSITIONS, timm_candidates, told_apart
 from checkpoints.translation import Translation, translate, without_numbers
 from checkpoints.translation import image_size as native_size
-from models.backbones import TIMM, require_timm
+from models.backbones import TIMM
 from models.tokens import evaluated_size, fitted_positions, position_table
 from models.vit import attention_heads
 from runtime.errors import UserError
 from runtime.own import is_own
+from runtime.packages import need_package
 
 BLOCK_BIAS = re.compile(r"(.*\.)?(blocks|layers?)\.\d+\..*bias$")
 
@@ -134,7 +135,7 @@ class Trunk:
         """The networks of timm whose authors' files have such names, and how the trunk fits them."""
         found = []
         for arch in self._timm_names:
-            require_timm(f"{self.whose} holds a network that is timm's here")
+            need_package("timm", f"the network in {self.whose}")
             identity = Identity(arch, "imagenet", evaluated_size(arch) or self.native_size(arch) or 224)
             try:
                 found.append((identity, self.lay(hollow_trunk(identity), self.hollow)[1]))

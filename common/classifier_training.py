@@ -93,25 +93,38 @@ def training_images(args: argparse.Namespace, train: ImageSource, process: Proce
     return Images(train, sampler, pooled(train, args.image_cache, args.cache))
 
 
-def fit(args: argparse.Namespace, process: Process, command: str, network: evaluation.Network, training: Images,
-        test: ImageSource, trained: nn.Module, updater: Updater, rate: float, milestones: list[int],
-        forward: Callable[[Tensor, Tensor], dict[str, Tensor]], score: Callable[[], dict[str, float]],
-        export: Callable[[], Mapping[str, Tensor]], decided: Mapping[str, Any]) -> History:
-    """Train ``trained`` in OUTPUT/COMMAND-ID/ and score it after each epoch; the same command resumes there.
+@dataclass(frozen=True)
+class Task:
+    """What :func:`fit` trains: ``trained``, by ``updater``, at the rates of ``rates``, of which ``lr`` is the base.
 
     ``forward(images, labels)`` returns this rank's loss and its parts, ``score()`` (a collective) the test images'
-    ``top1``, ``top5`` and whatever else to record, ``export()`` the tensors of best.pth and last.pth. ID is a hash of
-    everything that affects the result, including ``decided``, so runs with different settings use different folders.
+    ``top1``, ``top5`` and whatever else to record.
+    """
+
+    trained: nn.Module
+    updater: Updater
+    rates: Mapping[str, float]
+    forward: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    score: Callable[[], dict[str, float]]
+
+
+def fit(args: argparse.Namespace, process: Process, command: str, network: evaluation.Network, training: Images,
+        test: ImageSource, task: Task) -> History:
+    """Train in OUTPUT/COMMAND-ID/ and score after each epoch; the same command resumes there.
+
+    ID is a hash of everything that affects the result, so runs with different settings use different folders. best.pth
+    and last.pth hold the trained tensors.
     """
     spec, (train, sampler, source) = network.spec, training
     loader = build_loader(source, [Augmentation(LINEAR, spec.image_size)], sampler, args.workers, args.seed,
                           process.device, args.data_path, args.cache)
     bad_images, label_of = BadImageLog(train, args.on_bad_image), labels_of(torch.tensor(train.labels))
+    milestones = args.schedule if args.schedule is not None else [round(0.6 * args.epochs), round(0.8 * args.epochs)]
     history = History()
-    modules = {"state_dict": trained, "updater": updater, "history": history}
-    config = {"command": command, **evaluation.settings(args), **decided, **network.record(),
-              "batch_size": sampler.batch_size, "schedule": milestones, "train": train.identity(),
-              "test": test.identity()}
+    modules = {"state_dict": task.trained, "updater": task.updater, "history": history}
+    config = {"command": command, **evaluation.settings(args), **task.rates, **network.record(),
+              "batch_size": sampler.batch_size, "schedule": milestones, "train": train.identity(times=False),
+              "test": test.identity(times=False)}
     identity = {key: value for key, value in config.items() if key != "weights"}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     record = {**spec.record(), "mean": list(network.encoder.mean), "std": list(network.encoder.std)}
@@ -121,20 +134,20 @@ def fit(args: argparse.Namespace, process: Process, command: str, network: evalu
 
     def step(batch: Batch) -> dict[str, Tensor]:
         images, = batch.views                                              # uint8 [b, 3, S, S], on the device
-        return forward(images, label_of(batch.indices, batch.bad).to(process.device))
+        return task.forward(images, label_of(batch.indices, batch.bad).to(process.device))
 
     def rate_at(epoch: int, step: int, steps: int) -> float:  # noqa: ARG001 - the trainer's signature
-        return rate * args.factor ** sum(epoch >= milestone for milestone in milestones)
+        return task.rates["lr"] * args.factor ** sum(epoch >= milestone for milestone in milestones)
 
-    trainer = Trainer(run, updater, loader, sampler.global_images_per_step, args.epochs, rate_at, args.print_freq,
+    trainer = Trainer(run, task.updater, loader, sampler.global_images_per_step, args.epochs, rate_at, args.print_freq,
                       bad_images.check)
     for epoch in range(run.epoch, args.epochs):
         sampler.set_epoch(epoch, run.step)
         trainer.epoch(epoch, step)
-        scores = run.scored(score)
+        scores = run.scored(task.score)
         history.rows.append({"epoch": epoch + 1, **scores})
         run.note(epoch, "test", scores, f"{len(test):,} test images")
-        tensors = export()
+        tensors = task.trained.state_dict()
         run.save(epoch, {"last.pth": tensors} | (
             {"best.pth": tensors} if history.best()["epoch"] == epoch + 1 else {}))
     run.finish(bad_images.summary())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -12,10 +13,11 @@ from typing import Any, NoReturn
 
 from checkpoints.frozen import load_frozen
 from data import samplers
+from data.images import limit_pixels
 from data.reading import Images, Reading, Views, default_workers
 from evals.monitor import Monitoring
 from runtime.agreement import same_on_every_rank
-from runtime.device import Process
+from runtime.device import Process, start_process
 from runtime.hardware import Hardware
 from runtime.job import JobSettings, RunSettings
 from runtime.numbers import number
@@ -274,10 +276,15 @@ def stem_flag(group: Group, name: str, whose: str, unset: str | None = None) -> 
 OWN = {"data", "knn_data", "weights", "distill", "student_weights", "workers", "local_rank", *samplers.tables()}
 
 
-def same_flags(args: argparse.Namespace, process: Process) -> None:
-    """Refuse, on every rank, a job whose processes were given different flags."""
-    same_on_every_rank({f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in OWN},
-                       process)
+@contextlib.contextmanager
+def joined(args: argparse.Namespace, **options: Any) -> Iterator[Process]:  # noqa: ANN401
+    """This process of the job, with --device and --max-pixels in effect. ``options``: those of
+    :func:`runtime.device.start_process`. Refuses, on every rank, a job whose processes were given different flags."""
+    limit_pixels(args.max_pixels)
+    with start_process(args.device, **options) as process:
+        flags = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in OWN}
+        same_on_every_rank(flags, process)
+        yield process
 
 
 def ignored_flags_note(args: argparse.Namespace) -> str | None:

@@ -108,6 +108,5 @@ def finetune(args: argparse.Namespace, process: Process, network: evaluation.Net
         top1, top5 = accuracy(logits[scored], labels[scored])
         return {"top1": top1, "top5": top5} | ({"left_out": len(bad)} if len(bad) else {})
 
-    milestones = args.schedule if args.schedule is not None else [round(0.6 * args.epochs), round(0.8 * args.epochs)]
-    return classifier_training.fit(args, process, "finetune", network, training, test, model, updater, rate,
-                                   milestones, forward, score, model.state_dict, {"lr": rate, "head_lr": head_rate})
+    task = classifier_training.Task(model, updater, {"lr": rate, "head_lr": head_rate}, forward, score)
+    return classifier_training.fit(args, process, "finetune", network, training, test, task)

@@ -15,8 +15,9 @@ from data.sources import ImageSource
 from data.splits import open_labelled
 from evals.classifier import classification_parts, fingerprint, linear_head
 from evals.metrics import accuracy
-from runtime.agreement import agree, together
+from runtime.agreement import together
 from runtime.device import Process, wrap
+from runtime.errors import UserError
 from runtime.optim import Updater
 
 HELP = "a linear classifier on the frozen network, by the paper's protocol or on cached features"
@@ -92,12 +93,12 @@ def protocol(args: argparse.Namespace, process: Process, network: evaluation.Net
         top1, top5 = accuracy(logits, labels)
         return {"top1": top1, "top5": top5}
 
-    milestones = args.schedule if args.schedule is not None else [round(0.6 * args.epochs), round(0.8 * args.epochs)]
-    history = classifier_training.fit(args, process, "linear", network, training, test, head, updater, rate, milestones,
-                                      forward, score, head.state_dict, {"lr": rate})
-    changed = fingerprint(encoder) != before
-    agree("the frozen network changed while the classifier was trained; the score is void, please report this"
-          if changed else None)
+    history = classifier_training.fit(args, process, "linear", network, training, test,
+                                      classifier_training.Task(head, updater, {"lr": rate}, forward, score))
+    with together(process):
+        if fingerprint(encoder) != before:
+            raise UserError("the frozen network changed while the classifier was trained; the score is void, please "
+                            "report this")
     return history
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from common import cli, evaluation, networks
 from data.datasets import open_source
 from evals.overlap import KS, neighbourhoods, similarity, usable_ks

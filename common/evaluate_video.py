@@ -21,7 +21,7 @@ from data.sources import FileSource
 from evals.sets.davis import Video, check_davis, open_davis
 from evals.video import Propagation, follow, measure, summary
 from models.anysize import FeatureMap
-from runtime.agreement import agree, same_on_every_rank, together
+from runtime.agreement import same_on_every_rank, together
 from runtime.device import Process, gather_objects
 from runtime.errors import UserError
 from runtime.outputs import check_output_folder
@@ -93,10 +93,10 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
     def encode(images: Tensor) -> Tensor:
         return maps(network.encoder.normalise(images))
 
-    found, problem = {}, None
+    found = {}
     bar = tqdm(videos[process.rank::process.world_size], desc="videos", unit="video", leave=False,
                disable=None if process.is_main else True)
-    try:
+    with together(process):
         for video in bar:
             place = kept / f"{video.name}.json"
             found[video.name] = _kept(place, video) if keeps and not args.masks else None
@@ -104,9 +104,6 @@ def run(args: argparse.Namespace, process: Process) -> dict[str, Any]:
                 found[video.name] = scores(video, encode, how, args.short_side, process.device, args.masks)
                 if keeps:
                     save_json({"files": video.identity(), "objects": found[video.name]}, place)
-    except UserError as error:
-        problem = str(error)
-    agree(problem)
     found = {name: objects for part in gather_objects(found) for name, objects in part.items()}
     everyone = [one for video in videos for one in found[video.name]]
     if not everyone:

@@ -12,7 +12,7 @@ import torch
 
 from checkpoints.by_name import NAME_HELP, folder_beside, look_at_weights, sha256_of, short_name
 from checkpoints.frozen import load_frozen
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from common import cli, networks
 from data.augment import Transform
 from data.checks import check_apart

@@ -25,7 +25,7 @@ from data.sources import ImageSource
 from models.backbones import ARCH_HELP, check_arch
 from models.teachers import FrozenEncoder
 from models.tokens import FEATURES
-from runtime.agreement import agree, same_on_every_rank, together
+from runtime.agreement import same_on_every_rank, together
 from runtime.device import Process, gather_objects, seed_everything
 from runtime.errors import UserError, one_line
 from runtime.outputs import check_output_folder
@@ -207,18 +207,16 @@ def cosines(encoder: FrozenEncoder, source: ImageSource, images: Sequence[int]) 
     return dict(zip(list(opened)[1:], (rows[1:] @ rows[0]).tolist(), strict=True))
 
 
-def refuse_zero_rows(features: torch.Tensor, rows: range, source: ImageSource) -> None:
+def refuse_zero_rows(features: torch.Tensor, rows: range, source: ImageSource, process: Process) -> None:
     """Raise :class:`UserError` on every rank if a row of ``features`` is all zeros, which has no neighbours; each rank
     checks its own ``rows``."""
-    problem = None
-    for first in range(rows.start, rows.stop, ROWS_AT_ONCE):
-        part = features[first:min(first + ROWS_AT_ONCE, rows.stop)]
-        zero = torch.nonzero((part == 0).all(dim=1)).flatten()
-        if len(zero):
-            problem = (f"the features of {source.location(first + int(zero[0]))} are all zero, so it has no "
-                       "neighbours; check the image and the checkpoint")
-            break
-    agree(problem)
+    with together(process):
+        for first in range(rows.start, rows.stop, ROWS_AT_ONCE):
+            part = features[first:min(first + ROWS_AT_ONCE, rows.stop)]
+            zero = torch.nonzero((part == 0).all(dim=1)).flatten()
+            if len(zero):
+                raise UserError(f"the features of {source.location(first + int(zero[0]))} are all zero, so it has no "
+                                "neighbours; check the image and the checkpoint")
 
 
 def share_of(count: int, process: Process) -> range:

@@ -6,7 +6,6 @@ import multiprocessing
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from data.parcels import SHARED, room
@@ -27,18 +26,16 @@ def pooled(source: ImageSource, gigabytes: float, cache: str = "none") -> ImageS
 class CachedSource(ImageSource):
     """A source that keeps decoded images of another source in shared memory, for all workers of this process.
 
-    gigabytes: size of the pool, in 10^9 bytes. short_side: the shorter side of larger images is reduced to this many
-    pixels (antialiased bilinear) before they are kept; None keeps the pixels unchanged. An image has the same pixels
-    whether it comes from the pool or not. The pool fills with the images that are read first, and they stay: if each
-    image is read once per epoch in random order, no replacement policy gets more hits.
+    gigabytes: size of the pool, in 10^9 bytes. The pool fills with the images that are read first, and they stay: if
+    each image is read once per epoch in random order, no replacement policy gets more hits.
 
     Works with forked and with spawned workers. `encoded` returns None, so that all reads go through `pixels`. Raises
     UserError, naming --image-cache, if the machine has too little shared memory.
     """
 
-    def __init__(self, source: ImageSource, gigabytes: float, short_side: int | None = None):
+    def __init__(self, source: ImageSource, gigabytes: float):
         super().__init__(source.names, source.labels, source.classes, source.title)
-        self.source, self.short_side, self.notes = source, short_side, source.notes
+        self.source, self.notes = source, source.notes
         self.rows: np.ndarray | None = None
         self._pool = _Pool(int(gigabytes * 1e9), len(source))
 
@@ -47,7 +44,7 @@ class CachedSource(ImageSource):
         row = range(len(self))[i] if self.rows is None else int(self.rows[i])
         found = self._pool.get(row)
         if found is None:
-            found = self._limited(self.source.pixels(row)).permute(1, 2, 0).contiguous()
+            found = self.source.pixels(row).permute(1, 2, 0).contiguous()
             self._pool.put(row, found)
         return found.permute(2, 0, 1)
 
@@ -73,14 +70,6 @@ class CachedSource(ImageSource):
         images, used = int((self._pool.places >= 0).sum()), int(self._pool.counts[2])
         return (f"image cache: {images:,} of {len(self._pool.places):,} images in {used / 1e9:.2f} of "
                 f"{len(self._pool.memory) / 1e9:.2f} GB, hit rate {100 * self.hit_rate():.1f} %")
-
-    def _limited(self, image: torch.Tensor) -> torch.Tensor:
-        height, width = image.shape[1:]
-        if self.short_side is None or min(height, width) <= self.short_side:
-            return image
-        scale = self.short_side / min(height, width)
-        size = [round(height * scale), round(width * scale)]
-        return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()

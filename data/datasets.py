@@ -19,6 +19,7 @@ from data.split_folders import EVALUATION_FOLDERS, SPLITS, are_splits, names_of
 from runtime.errors import UserError
 from runtime.outputs import no_link
 from runtime.own import is_own, load_own, look_at_own
+from runtime.packages import need_package
 from runtime.regular import open_regular
 
 SPEC_HELP = (
@@ -209,13 +210,7 @@ def _open_demo(name: str, split: str, labelled: bool) -> ImageSource:
 
 def _open_digits(name: str, split: str, labelled: bool) -> ImageSource:
     """scikit-learn's 1,797 digits of 8 x 8 pixels: the first 1,437 are training images, the last 360 test images."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise UserError(
-            "--data digits comes with scikit-learn, which is not installed; run `pip install scikit-learn`"
-        ) from None
-    digits = load_digits()
+    digits = need_package("scikit-learn", "--data digits", module="sklearn.datasets").load_digits()
     rows = slice(None, 1437) if split == "train" else slice(1437, None)
     images = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
     images = np.repeat(images[..., None], 3, axis=-1)

@@ -15,19 +15,19 @@ from data.images import BadImage, open_rgb, read_bytes
 from data.sources import ImageSource
 from runtime.own import Own, load_own
 
-WANTED = ("return a map-style data set: len(), and [i] a PIL image, a path, or uint8 [H, W, 3], alone or first in a "
-          "tuple (docs/DATA.md)")
+WANTED = ("return a data set with len() whose [i] is a PIL image, a path or a uint8 array [H, W, 3], alone or first in "
+          "a tuple (docs/DATA.md)")
 PROBES = 16
 
 
 class OwnSource(ImageSource):
-    """The images that NAME(split) returns. Its attributes ``names`` and ``classes`` are used, and ``labels``
-    or torchvision's ``targets``. A worker that is not forked creates the data set again from the same file."""
+    """The images of the data set that NAME(split) returns, and its attributes ``names``, ``classes`` and ``labels`` (or
+    ``targets``, torchvision's name), if it has them. A worker that is not forked creates the data set again."""
 
     def __init__(self, own: Own, split: str) -> None:
-        """Raises :class:`UserError` if this is not such a data set, or if its first image cannot be read."""
+        """Raises :class:`UserError` if NAME does not return a data set, or if its first image cannot be read."""
         self.own, self.split, self.rows = own, split, None
-        with own.blamed(f"while it makes the {split} images"):
+        with own.blamed(f"while it creates the data set for {split!r}"):
             self.dataset = own.value(split)
             count = len(self.dataset) if isinstance(self.dataset, Sequence) or hasattr(self.dataset, "__len__") else 0
             names = getattr(self.dataset, "names", None) or (f"{own.short}/{split}/{i:08d}" for i in range(count))
@@ -35,7 +35,7 @@ class OwnSource(ImageSource):
             labels = next((getattr(self.dataset, x) for x in ("labels", "targets") if hasattr(self.dataset, x)), None)
             labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         if not count or not hasattr(self.dataset, "__getitem__"):
-            raise own.error(f"gives a {type(self.dataset).__name__} with {count} images for {split!r}", WANTED)
+            raise own.error(f"returns a {type(self.dataset).__name__} with {count} images for {split!r}", WANTED)
         for what, found in (("names", names), ("labels", labels)):
             if found is not None and len(found) != count:
                 raise own.error(f"has {count} images and {len(found)} {what}", "give one for each image, in order")
@@ -45,14 +45,14 @@ class OwnSource(ImageSource):
             raise own.error(f"has labels from {labels.min()} to {labels.max()} and {len(classes)} classes",
                             "number the classes from 0")
         super().__init__(names, labels, classes, f"{own.short}, {split}")
-        with own.blamed("on its first image"):
+        with own.blamed("when it opens the first image"):
             try:
                 self.open(0)
             except BadImage as error:
-                raise own.error(f"cannot give image 0 ({error})", WANTED) from None
+                raise own.error(f"cannot open image 0 ({error})", WANTED) from None
 
     def item(self, i: int) -> Any:
-        """The entry of the data set for image i, without its label. Raises BadImage if its code raises anything."""
+        """The entry of the data set for image i, without its label. Raises BadImage for any exception of its code."""
         try:
             found = self.dataset[int(i if self.rows is None else self.rows[i])]
         except Exception as error:
@@ -74,12 +74,12 @@ class OwnSource(ImageSource):
         return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 
     def encoded(self, i: int) -> bytes | None:
-        """The content of the image's file, if the data set gives a path; else None."""
+        """The content of the image's file if the data set returns a path; otherwise None."""
         found = self.item(i)
         return read_bytes(found) if isinstance(found, str | Path) else None
 
-    def identity(self) -> str:
-        """The fingerprint, and SHA-256 of the code and the pixels of a few images, as the files it reads may change."""
+    def identity(self, times: bool = True) -> str:  # noqa: ARG002 - the pixels are of its content
+        """The fingerprint, and the SHA-256 of the code and the pixels of a few images, as files may change."""
         if self._identity is None:
             digest = hashlib.sha256(self.own.sha256.encode())
             for i in np.unique(np.linspace(0, len(self) - 1, PROBES).round().astype(int)):

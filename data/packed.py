@@ -98,12 +98,7 @@ class PackedSource(ImageSource):
     def location(self, i: int) -> str:
         return f"{self.path}: record {self.names[i]}"
 
-    def original_size(self, i: int) -> tuple[int, int]:
-        """Width and height, in pixels, of the image before packing."""
-        record = self.records[self._row(i)]
-        return int(record["width"]), int(record["height"])
-
-    def identity(self) -> str:
+    def identity(self, times: bool = True) -> str:  # noqa: ARG002 - the digest is of its content
         """The fingerprint, which equals the folder's, and the digest, since the pixels depend on the packing."""
         return f"{self.fingerprint()} {self.digest.hex()}"
 

@@ -92,7 +92,7 @@ class ImageSource:
         self.classes = list(classes)
         self.title = title
         self._fingerprint: str | None = None
-        self._identity: str | None = None
+        self._identity: str | tuple[str, str] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -137,8 +137,12 @@ class ImageSource:
             self._fingerprint = hashlib.sha256(self.names.block).hexdigest()
         return self._fingerprint
 
-    def identity(self) -> str:
-        """What kept features and results know the images by: the fingerprint, and what else tells their content."""
+    def identity(self, times: bool = True) -> str:  # noqa: ARG002 - only files have times
+        """What tells these images from others: the fingerprint, and what else tells their content.
+
+        ``times``: files that were changed meanwhile are others, even at the same size, as for kept features, which are
+        made again where in doubt. A run is known without them, so that it resumes on a copy of its data.
+        """
         return self.fingerprint()
 
     def take(self, indices: np.ndarray) -> ImageSource:
@@ -201,15 +205,16 @@ class FileSource(ImageSource):
     def location(self, i: int) -> str:
         return str(self.root / self.names[i])
 
-    def identity(self) -> str:
-        """The fingerprint, and SHA-256 over the size in bytes and the time of change in ns of each file, looked up
-        once."""
+    def identity(self, times: bool = True) -> str:
+        """The fingerprint, and SHA-256 over the size in bytes and, with ``times``, the time of change in ns of each
+        file, looked up once."""
         if self._identity is None:
             with ThreadPoolExecutor(STAT_THREADS) as pool:  # a network disk answers many requests at a time
-                parts = pool.map(self._states, range(0, len(self), STATS_AT_ONCE))
-                digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
-            self._identity = f"{self.fingerprint()} {digest}"
-        return self._identity
+                states = np.concatenate([np.empty((0, 2), np.int64),
+                                         *pool.map(self._states, range(0, len(self), STATS_AT_ONCE))])
+            digests = [hashlib.sha256(x.tobytes()).hexdigest() for x in (states[:, 0], states)]
+            self._identity = tuple(f"{self.fingerprint()} {digest}" for digest in digests)
+        return self._identity[times]
 
     def _states(self, first: int) -> np.ndarray:
         """int64 [n, 2]: size and time of change of files from ``first`` on; -1 for one that cannot be looked at."""

@@ -11,20 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.agreement import share_error
+from runtime.agreement import together
 from runtime.device import Process, gather_objects
-from runtime.errors import UserError
+from runtime.packages import need_package
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # COCO's first six: IoU 0.5-0.95, 0.5, 0.75; small, medium, large
 
 
 def need_pycocotools() -> None:
     """Refuse to start without pycocotools."""
-    try:
-        import pycocotools.cocoeval  # noqa: F401
-    except ImportError:
-        raise UserError("average precision needs the package pycocotools, which is not installed; pip install "
-                        "pycocotools") from None
+    need_package("pycocotools", "average precision", module="pycocotools.cocoeval")
 
 
 @torch.inference_mode()
@@ -35,16 +31,13 @@ def detect(model: nn.Module, batches: Iterable[Any], process: Process, check: Ca
     A collective. ``check`` looks at each batch before it is used. The model is left in evaluation mode.
     """
     model.eval()
-    found, problem = [], None
-    try:
+    found = []
+    with together(process):
         for batch in batches:
             check(batch)
             images = [view.to(process.device).float() / 255 for view in batch.views]
             for index, output in zip(batch.indices.tolist(), model(images), strict=True):
                 found += as_results(index, output)
-    except UserError as error:
-        problem = error
-    share_error(problem, process)
     return [result for part in gather_objects(found) for result in part]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import UserError
+from runtime.packages import need_package
 
 MODULES = {"umap": ("umap", "umap-learn"), "tsne": ("sklearn.manifold", "scikit-learn")}  # and their packages
 METHODS = ("pca", *MODULES)
@@ -45,11 +45,7 @@ def library(method: str) -> ModuleType | None:
     if method not in MODULES:
         return None
     module, package = MODULES[method]
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"--method {method} needs {package}, which is not installed; pip install {package}, or use pca"
-                        ) from None
+    return need_package(package, f"--method {method}", module=module, otherwise="use pca")
 
 
 def _pca(rows: np.ndarray) -> tuple[np.ndarray, float]:

@@ -17,7 +17,7 @@ from data.checks import fitted
 from data.images import BadImage
 from data.sources import ImageSource
 from evals.plane import spread_out
-from runtime.errors import UserError
+from runtime.packages import need_package
 from runtime.state import write_atomic
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#999933", "#444444", "#a50026",
@@ -43,12 +43,9 @@ def thumbnail(source: ImageSource, i: int, side: int) -> Image.Image:
 
 def new_figure(**options: Any) -> Any:
     """A figure of matplotlib's. Raises :class:`UserError` if that is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("the picture needs matplotlib, which is not installed; run `pip install matplotlib`, or omit "
-                        "the picture with --picture none") from None
-    return Figure(**options)
+    library = need_package("matplotlib", "the picture", module="matplotlib.figure",
+                           otherwise="omit the picture with --picture none")
+    return library.Figure(**options)
 
 
 def save_png(path: Path, maps: Mapping[str, np.ndarray], source: ImageSource, title: str) -> Path:

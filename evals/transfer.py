@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from evals.transfer_metrics import mean_average_precision_11, mean_per_class, top1
 from runtime.errors import UserError
+from runtime.packages import need_package
 
 PENALTIES = np.logspace(-6, 5, 45)
 SEGMENT = 9  # penalties of one warm-started path; fixed, so that the result does not depend on the number of jobs
@@ -120,12 +121,8 @@ def transfer(features: np.ndarray, labels: np.ndarray, validation: np.ndarray, t
 
 def logistic_regression() -> type:
     """scikit-learn's class. Raises :class:`UserError` if it is not installed."""
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise UserError("transfer and few-shot logistic regression need scikit-learn, which is not installed; run `pip "
-                        "install scikit-learn`") from None
-    return LogisticRegression
+    return need_package("scikit-learn", "logistic regression",
+                        module="sklearn.linear_model").LogisticRegression
 
 
 class _Fit:

@@ -3,7 +3,7 @@
 
     python examples/embed_images.py runs/demo/student/student.pth photos/ features.npz
 
-The file holds ``features``, float32 [n, d], and ``names``, the n paths relative to the folder; numpy.load opens it.
+The result, for numpy.load, holds ``features``, float32 [n, d], and ``names``, the n paths relative to the folder.
 """
 
 import sys
@@ -22,7 +22,7 @@ def main() -> None:
     if len(sys.argv) != 4:
         raise UserError("give a checkpoint, a folder of images and the file to write, such as features.npz")
     _, weights, folder, output = sys.argv
-    network = coss.load(weights)      # frozen; it normalises images as in its training
+    network = coss.load(weights)      # frozen; it normalises images as in its own training
     features = network.embed(folder)  # float32 [n, d]
     np.savez(output, features=features, names=coss.names(folder))
     print(f"{network.report}\n{output}: {len(features):,} images, {network.width} numbers each")

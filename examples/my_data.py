@@ -1,10 +1,10 @@
-"""A data set of your own: a function that makes it, for images that no folder holds.
+"""Your own data set, for images that are not files in a folder: a function that returns it.
 
     python train_distill.py --data examples/my_data.py:build --distill teacher.pth --sampler random --output run
     python compute_knn.py eval --data examples/my_data.py:build --weights run/student.pth
 
-Here images are cut out of larger ones when they are asked for. Give them as they are: augmentation, the resizing of
-evaluations and normalisation follow, as for a folder.
+In this example the images are cut out of a larger one when they are requested. Return them as they are: augmentation,
+resizing and normalisation are applied afterwards, as for images from a folder.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 class Tiles:
-    """Squares of a large picture, row by row; the class of a tile is the quarter of the picture that it is from."""
+    """Squares of a large picture, row by row; the class of a tile is the quarter of the picture that it comes from."""
 
     classes = ["upper left", "upper right", "lower left", "lower right"]  # needed only where there are labels
 
@@ -26,13 +26,13 @@ class Tiles:
         return len(self.names)
 
     def __getitem__(self, i: int) -> Image.Image:
-        """A PIL image; a path or an array uint8 [H, W, 3] will do too, and so will a tuple that begins with one."""
+        """A PIL image. It may also be a path, a uint8 array [H, W, 3], or a tuple that begins with one of these."""
         y, x = (n * self.side for n in divmod(i, self.columns))
         return Image.fromarray(self.picture[y:y + self.side, x:x + self.side])
 
 
 def build(split: str) -> Tiles:
-    """``split`` is "train" or "test". Each call must give the same images in the same order."""
+    """``split`` is "train" or "test". Each call must return the same images in the same order."""
     random = np.random.default_rng(0 if split == "train" else 1)
     colours = np.uint8([[[200, 60, 60], [60, 200, 60]], [[60, 60, 200], [120, 120, 120]]])
     quarters = colours.repeat(128, 0).repeat(128, 1)                      # [256, 256, 3]

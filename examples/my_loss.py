@@ -1,10 +1,10 @@
-"""A loss of your own, by the contract of losses/base.py; its settings become flags, as for the built-in ones.
+"""Your own loss, which follows the contract of losses/base.py; its settings become flags, as for built-in losses.
 
     python train_distill.py --data DIR --distill teacher.pth --loss examples/my_loss.py:Huber --huber-delta 0.5 \\
         --sampler random --output run
 
-Huber's loss of the difference to the teacher's features: squared where it is small, so that large differences count
-less than in ``--loss mse``.
+This is Huber's loss of the difference between student and teacher: it is quadratic for small differences and linear for
+large ones, which therefore count less than in ``--loss mse``.
 """
 
 from typing import Annotated
@@ -21,13 +21,13 @@ class Huber(Loss):
 
     needs = Needs(views=1, teacher="features", head="projection")  # the defaults; losses/base.py explains them
 
-    def __init__(self, huber_delta: Annotated[float, Setting("difference from which it grows linearly", above=0)] = 1.0,
+    def __init__(self, huber_delta: Annotated[float, Setting("difference above which it is linear", above=0)] = 1.0,
                  ) -> None:
         super().__init__()
         self.delta = huber_delta
 
     def forward(self, *, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """``student``, ``teacher``: [b, d]. Returns ``loss`` and whatever else belongs in the log, scalars."""
+        """``student``, ``teacher``: [b, d]. Returns scalars: ``loss``, and anything else to be logged."""
         difference = student.float() - teacher.float()
         return {"loss": F.huber_loss(difference, difference.new_zeros(()).expand_as(difference), delta=self.delta),
                 "largest": difference.detach().abs().max()}

@@ -1,10 +1,11 @@
-"""A student of your own: a function that returns it.
+"""Your own student: a function that returns the network.
 
     python train_distill.py --data DIR --distill teacher.pth -a examples/my_model.py:build --output run
     python compute_knn.py eval --data DIR --weights run/student.pth -a examples/my_model.py:build
 
-The network takes normalised images, float32 [b, 3, H, W], and gives features [b, d] or, as here, a map [b, d, h, w],
-which is averaged. So the backbone of a detector learns a teacher too; its weights afterwards are run/student_trunk.pth.
+The network takes normalised images, float32 [b, 3, H, W], and returns features [b, d] or, as here, a feature map
+[b, d, h, w], over which the mean is taken. So you can distil into the backbone of a detector; after the training its
+weights are in run/student_trunk.pth.
 """
 
 from torch import Tensor, nn
@@ -27,5 +28,5 @@ class SmallBackbone(nn.Module):
 
 
 def build() -> nn.Module:
-    """Called without arguments, after the seed was set."""
+    """The network. This is called without arguments, after the random seed has been set."""
     return SmallBackbone()

@@ -1,4 +1,4 @@
-"""A loss of one's own, FILE.py:NAME: taken if it keeps the contract of losses/base.py, and tried before the run."""
+"""The user's own loss, FILE.py:NAME: it must follow the contract of losses/base.py, and is tried out before the run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from losses.base import Loss, Needs
 from runtime.own import Own, load_own
 
-CONTRACT = "write it by the contract of losses/base.py, as examples/my_loss.py"
+CONTRACT = "follow the contract in losses/base.py, as examples/my_loss.py does"
 ROWS = 4
 
 
 def own_loss(text: str) -> tuple[Own, type[Loss]]:
-    """Where the class comes from, and the class itself. Raises :class:`UserError` for anything but a Loss."""
+    """The code and the class that ``text`` names. Raises :class:`UserError` if it is not a subclass of Loss."""
     own = load_own(text, "--loss")
     if not (isinstance(own.value, type) and issubclass(own.value, Loss)):
         raise own.error("is not a subclass of losses.base.Loss", CONTRACT)
@@ -28,7 +28,10 @@ def own_loss(text: str) -> tuple[Own, type[Loss]]:
 
 
 def try_out(own: Own, loss: Loss, dim: int | None, student_dim: int | None) -> None:
-    """One step on random outputs; the loss itself, its queues and the random numbers stay as they are."""
+    """Compute one step on random outputs. Raises :class:`UserError` if that fails or the result is not as it should be.
+
+    This uses a copy, so that the loss, its queues and the random state stay unchanged.
+    """
     needs, width = loss.needs, dim or 8
     widths = {"student": (student_dim or width) if needs.head == "none" else width, "teacher": width}
     widths["momentum"] = widths["student"]
@@ -47,7 +50,7 @@ def try_out(own: Own, loss: Loss, dim: int | None, student_dim: int | None) -> N
                             CONTRACT)
         total = parts["loss"]
         if total.ndim or not total.isfinite() or not total.requires_grad:
-            raise own.error(f"gives the loss {total.detach()} (shape {list(total.shape)}"
+            raise own.error(f"returns the loss {total.detach()} (shape {list(total.shape)}"
                             f"{', without gradient' * (not total.requires_grad)}), expected one finite number that "
                             "depends on the student", CONTRACT)
         total.backward()

@@ -22,6 +22,7 @@ from models.vit import VITS, build_vit
 from runtime import first_pass
 from runtime.errors import UserError, memory_that_ran_out
 from runtime.own import OWN_HELP, is_own, load_own
+from runtime.packages import need_package
 
 STEMS = ("imagenet", "cifar", "cifar_pad2")  # cifar_pad2 is solo-learn's: a 3x3 convolution with padding 2
 TIMM = "timm:"
@@ -166,20 +167,10 @@ class WithoutStorage(TorchFunctionMode):
         return func(*positional, **{**(named or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
-def require_timm(why: str) -> None:
-    """Raise :class:`UserError`, which begins with ``why``, if timm is not installed."""
-    try:
-        importlib.import_module("timm")
-    except ImportError:
-        raise UserError(f"{why}, but timm is not installed; run `pip install timm`") from None
-
-
 def timm_config(name: str, what: str) -> Any:
     """timm's configuration of its network ``name``, with or without a tag; None if it has none. Raises
     :class:`UserError`, which begins with ``what``, if timm does not know the name."""
-    require_timm(f"{what} is a network of timm's")
-    import timm
-
+    timm = need_package("timm", what)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=4)
         raise UserError(f"{what}: timm has no model {name}; "

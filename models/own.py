@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from runtime.errors import memory_that_ran_out
 from runtime.own import Own
 
-HEAD = "head_of_coss"  # name of the identity after the features, which an attached head replaces
+HEAD = "head_of_coss"  # name of an identity layer after the features; a head that is attached replaces it
 
 
 class OwnNetwork:
-    """A mix-in before the network's own class: features [b, d] of its own forward pass, or the mean of its feature map
-    [b, d, h, w]."""
+    """Mixed into the network's class: ``forward`` returns the network's own features [b, d], or the mean over its
+    feature map [b, d, h, w]."""
 
     pools = False
 
@@ -23,10 +23,10 @@ class OwnNetwork:
 
 
 def build_own(own: Own, image_size: int) -> tuple[nn.Module, int]:
-    """The network that the function or class returns, and the width of its features.
+    """The network that the user's function or class returns, and the width of its features.
 
-    The function is called without arguments. The network must map normalised images, float32 [b, 3, S, S], to features
-    [b, d] or a feature map [b, d, h, w]; :class:`UserError` is raised otherwise. Parameters keep their names.
+    It is called without arguments. The network must map normalised images, float32 [b, 3, S, S], to features [b, d] or
+    a feature map [b, d, h, w]; otherwise :class:`UserError` is raised. The names of its parameters do not change.
     """
     with own.blamed("while it builds the network"):
         model = own.value()
@@ -38,7 +38,7 @@ def build_own(own: Own, image_size: int) -> tuple[nn.Module, int]:
             features.is_floating_point() and features.shape[1]):
         found = (f"{features.dtype} {list(features.shape)}" if isinstance(features, Tensor) else
                  f"a {type(features).__name__}")
-        raise own.error(f"gives {found} for images [2, 3, {image_size}, {image_size}]", wanted)
+        raise own.error(f"returns {found} for images [2, 3, {image_size}, {image_size}]", wanted)
     kind = type(model)
     model.__class__ = type(kind.__name__, (OwnNetwork, kind), {"pools": features.ndim == 4})
     model.add_module(HEAD, nn.Identity())
@@ -52,5 +52,5 @@ def _try_out(own: Own, model: nn.Module, image_size: int) -> object:
             return model.eval()(torch.zeros(2, 3, image_size, image_size))
         except (MemoryError, RuntimeError) as error:
             if memory := memory_that_ran_out(error):
-                raise own.error(f"at --image-size {image_size}: {memory}", "give smaller images") from None
+                raise own.error(f"at --image-size {image_size}: {memory}", "use a smaller size") from None
             raise

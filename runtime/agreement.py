@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 
 def share_error(error: UserError | None, process: Process) -> None:
-    """Raise the error of the first rank that has one on every rank, so that no rank is left waiting in a collective."""
+    """Raise the error of the first rank that has one on every rank, so that no rank is left waiting in a collective.
+
+    For an error that was caught earlier; :func:`together` is for a block of code.
+    """
     found = next(filter(None, _everyones(error, process)), None)
     if found:
         found.every_process = True
@@ -41,13 +44,6 @@ def together(process: Process) -> Iterator[None]:
         found.args = (f"rank {rank} on {machine}: {found}",)
         error = found
     share_error(error, process)
-
-
-def agree(problem: str | None) -> None:
-    """Raise on every rank if any rank has a ``problem``, so that no rank is left waiting in a collective."""
-    found = next((p for p in gather_objects(problem) if p), None)
-    if found:
-        raise UserError(found)
 
 
 def on_first_rank(work: Callable[[], T], process: Process) -> T:
@@ -91,7 +87,7 @@ def all_reduce_max(values: list[int], process: Process) -> list[int]:
 def _everyones(value: T, process: Process) -> list[T]:
     """Every rank's ``value`` (small, picklable) over the hosts' network, in rank order, on every rank."""
     if process.control is None:
-        return [value]
+        return gather_objects(value)
     values: list[Any] = [None] * process.world_size
     dist.all_gather_object(values, value, process.control)
     return values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,20 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.packages import need_package
 
 BOARDS = ("tensorboard", "wandb")
 
 
 def check_board(name: str, flag: str = "--log-to") -> None:
-    """Raise :class:`UserError` if the library of ``name`` is missing. A folder called wandb, which wandb itself makes,
-    is not the library."""
-    try:
-        if name == "tensorboard" or hasattr(importlib.import_module(name), "init"):
-            return
-    except ImportError:
-        pass
-    raise UserError(f"{flag} {name} needs the package {name}, which is missing; pip install {name}, or leave the flag "
-                    "out (TensorBoard and metrics.jsonl are always written)")
+    """Raise :class:`UserError` if the library of ``name`` is missing."""
+    if name != "tensorboard":
+        need_package(name, f"{flag} {name}", otherwise="leave the flag out (TensorBoard and metrics.jsonl are always "
+                                                       "written)")
 
 
 class TensorBoard:

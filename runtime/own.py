@@ -1,7 +1,7 @@
-"""A person's own code, given as FILE.py:NAME on the command line: a network, a loss, a data set.
+"""The user's own code, given as FILE.py:NAME on the command line: a network, a loss or a data set.
 
-Only a command line runs such a file. A checkpoint merely records its path and its hash, so that opening a file from
-elsewhere runs nothing.
+Such a file runs only if a command line names it. A checkpoint just records its path and its hash, so that opening
+someone else's checkpoint runs no code.
 """
 
 from __future__ import annotations
@@ -46,27 +46,28 @@ class Own:
 
     @property
     def short(self) -> str:
-        """Without the folder, for names and messages."""
+        """FILE.py:NAME without the folder, for names and messages."""
         return f"{self.path.name}:{self.name}"
 
     def error(self, found: str, wanted: str) -> UserError:
-        """The sentence on what was ``found``, and what is ``wanted``."""
+        """An error that says what the code did (``found``) and what it should do (``wanted``)."""
         return UserError(f"{self.flag} {self.short} {found}; {wanted}")
 
     @contextlib.contextmanager
     def blamed(self, doing: str) -> Iterator[None]:
-        """Turn whatever its code raises while ``doing`` something into one sentence with the line."""
+        """Turns any exception of this code into a :class:`UserError` with its line. ``doing``: what was done."""
         try:
             yield
         except UserError:
             raise
         except (Exception, SystemExit) as error:
-            raise UserError(f"{self.flag} {self.short} fails {doing} ({_where(error, self.path)}); repair it") from None
+            where = _where(error, self.path)
+            raise UserError(f"{self.flag} {self.short} fails {doing} ({where}); correct it") from None
 
 
 def look_at_own(text: str, flag: str) -> tuple[Path, str, bytes]:
-    """The file of ``text``, the name in it, and the file's content, of which nothing is run. Raises
-    :class:`UserError`."""
+    """The path and the name in ``text``, and the content of the file, without running it. Raises :class:`UserError` if
+    the file cannot be read."""
     file, _, name = text.rpartition(":")
     path = Path(file).expanduser().absolute()
     try:
@@ -77,26 +78,26 @@ def look_at_own(text: str, flag: str) -> tuple[Path, str, bytes]:
 
 
 def load_own(text: str, flag: str) -> Own:
-    """Run the file of ``text`` (once in a process while its content stays) and take the name from it.
+    """Run the file that ``text`` names (once per process, unless its content changes) and return what NAME stands for.
 
-    Its folder is searched for imports after everything else. Raises :class:`UserError`, which begins with ``flag``, for
-    a file or a name that is missing, and for code that fails.
+    The file can import from its own folder, which is searched last. Raises :class:`UserError`, which begins with
+    ``flag``, if the file or the name is missing, or if the code fails.
     """
     path, name, source = look_at_own(text, flag)
     need_libraries()
     digest = hashlib.sha256(source).hexdigest()
     own = Own(path, name, digest, None, flag)
-    with own.blamed("while it is read"):
+    with own.blamed("while the file is run"):
         module = _module(path, source)
     if not callable(getattr(module, name, None)):
         others = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise UserError(f"{flag} {text}: {path.name} defines no function or class {name}; it has "
+        raise UserError(f"{flag} {text}: {path.name} defines no function or class {name}; it defines "
                         f"{', '.join(others) or 'none'}")
     return Own(path, name, digest, getattr(module, name), flag)
 
 
 def code_record(name: str, text: str | None) -> dict[str, str]:
-    """For config.json: ``NAME_code_sha256`` of one's own file; nothing where ``text`` is none."""
+    """The entry ``NAME_code_sha256`` of config.json, the file's hash; no entry if ``text`` is not FILE.py:NAME."""
     return {f"{name}_code_sha256": load_own(text, f"--{name}").sha256} if is_own(text) else {}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from runtime.agreement import share_error
+from runtime.agreement import together
 from runtime.device import Process, broadcast, distributed, gather_objects
 from runtime.errors import UserError
 from runtime.store import digest, load_checkpoint
@@ -18,16 +18,12 @@ Stateful = Any  # has state_dict and load_state_dict
 
 
 def restore_on_all(modules: Mapping[str, Stateful], state: dict[str, Any] | None, path: Path | None,
-                    process: Process) -> dict[str, Any] | None:
+                   process: Process) -> dict[str, Any] | None:
     """Load the checkpoint on every rank, or raise on every rank."""
-    problem = None
-    try:
+    with together(process):
         if path:
             state = state or load_checkpoint(path)
             restore(modules, state, path)
-    except UserError as error:
-        problem = error
-    share_error(problem, process)
     return state
 
 

@@ -1,11 +1,11 @@
-# Sourced by the other scripts: the project's folder, its environment (created if missing), and $PYTHON.
-# CPU-only machines may take PyTorch's smaller wheels: export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# Sourced by the other scripts: changes to the project's folder; environment() creates .venv if needed and sets $PYTHON.
+# On a machine without a GPU, get PyTorch's smaller packages: export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 unset CDPATH  # it would make cd go elsewhere
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 set -f           # a list in a variable (SEEDS="0 1") is words, never names of files
 
-# Refuses a variable that is not a whole number of at least a minimum. Anything else would be an index or a command
-# in the shell's arithmetic, and half a page of torchrun's in its place.
+# Refuses a variable that is not a whole number of at least a minimum. The shell's arithmetic could run any other value
+# as a command, and torchrun would answer it with half a page of errors.
 whole() { # name, least
     local value=${!1}
     case $value in
@@ -16,7 +16,7 @@ whole() { # name, least
     exit 2
 }
 
-# If nothing can be installed, NO_VENV=1 uses $PYTHON (python3) with the packages that it has.
+# With NO_VENV=1 nothing is installed: $PYTHON (by default python3) is used with the packages that it has.
 environment() {
     local wanted
     if [ -n "${NO_VENV:-}" ]; then PYTHON=${PYTHON:-python3}; return; fi
@@ -27,7 +27,7 @@ environment() {
             echo "error: $base is older than Python 3.10; set PYTHON to a newer one" >&2; exit 2; }
         echo "making .venv (the packages are a few GB the first time) ..."
         .venv/bin/python -m pip --version > /dev/null 2>&1 || "$base" -m venv --clear .venv
-        # Thousands of modules are never imported: each is compiled when it is, and not all in advance.
+        # Modules are compiled when they are imported, not in advance: thousands of them never are.
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
             -r requirements.txt -r requirements-extra.txt
         echo "$wanted" > .venv/.installed

@@ -4,15 +4,15 @@
 #   bash scripts/methods.sh seed                   # ResNet-18
 #   bash scripts/methods.sh bingo efficientnet_b0
 #
-# The numbers stand with each loss (losses/NAME.py: recipe), beside its published linear top-1 / top-5 / 10-NN; docs/METHODS.md has
-# them as a table. Methods without their own row train with CoSS's recipe.
+# Each loss declares its settings (losses/NAME.py: recipe) and its published linear top-1 / top-5 / 10-NN; docs/METHODS.md lists
+# them in a table. Methods without a row there are trained with CoSS's recipe.
 #
-# For an equal number of image passes use scripts/compare_methods.sh. These runs have been neither repeated nor timed
-# here. GPUS (processes on this machine) is the originals' by default: 4 for coss and those that share
-# its recipe, whose column terms are computed over each GPU's batch, and 8 for the others; -b counts over all of them. All
-# but seed, disco, smd, moco and compress need neighbours first: bash scripts/compute_knn.sh mine resnet18.
-# The teacher of the table, 67.40 top-1, is MoCo's 200-epoch checkpoint (the 800-epoch one has 71.1). Scores: scripts/compute_knn.sh
-# eval FILE, and evaluate.py linear. Additional flags are passed on: bash scripts/methods.sh seed resnet18 --amp bf16.
+# To compare methods at an equal number of image passes, use scripts/compare_methods.sh. We have neither repeated nor timed these runs.
+# GPUS is the number of processes on this machine, by default that of the original code: 4 for coss and the methods with its
+# recipe, whose column terms are computed over each GPU's batch, and 8 for the others; -b is the batch of all processes together.
+# All methods except seed, disco, smd, moco and compress need neighbours: first run  bash scripts/compute_knn.sh mine resnet18
+# The table's teacher (67.40 top-1) is MoCo's 200-epoch checkpoint; the 800-epoch one has 71.1. To score a student, run
+# scripts/compute_knn.sh eval FILE  and evaluate.py linear. Additional flags are passed on: bash scripts/methods.sh seed resnet18 --amp bf16
 # An interrupted run resumes when you start it again.
 set -euo pipefail
 

@@ -33,10 +33,13 @@ def deviation(values: Sequence[float]) -> float:
 
 def plotting() -> Any:
     """matplotlib.pyplot, drawing into files; None, with a sentence, where it is not installed."""
+    from runtime.errors import UserError  # here, where the script has put the repository on the path
+    from runtime.packages import need_package
+
     try:
-        import matplotlib
-    except ImportError:
-        print("no picture: matplotlib is not installed; pip install matplotlib")
+        matplotlib = need_package("matplotlib", "it")
+    except UserError as error:
+        print(f"no picture: {error}")
         return None
     matplotlib.use("Agg")
     from matplotlib import pyplot

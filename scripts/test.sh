@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test. Makes .venv first if it is not there. Arguments go to pytest: bash scripts/test.sh -k coss
+# Runs all tests; creates .venv first if it is missing. Arguments go to pytest: bash scripts/test.sh -k coss
 set -euo pipefail
 source "$(dirname -- "$0")/_env.sh"
 environment

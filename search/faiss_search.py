@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from runtime.errors import UserError
+from runtime.packages import need_package
 from search.exact import Block, Found
 
 ROWS = 4096
@@ -23,11 +23,7 @@ def search_faiss() -> Callable[..., Iterator[Block]]:
     It works on the CPU, whatever ``device`` says, with a float32 copy of the bank in memory (``memory`` is ignored),
     and rows of equal score come in any order.
     """
-    try:
-        import faiss
-    except ImportError:
-        raise UserError("--backend faiss needs faiss, which is not installed; run pip install faiss-cpu, or leave the "
-                        "flag out") from None
+    faiss = need_package("faiss-cpu", "--backend faiss", module="faiss", otherwise="leave the flag out")
 
     def search(queries: Tensor | None, bank: Tensor, k: int, *, rows: range | None = None, near: bool = True,
                far: bool = False, metric: str = "inner", memory: int | None = None, device: object = None,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from runtime.agreement import agree
+from runtime.agreement import together
 from runtime.device import Process, all_gather, gather_objects
 from runtime.errors import Damaged, NotFinite, UserError
 from runtime.npy import CHECKSUMS, Checksums, check_rows, map_array, read_checksums, whole_json
@@ -79,21 +79,17 @@ def _make(encoder: nn.Module, loader_of: Callable[[Sequence[int]], Loader], coun
     # Opened by all ranks together, so before anything that may fail on one of them.
     file = None if keep is None else RowFile(keep.path, keep.record, count, keep.width, STORED[keep.dtype], process)
     ranges = [mine] if file is None else file.missing(mine)
-    was_training, problem, parts = encoder.training, None, []
+    was_training, parts = encoder.training, []
     encoder.eval()
-    there = len(mine) - sum(map(len, ranges))
-    with torch.inference_mode(), tqdm(total=len(mine), initial=there, desc=label, unit="img", leave=False,
-                                      disable=None if process.is_main else True) as bar:
-        try:
-            for todo in ranges:
-                rows = _encode(encoder, loader_of(todo), process, check, bar, leave_out)
-                if file is None:
-                    parts.extend(rows)
-                else:
-                    _write(file, todo, rows, keep.dtype, label, leave_out)
-        except UserError as error:
-            problem = str(error)
-    agree(problem)  # a broken image on one rank ends all ranks, so that none waits for it
+    bar = tqdm(total=len(mine), initial=len(mine) - sum(map(len, ranges)), desc=label, unit="img", leave=False,
+               disable=None if process.is_main else True)
+    with together(process), torch.inference_mode(), bar:
+        for todo in ranges:
+            rows = _encode(encoder, loader_of(todo), process, check, bar, leave_out)
+            if file is None:
+                parts.extend(rows)
+            else:
+                _write(file, todo, rows, keep.dtype, label, leave_out)
     encoder.train(was_training)
     if file is not None:
         file.finish(lambda rows, checksums: _publish(rows, keep, checksums))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.agreement import agree, on_first_rank
+from runtime.agreement import on_first_rank, together
 from runtime.device import Process, barrier, gather_objects
 from runtime.errors import Damaged, UserError
 from runtime.lock import FileLock, Held
@@ -38,16 +38,19 @@ def one_writer(path: Path, process: Process) -> Iterator[None]:
     """
     lock, told = None, False
     while True:
-        other = problem = None
-        if process.is_main:
+        other = None
+
+        def take() -> None:
+            nonlocal lock, other
             try:
                 lock = FileLock(path.with_suffix(".lock"))
             except Held as held:
                 other = f"{path} is being written by {held}; this job waits until that one ends{held.hint}"
             except OSError as error:
-                problem = (f"{path} could not be written ({error.strerror or error}); free some space or choose "
-                           "another folder")
-        agree(problem)
+                raise UserError(f"{path} could not be written ({error.strerror or error}); free some space or choose "
+                                "another folder") from None
+
+        on_first_rank(take, process)
         if not any(gather_objects(other)):
             break
         if other and not told:
@@ -78,8 +81,9 @@ class RowFile:
         self.shape, self.dtype = (rows, width), np.dtype(dtype)
         self.identity = json.loads(json.dumps({**identity, "rows": rows, "width": width, "stored": self.dtype.str}))
         self._on_first_rank(self._start)
-        agree(None if self._is_mine() else f"{self.folder} is not seen by rank {process.rank}; choose a folder on a "
-              "disk that all machines share")
+        with together(process):
+            if not self._is_mine():
+                raise UserError(f"{self.folder} does not exist there; choose one on a disk that all machines share")
         self.offset = (self.folder / ROWS).stat().st_size - rows * width * self.dtype.itemsize
         self._done = self._read_done()
         barrier()  # before anyone adds to what the others are still reading

@@ -14,6 +14,7 @@ from data.split_folders import EVALUATION_FOLDERS
 from data.splits import open_labelled
 from evals.sets.transfer_layouts import LAYOUTS, Layout, TransferSet
 from runtime.errors import UserError
+from runtime.packages import package_missing
 
 
 def open_transfer_set(name: str, root: Path, download: bool = False, seed: int = 0) -> TransferSet:
@@ -36,8 +37,7 @@ def open_transfer_set(name: str, root: Path, download: bool = False, seed: int =
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(f"--datasets {name} needs {error.name}, which is not installed; run `pip install {error.name}`"
-                        ) from None
+        raise package_missing(str(error.name), f"--datasets {name}") from None
     except Exception as error:  # torchvision: RuntimeError for what is not there, URLError, a wrong MD5, damaged lists
         with contextlib.suppress(OSError):
             (root / layout.folder).rmdir()  # torchvision makes it before it fetches; only an empty one goes

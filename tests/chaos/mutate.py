@@ -29,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from data.clusters import load_clusters, save_clusters
 from data.neighbours import load_neighbours, place_neighbours
 from evals.results import add_result, read_results

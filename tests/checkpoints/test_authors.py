@@ -19,8 +19,9 @@ from helpers.sources import (
 
 from checkpoints.frozen import load_frozen
 from checkpoints.identify import Identity, hollow_trunk
-from checkpoints.layouts import LAYOUTS, TRANSFORMERS, find_layout, read_checkpoint
+from checkpoints.layouts import LAYOUTS, TRANSFORMERS, find_layout
 from checkpoints.match import Checkpoint
+from checkpoints.reader import read_checkpoint
 from checkpoints.timm_names import converter
 from models.backbones import Spec
 from runtime.errors import UserError

@@ -14,7 +14,7 @@ from helpers.sources import _no_initialisation, randomise  # noqa: F401
 from checkpoints import by_name
 from checkpoints.by_name import folder_beside, locate, sha256_of, short_name
 from checkpoints.frozen import load_frozen
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from common.evaluation import student_names
 from models.backbones import build_backbone
 from runtime.errors import UserError

@@ -11,7 +11,7 @@ from torch import nn
 
 from checkpoints.frozen import load_frozen
 from checkpoints.identify import Identity
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from checkpoints.safe_load import file_sha256
 from models.backbones import build_backbone
 from runtime.errors import UserError

@@ -10,7 +10,7 @@ from helpers.sources import images, under
 from torch import nn
 
 from checkpoints.frozen import load_frozen
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from runtime.errors import UserError
 
 pytest.importorskip("timm", reason="these networks are timm's; pip install timm")
@@ -111,5 +111,5 @@ def test_in_a_students_file_and_without_timm(tmp_path, monkeypatch):
     torch.save({"state_dict": under("module.encoder_q.", tensors_of(lite=True))}, tmp_path / "file.pth")
     assert read_checkpoint(tmp_path / "file.pth").identify().arch == "timm:tf_efficientnet_lite0"
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(UserError, match="network that is timm's here, but timm is not installed; run `pip"):
+    with pytest.raises(UserError, match="^the network in .* needs the package timm, which is not installed; run `pip"):
         load_frozen(tmp_path / "file.pth")

@@ -438,7 +438,7 @@ def test_networks_that_a_format_cannot_take(tmp_path, sources, images, kind, to,
 @pytest.mark.parametrize("to", ["timm", "safetensors", "onnx"])
 def test_a_missing_package_is_named(monkeypatch, to):
     monkeypatch.setitem(sys.modules, TARGETS[to].packages[-1], None)
-    with pytest.raises(UserError, match=rf"--to {to} needs the package \w+, which is missing; pip install"):
+    with pytest.raises(UserError, match=rf"--to {to} needs the package \w+, which is not installed; run `pip install"):
         check_target(to)
 
 

@@ -18,8 +18,9 @@ from helpers.sources import (
 
 from checkpoints.authors import to_authors
 from checkpoints.frozen import load_frozen
-from checkpoints.layouts import find_layout, read_checkpoint
+from checkpoints.layouts import find_layout
 from checkpoints.match import Checkpoint
+from checkpoints.reader import read_checkpoint
 from checkpoints.timm_names import timm_candidates
 from checkpoints.translation import translate
 from models.backbones import TIMM, Spec

@@ -26,7 +26,7 @@ from torch import nn
 
 from checkpoints.frozen import load_frozen
 from checkpoints.identify import Identity
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from models.backbones import build_backbone
 
 

@@ -26,7 +26,8 @@ from helpers.sources import (
 )
 
 from checkpoints.frozen import load_frozen
-from checkpoints.layouts import LAYOUTS, read_checkpoint
+from checkpoints.layouts import LAYOUTS
+from checkpoints.reader import read_checkpoint
 from models.backbones import build_backbone
 
 ARCH = "resnet_small"
@@ -133,14 +134,14 @@ CASES = {
     "DeepCluster-v2": lambda: Case("SwAV, DeepCluster-v2", OrderedDict(under("module.", {
         **NET, **under("projection_head.", head("0", "1b", "3")), "prototypes.prototypes0.weight": torch.zeros(30, 6),
         "prototypes.prototypes1.weight": torch.zeros(30, 6)})), "", [], {"projection_head.", "prototypes."}, SWAV),
-    "DINO, pretrain": lambda: Case("torchvision", ALONE),
+    "DINO, pretrain": lambda: Case("plain", ALONE),
     "DINO, full": lambda: Case("DINO", {
         "student": under("module.backbone.", OTHER) | under("module.head.mlp.", MLP),
         "teacher": under("module.backbone.", NET) | under("module.head.mlp.", MLP),
         "optimizer": OPTIMIZER, "epoch": 7, "args": DINO_ARGS, "dino_loss": {"center": torch.zeros(1, 6)},
         "fp16_scaler": {"scale": np.float64(3)}}, "teacher.backbone", ["student.backbone"],
         {"teacher.head.", "student.backbone.", "student.", "dino_loss."}, epoch=7),
-    "Barlow Twins, resnet50.pth": lambda: Case("torchvision", ALONE),
+    "Barlow Twins, resnet50.pth": lambda: Case("plain", ALONE),
     "Barlow Twins, checkpoint.pth": lambda: Case("Barlow Twins, VICReg", {"epoch": 12, "model": {
         **under("module.backbone.", NET), **under("module.projector.", head("0", "1b", "3")),
         **under("module.bn.", head("0a"))}, "optimizer": OPTIMIZER}, "backbone", [], {"projector.", "bn."}, epoch=12),
@@ -152,10 +153,10 @@ CASES = {
         **NET, **under("fc.", MLP)})), "backbone", [], {"backbone.fc."}, UNIT, 200),
     "simclr-converter": lambda: Case("SimCLR (converted)", {"state_dict": downsample_first(WITH_FC)}, "", [], {"fc."},
                                      UNIT),
-    "SEED's SimCLR teacher": lambda: Case("torchvision", {"model": under("module.module.module.", {
+    "SEED's SimCLR teacher": lambda: Case("plain", {"model": under("module.module.module.", {
         **NET, **under("fc.", head("0", "1b", "3"))})}, "", [], {"fc."}),
-    "BYOL, a plain dict": lambda: Case("torchvision", without_counters(WITH_FC), "", [], {"fc."}),
-    "BYOL, with metadata": lambda: Case("torchvision", with_metadata(without_counters(WITH_FC)), "", [], {"fc."}),
+    "BYOL, a plain dict": lambda: Case("plain", without_counters(WITH_FC), "", [], {"fc."}),
+    "BYOL, with metadata": lambda: Case("plain", with_metadata(without_counters(WITH_FC)), "", [], {"fc."}),
     "solo-learn": lambda: Case("solo-learn", lightning(solo()), "backbone", ["momentum_backbone"],
                                SOLO_DROPS | {"momentum_backbone."}, epoch=99),
     "solo-learn before its renaming": lambda: Case("solo-learn (old)", lightning(solo("encoder", "momentum_encoder")),
@@ -241,15 +242,15 @@ CASES = {
     "CoSS of the original": lambda: Case("CoSS", training({
         **under("module.backbone.", NET), **under("module.proj_head.", MLP)}), "backbone", [], {"proj_head."},
         epoch=200),
-    "linear probe": lambda: Case("torchvision", training(under("module.", WITH_FC), best_acc1=torch.tensor(70.1)), "",
+    "linear probe": lambda: Case("plain", training(under("module.", WITH_FC), best_acc1=torch.tensor(70.1)), "",
                                  [], {"fc.", "best_acc1."}, epoch=200),
-    "timm, .bin": lambda: Case("torchvision", WITH_FC, "", [], {"fc."}),
-    "timm, training": lambda: Case("torchvision", training(WITH_FC, state_dict_ema=OTHER, version=2, metric=70.1,
+    "timm, .bin": lambda: Case("plain", WITH_FC, "", [], {"fc."}),
+    "timm, training": lambda: Case("plain", training(WITH_FC, state_dict_ema=OTHER, version=2, metric=70.1,
                                                            args=argparse.Namespace(model=ARCH)), "", [],
                                    {"fc.", "state_dict_ema."}, epoch=200),
     "Lightning, self.model": lambda: Case("model.*", lightning(under("model.", WITH_FC)), "model", [], {"model.fc."},
                                           epoch=99),
-    "compiled under DDP": lambda: Case("torchvision", under("module._orig_mod.", WITH_FC), "", [], {"fc."}),
+    "compiled under DDP": lambda: Case("plain", under("module._orig_mod.", WITH_FC), "", [], {"fc."}),
     "DDP under compile": lambda: Case("CoSS", {"state_dict": under("_orig_mod.module.backbone.", NET)}, "backbone"),
     "a trunk compiled alone": lambda: Case("CoSS", {"state_dict": under("module.backbone._orig_mod.", NET)},
                                            "backbone"),

@@ -19,7 +19,7 @@ from helpers.sources import (
 )
 
 from checkpoints.frozen import load_frozen
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 
 PLAIN = "vit_tiny_patch16_224"
 
@@ -52,7 +52,7 @@ def save(content, folder):
 def test_dino_pretrain(tmp_path, networks):
     encoder, report = load_frozen(save(networks[0].state_dict(), tmp_path))
     assert_equal_to(encoder, networks[0])
-    assert (report.layout, report.arch, report.image_size) == ("torchvision", "vit_ti_16", 32)
+    assert (report.layout, report.arch, report.image_size) == ("plain", "vit_ti_16", 32)
     assert (report.matched, report.dropped) == (len(networks[0].state_dict()), {})
     assert (report.mean, report.std) == IMAGENET
 
@@ -147,7 +147,7 @@ def ibot(tensors, others):
 
 @pytest.mark.parametrize(("names", "layout", "feature"), [
     (mae, "MAE", "mean"), (msn, "I-JEPA, MSN", "auto"), (ibot, "DINO", "auto"), (
-        lambda tensors, _: {"state_dict": tensors}, "torchvision", "auto")], ids=["MAE", "MSN", "iBOT", "its teacher"])
+        lambda tensors, _: {"state_dict": tensors}, "plain", "auto")], ids=["MAE", "MSN", "iBOT", "its teacher"])
 def test_authors_at_two_sizes(names, layout, feature, tmp_path, smallest):  # noqa: F811
     timm = pytest.importorskip("timm", reason="timm's own networks are the oracle; pip install timm")
     model, other = (randomise(timm.create_model(PLAIN, img_size=32, num_classes=0, embed_dim=64, depth=2, num_heads=2),

@@ -22,7 +22,7 @@ from torch.serialization import SourceChangeWarning
 from torch.storage import _load_from_bytes
 
 from checkpoints.frozen import load_frozen
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from checkpoints.safe_load import read_file
 from runtime.errors import UserError
 from runtime.store import load_checkpoint, save_checkpoint

@@ -9,7 +9,7 @@ from helpers.sources import state, training, under
 from torch import nn
 
 from checkpoints.frozen import load_frozen
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from checkpoints.values import Unsound, other_rotation, trouble
 from models.backbones import Spec
 from runtime.errors import UserError

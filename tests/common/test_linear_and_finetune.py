@@ -1,6 +1,7 @@
 """evaluate.py linear and finetune on a tiny tree: results left, resume, the frozen network, bad input."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -82,11 +83,14 @@ def test_an_interrupted_linear_goes_on_to_the_same_head(linear, tree, weights, t
         save(self, epoch, *rest)
         raise KeyboardInterrupt
 
-    line = ["linear", *flags(tree, weights, tmp_path, "--epochs", 2, "-b", 16)]
+    def line(data):
+        return ["linear", *flags(data, weights, tmp_path, "--epochs", 2, "-b", 16)]
+
     monkeypatch.setattr(Run, "save", stop_after_the_first)
-    assert in_this_process("evaluate.py", *line).rc == 130
+    assert in_this_process("evaluate.py", *line(tree)).rc == 130
     monkeypatch.undo()
-    well(in_this_process("evaluate.py", *line))
+    copied = shutil.copytree(tree, tmp_path / "copy", copy_function=shutil.copyfile)  # the same files, changed just now
+    assert "resuming" in well(in_this_process("evaluate.py", *line(copied))).out
     one, two = (torch.load(run_folder(output) / "last.pth", weights_only=True)["state_dict"]
                 for output in (linear[0], tmp_path))
     assert torch.equal(one["weight"], two["weight"])

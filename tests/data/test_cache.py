@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers.ranks import PREPARED
 from torch.utils.data import DataLoader, Dataset
 
@@ -67,16 +66,6 @@ def test_a_full_pool_keeps_what_it_has():
             assert torch.equal(source.pixels(i), pixels(i))
     assert inner.decoded == [0, 1, 2, 3, 4, 3, 4]
     assert source.hit_rate() == 0.3
-
-
-def test_short_side_is_limited_with_and_without_room():
-    for gigabytes in (1e-3, 0):
-        source = CachedSource(Counted(), gigabytes, short_side=10)
-        expected = F.interpolate(pixels(4)[None].float(), [10, 15], mode="bilinear", antialias=True)[0]
-        for _ in range(2):
-            assert source.pixels(4).shape == (3, 10, 15)
-            assert (source.pixels(4).float() - expected).abs().max() <= 1
-    assert torch.equal(CachedSource(Counted(), 1e-3, short_side=20).pixels(4), pixels(4))
 
 
 def test_parts_share_the_pool():

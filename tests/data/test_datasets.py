@@ -213,13 +213,16 @@ def test_the_identity_knows_sizes_and_times(tmp_path):
     first = open_source(str(folder))
     assert open_source(str(folder)).identity() == first.identity()
     assert first.identity().startswith(first.fingerprint())
+    untimed = first.identity(times=False)
     seen, times = {first.identity()}, (folder / "a" / "1.png").stat()
     os.utime(folder / "a" / "1.png", ns=(times.st_atime_ns, times.st_mtime_ns + 1))
     seen.add(open_source(str(folder)).identity())
     assert open_source(str(folder)).fingerprint() == first.fingerprint()
+    assert open_source(str(folder)).identity(times=False) == untimed not in seen
     (folder / "a" / "1.png").write_bytes((folder / "a" / "1.png").read_bytes() + b"\0")
     os.utime(folder / "a" / "1.png", ns=(times.st_atime_ns, times.st_mtime_ns))
     seen.add(open_source(str(folder)).identity())
+    assert open_source(str(folder)).identity(times=False) != untimed
     (folder / "a" / "1.png").unlink()
     seen.add(open_source(str(folder)).identity())
     assert len(seen) == 4

@@ -16,9 +16,12 @@ from torch import nn
 
 from common import networks
 from data.datasets import open_source
+from runtime.device import Process
 from runtime.errors import UserError
 from search.mining import union_of_ranges
 from search.rowfile import RowFile
+
+ALONE = Process(0, 1, torch.device("cpu"))
 
 
 def features_by_torchvision(teacher, tree):
@@ -110,9 +113,9 @@ def test_an_image_without_features_is_named(tree):
     features = torch.ones(6, 3)
     features[4] = 0
     with pytest.raises(UserError) as caught:
-        networks.refuse_zero_rows(features, range(2, 6), source)
+        networks.refuse_zero_rows(features, range(2, 6), source, ALONE)
     assert source.location(4) in str(caught.value)
-    networks.refuse_zero_rows(features, range(4), source)
+    networks.refuse_zero_rows(features, range(4), source, ALONE)
 
 
 @pytest.mark.parametrize(("lists", "wanted"), [

@@ -1,5 +1,6 @@
 """Average precision by COCO's code on cases whose value is known by hand."""
 
+import platform
 import sys
 
 import pytest
@@ -105,7 +106,8 @@ def _on_a_rank(rank, broken):
         return str(error)
 
 
-@pytest.mark.parametrize(("broken", "expected"), [((), [10, 11]), ((1,), "image 11 is broken")])
+@pytest.mark.parametrize(("broken", "expected"), [((), [10, 11]),
+                                                    ((1,), f"rank 1 on {platform.node()}: image 11 is broken")])
 def test_every_rank_has_what_all_found_or_the_error_of_one(tmp_path, broken, expected):
     assert on_ranks(2, _on_a_rank, tmp_path, broken) == [expected, expected]
 
@@ -113,5 +115,5 @@ def test_every_rank_has_what_all_found_or_the_error_of_one(tmp_path, broken, exp
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     monkeypatch.delitem(sys.modules, "pycocotools.cocoeval", raising=False)
-    with pytest.raises(UserError, match="pycocotools, which is not installed; pip install pycocotools"):
+    with pytest.raises(UserError, match="pycocotools, which is not installed; run `pip install pycocotools"):
         need_pycocotools()

@@ -42,7 +42,7 @@ def test_tsne_is_seeded_and_has_the_same_scale():
 
 def test_a_missing_library_and_too_few_images(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "umap", None)
-    with pytest.raises(UserError, match="--method umap needs umap-learn, .* pip install umap-learn"):
+    with pytest.raises(UserError, match="--method umap needs the package umap-learn, .* `pip install umap-learn"):
         plane(features(), "umap")
     with pytest.raises(UserError, match="a map of 2 images"):
         plane(features(2))

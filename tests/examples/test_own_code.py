@@ -100,19 +100,19 @@ NETWORK = "from torch import nn\nimport torch\n"
     ("-a", "def build():\n    return 3\n", ["returns a int", "return an nn.Module"]),
     ("-a", NETWORK + "def build():\n    return nn.Linear(3, 4)\n", ["fails on images of 32 pixels (RuntimeError"]),
     ("-a", NETWORK + "def build():\n    return nn.Sequential(nn.Flatten(0))\n",
-     ["gives torch.float32 [6144] for images [2, 3, 32, 32]"]),
+     ["returns torch.float32 [6144] for images [2, 3, 32, 32]"]),
     ("--loss", "def build():\n    return 3\n", ["is not a subclass of losses.base.Loss"]),
     ("--loss", "from losses.base import Loss\nclass build(Loss):\n    def forward(self, *, student, teacher):\n"
                "        return (student - teacher).mean()\n", ["returns a Tensor, expected a dict of scalars"]),
     ("--loss", "from losses.base import Loss\nclass build(Loss):\n    def forward(self, *, student, teacher):\n"
-               "        return {'loss': student.sum(1)}\n", ["gives the loss", "(shape [4])"]),
+               "        return {'loss': student.sum(1)}\n", ["returns the loss", "(shape [4])"]),
     ("--loss", "from losses.base import Loss\nclass build(Loss):\n    def forward(self, *, student, teacher):\n"
                "        return {'loss': teacher.sum()}\n", ["without gradient"]),
     ("--loss", "from losses.base import Loss, Needs\nclass build(Loss):\n    needs = Needs(head='big')\n",
      ["needs the student's head 'big', which does not exist", "choose from none"]),
-    ("--data", "def build(split):\n    return [1, 2]\n", ["cannot give image 0 (int int64 [] is not an image)"]),
-    ("--data", "def build(split):\n    return 3\n", ["gives a int with 0 images for 'train'"]),
-    ("--data", "def build():\n    return 3\n", ["fails while it makes the train images (TypeError"]),
+    ("--data", "def build(split):\n    return [1, 2]\n", ["cannot open image 0 (int int64 [] is not an image)"]),
+    ("--data", "def build(split):\n    return 3\n", ["returns a int with 0 images for 'train'"]),
+    ("--data", "def build():\n    return 3\n", ["fails while it creates the data set for 'train' (TypeError"]),
 ])
 def test_what_breaks_the_contract_is_refused(flag, code, words, work, tmp_path):
     (tmp_path / "wrong.py").write_text(code)

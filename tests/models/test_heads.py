@@ -8,7 +8,7 @@ from helpers.sources import randomise, state, training, under
 from torch import nn
 
 from checkpoints.frozen import load_frozen
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from models.heads import describe
 from runtime.errors import UserError
 

@@ -11,7 +11,7 @@ from helpers.scripts import script, well
 from torch import nn
 
 import train_teacher
-from checkpoints.layouts import read_checkpoint
+from checkpoints.reader import read_checkpoint
 from losses.moco import MoCo
 from models.backbones import Spec, build_backbone
 from models.moco_pretraining import MoCoEncoders

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from helpers.ranks import on_ranks
 
-from runtime.agreement import agree, all_reduce_max, on_first_rank, same_on_every_rank, share_error, together
+from runtime.agreement import all_reduce_max, on_first_rank, same_on_every_rank, share_error, together
 from runtime.device import Process
 from runtime.errors import RunStopped, UserError
 
@@ -40,9 +40,6 @@ def test_alone():
     assert all_reduce_max([3, -1], process) == [3, -1]
     assert on_first_rank(lambda: 5, process) == 5
     same_on_every_rank({"images": 3}, process)
-    agree(None)
-    with pytest.raises(UserError, match="^problem$"):
-        agree("problem")
     opens(None, process)
     error = RunStopped("x.jpg is broken")
     with pytest.raises(RunStopped, match=r"^x\.jpg is broken$") as caught:

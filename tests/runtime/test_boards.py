@@ -66,5 +66,5 @@ def test_a_missing_library_is_said_before_any_work(monkeypatch, wandb):
     check_board("wandb"), check_board("tensorboard")
     for missing in (None, types.ModuleType("wandb")):  # not installed; a folder of that name
         monkeypatch.setitem(sys.modules, "wandb", missing)
-        with pytest.raises(UserError, match="--log-to wandb needs the package wandb, which is missing; pip install"):
+        with pytest.raises(UserError, match="wandb needs the package wandb, which is not installed; run `pip install"):
             check_board("wandb")

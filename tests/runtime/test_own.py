@@ -35,11 +35,11 @@ def test_a_file_is_run_once_and_again_when_it_changes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("text", "words"), [
     (None, ["mine.py cannot be read (No such file or directory)", "give FILE.py:NAME"]),
-    ("def build(:\n", ["mine.py:build fails while it is read (line 1: SyntaxError: invalid syntax); repair it"]),
+    ("def build(:\n", ["mine.py:build fails while the file is run (line 1: SyntaxError: invalid syntax); correct it"]),
     ("\n\nimport nothing_of_this_name\n", ["line 3: ModuleNotFoundError: No module named 'nothing_of_this_name'"]),
     ("import sys\nsys.exit(1)\n", ["line 2: SystemExit"]),
-    ("build = 3\nclass Other: pass\n", ["defines no function or class build; it has Other"]),
-    ("", ["it has none"]),
+    ("build = 3\nclass Other: pass\n", ["defines no function or class build; it defines Other"]),
+    ("", ["it defines none"]),
 ])
 def test_what_is_wrong_is_said_in_one_sentence(text, words, tmp_path):
     path = write(tmp_path, text) if text is not None else tmp_path / "mine.py"

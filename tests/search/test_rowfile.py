@@ -171,7 +171,7 @@ def test_a_lock_that_cannot_be_written_is_one_sentence(tmp_path):
 
 
 def test_a_folder_that_is_not_shared(tmp_path):
-    with pytest.raises(UserError, match="rank 1.*all machines share"):
+    with pytest.raises(UserError, match="found.partial does not exist there; .*all machines share"):
         open_file(tmp_path, process=RANKS[1])
 
 
