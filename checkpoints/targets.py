@@ -6,6 +6,7 @@ A target writes one file, gives the line of Python that loads it, and opens it a
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,11 @@ class Network:
     def of(cls, encoder: FrozenEncoder, report: Report) -> Network:
         """From :func:`checkpoints.frozen.load_frozen`."""
         return cls(encoder.backbone, encoder.head, report)
+
+    @functools.cached_property
+    def trunk_code(self) -> str:
+        """:func:`checkpoints.snippets.trunk_code`, made once, since that builds a network."""
+        return trunk_code(self.trunk)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Tensor]:
@@ -86,7 +92,7 @@ class Target:
 
     def code(self, network: Network, path: Path) -> str:
         """The line that loads the file and leaves ``model``."""
-        return f"{self.imports}{trunk_code(network.trunk)}; model.load_state_dict({self.read_code(path)}); model.eval()"
+        return f"{self.imports}{network.trunk_code}; model.load_state_dict({self.read_code(path)}); model.eval()"
 
     def projector_code(self, network: Network, path: Path) -> str:
         """The line that loads the projector and leaves ``projector``."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from checkpoints.naming import rename
-from checkpoints.snippets import run_code, trunk_code
+from checkpoints.snippets import run_code
 from checkpoints.targets import Network, Opened, Target
 from runtime.errors import UserError
 
@@ -111,7 +111,7 @@ class Detectron2(Target):
         """Unpickle the file as detectron2 does, rename its tensors back, and load them into torchvision's network."""
         with path.open("rb") as file:
             arrays = pickle.load(file, encoding="latin1")["model"]  # our own, written a moment ago
-        model = run_code(trunk_code(network.trunk), "model").eval()
+        model = run_code(network.trunk_code, "model").eval()
         model.load_state_dict({_from_detectron2(name): torch.from_numpy(array) for name, array in arrays.items()})
         return lambda images: [torch.no_grad()(model)(images)]
 

@@ -73,11 +73,10 @@ def add_weights_flags(parser: argparse.ArgumentParser, several: bool = False, re
     file is read."""
     group = parser.add_argument_group("network")
     found = declared(Network)
+    weights = found["weights"]
     if several:
-        setting = replace(found["weights"].setting, nargs="+")
-        found["weights"] = replace(found["weights"], setting=setting)
-    found["weights"].add_to(group, **({} if required else {"default": None}),
-                            source=", or of each of several" * several + why)
+        weights = replace(weights, setting=replace(weights.setting, nargs="+"))
+    weights.add_to(group, **({} if required else {"default": None}), source=", or of each of several" * several + why)
     found["arch"].add_to(group)
     cli.add_network_flags(group)
     return group

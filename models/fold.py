@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 
 from torch import fx, nn
-from torch.nn.utils import fuse_conv_bn_eval
+from torch.nn.utils import fuse_conv_bn_weights
 
 KINDS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
 
@@ -22,8 +22,10 @@ def fold_batch_norm(network: nn.Module) -> tuple[nn.Module, int]:
     pairs = foldable(network)
     for conv_name, norm_name in pairs:
         conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
-        fused = fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(norm).double()).to(conv.weight.dtype)
-        network.set_submodule(conv_name, fused.requires_grad_(conv.weight.requires_grad))
+        weight, *rest = (None if x is None else x.detach().double() for x in (
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+        fused = fuse_conv_bn_weights(weight, *rest[:3], norm.eps, *rest[3:])
+        conv.weight, conv.bias = (nn.Parameter(x.to(conv.weight.dtype), conv.weight.requires_grad) for x in fused)
         network.set_submodule(norm_name, nn.Identity())
     return network, len(pairs)
 

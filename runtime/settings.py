@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import math
 import types
@@ -117,8 +118,9 @@ class Declared:
         return number(kind, setting.least, setting.most, above=setting.above, below=setting.below)
 
 
-def declared(owner: Callable[..., Any]) -> dict[str, Declared]:
-    """The settings that a function or class takes, by argument name, in the order of its signature."""
+@functools.cache  # a script asks for those of a loss some ten times, and a signature takes a millisecond
+def declared(owner: Callable[..., Any]) -> Mapping[str, Declared]:
+    """The settings that a function or class takes, by argument name, in the order of its signature; read-only."""
     plain_class = isinstance(owner, type) and not dataclasses.is_dataclass(owner)
     hints = typing.get_type_hints(owner.__init__ if plain_class else owner, include_extras=True)
     found = {}
@@ -128,7 +130,7 @@ def declared(owner: Callable[..., Any]) -> dict[str, Declared]:
         if setting:
             used = next((x for x in extras if isinstance(x, Used)), None)
             found[name] = Declared(name, setting, kind, parameter.default, used)
-    return found
+    return types.MappingProxyType(found)
 
 
 def declared_among(owners: Mapping[str, Callable[..., Any]]) -> dict[str, dict[str, Declared]]:
