@@ -95,11 +95,13 @@ def encode(source: ImageSource, i: int, recipe: Recipe) -> Encoded:
     try:
         content = source.encoded(i)
         image = source.open(i) if content is None else open_rgb(io.BytesIO(content))
-        size, small = image.size, image
+        size = image.size
         stored, small = size, shrink(image, recipe.short_side)
         if recipe.mode == "raw":
             content, stored = small.tobytes(), small.size
         elif recipe.mode == "jpeg" and small is not image:
+            if max(small.size) > MAX_JPEG_SIDE:  # Pillow would try again and again, and libjpeg say so each time
+                raise ValueError(f"a side of a JPEG has at most {MAX_JPEG_SIDE:,}")
             content, stored = _saved(small, "JPEG", quality=recipe.quality), small.size
         elif content is None:  # an image in memory has no file, so make a lossless one
             content = _saved(image, "PNG")
@@ -107,9 +109,8 @@ def encode(source: ImageSource, i: int, recipe: Recipe) -> Encoded:
         return Encoded(None, reason=str(error))
     except (OSError, ValueError, MemoryError) as error:  # decoding worked, storing failed
         width, height = image.size
-        limit = f", and a side of a JPEG has at most {MAX_JPEG_SIDE:,}" if max(small.size) > MAX_JPEG_SIDE else ""
-        return Encoded(None, reason=f"its {width:,} x {height:,} pixels could not be stored as {recipe.mode}"
-                                    f"{limit or f' ({error})'}; give --mode original, or leave it out")
+        return Encoded(None, reason=f"its {width:,} x {height:,} pixels could not be stored as {recipe.mode} "
+                                    f"({error}); give --mode original, or leave it out")
     if not 0 < len(content) <= MAX_RECORD:
         return Encoded(None, reason=f"its {len(content):,} bytes are outside the 1 to {MAX_RECORD:,} of a record")
     return Encoded(content, size, stored, zlib.crc32(content))
@@ -201,8 +202,9 @@ def _refuse_gaps(done: Packed, path: Path, on_bad_image: str) -> None:
 
 
 def _check_room(source: ImageSource, path: Path, recipe: Recipe) -> None:
-    """Raise UserError if the disk has too little space, estimated from 32 images spread over the set."""
-    sample = [encode(source, int(i), recipe) for i in np.linspace(0, len(source) - 1, 32).astype(int)]
+    """Raise UserError if the disk has too little space, estimated from at most 32 images spread over the set."""
+    spread = np.unique(np.linspace(0, len(source) - 1, 32).astype(int))
+    sample = [encode(source, int(i), recipe) for i in spread]
     sizes = [len(image.content) for image in sample if image.content is not None]
     if not sizes:
         return
