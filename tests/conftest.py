@@ -1,6 +1,7 @@
 """Every test, and every process that a test starts, computes with one thread and without the bf16 units that only some
 CPUs have: the same numbers on any machine."""
 
+import multiprocessing
 import os
 
 os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
@@ -15,9 +16,9 @@ torch.set_num_threads(1)
 
 
 def pytest_configure(config):
-    """xdist's workers share one."""
-    if getattr(config.option, "numprocesses", None):
-        warm_python()
+    """xdist's workers share one, which also starts what multiprocessing spawns."""
+    if getattr(config.option, "numprocesses", None) or "PYTEST_XDIST_WORKER" in os.environ:
+        multiprocessing.set_executable(warm_python())
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks/gpu"))
 
 import comparison  # noqa: E402
+import job as gpu_job  # noqa: E402
 import run as runner  # noqa: E402
 from job import Command, Found, Job, Part, members  # noqa: E402
 
@@ -78,11 +79,12 @@ def test_a_command_that_fails_does_not_keep_the_next_from_running(job):
     assert "no such thing" in (job.output / "gpu.log").read_text()
 
 
-def test_a_command_that_hangs_ends_with_all_that_it_started(job):
+def test_a_command_that_hangs_ends_with_all_that_it_started(job, monkeypatch):
     """Processes in groups of their own, as a loader's workers are, and those deaf to SIGTERM."""
     deaf = ("import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.setpgrp(); "
             "print(os.getsid(0), flush=True); time.sleep(600)")
     line = f"{sys.executable} -c '{deaf}' & wait"
+    monkeypatch.setattr(gpu_job, "GRACE", 0.3)
     began = time.monotonic()
     found = runner.play(part(line, "echo next", limit=3.0), job, 60)
     assert time.monotonic() - began < 30

@@ -114,9 +114,9 @@ def dinov2(block="blocks.0."):
 
 
 def widened(tensors, times=2):
-    """Every channel count times two, as SimCLR's and SwAV's 2x networks."""
-    return {k: v.new_zeros([n * times if not (k == "conv1.weight" and i == 1) and i < 2 else n
-                            for i, n in enumerate(v.shape)]) for k, v in tensors.items()}
+    """Every channel count times two, as SimCLR's and SwAV's 2x networks; each tensor is one zero, seen often."""
+    return {k: v.new_zeros(()).expand([n * times if not (k == "conv1.weight" and i == 1) and i < 2 else n
+                                       for i, n in enumerate(v.shape)]) for k, v in tensors.items()}
 
 
 def conv(outside, inside, size=3):

@@ -1,12 +1,13 @@
 """A Python that starts in a moment: forked from one that has imported torch and the project and used none of it.
 
 ``warm_python()`` is the path of a command that stands in for ``sys.executable``: a script, -m or -c, with the caller's
-arguments, variables, folder and streams, in a process of its own, which gets the caller's signals and whose end is the
-caller's. To import torch takes longer than most of what the tests run.
+arguments, variables, folder, streams and other open files, in a process of its own, which gets the caller's signals and
+whose end is the caller's. To import torch takes longer than most of what the tests run.
 """
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -58,16 +59,18 @@ def warm_python():
 
 def ask(address, words):
     """Have ``words`` run, and end as they do."""
+    files = [int(entry.name) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(address)
-        request = json.dumps({"words": words, "cwd": str(Path.cwd()), "environment": dict(os.environ)}).encode()
-        socket.send_fds(line, [len(request).to_bytes(8, "big")], [0, 1, 2])
+        request = json.dumps({"words": words, "cwd": str(Path.cwd()), "environment": dict(os.environ),
+                              "files": files}).encode()
+        socket.send_fds(line, [len(request).to_bytes(8, "big")], files)
         line.sendall(request)
         answers = line.makefile()
         process = int(answers.readline())
         for number in HANDED_ON:
             signal.signal(number, lambda number, _: os.kill(process, number))
-        code = int(answers.readline())
+        code = int(answers.readline() or -signal.SIGKILL)  # which the end of the server means
     if code < 0:
         signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
         os.kill(os.getpid(), -code)
@@ -95,13 +98,13 @@ def serve(address, command):
         for key, _ in events.select():
             if key.fileobj is listener:
                 line, _ = listener.accept()
-                request, streams = received(line)
+                request, files = received(line)
                 process = os.fork()
                 if not process:
                     listener.close()
-                    _exit_of(become, command, request, streams)
-                for stream in streams:
-                    os.close(stream)
+                    _exit_of(become, command, request, files)
+                for file in files:
+                    os.close(file)
                 line.sendall(b"%d\n" % process)
                 ended = os.pidfd_open(process)
                 running[ended] = running[line] = process, line, ended
@@ -126,8 +129,8 @@ def serve(address, command):
 
 
 def received(line):
-    size, streams, _, _ = socket.recv_fds(line, 8, 3)
-    return json.loads(line.makefile("rb").read(int.from_bytes(size, "big"))), streams
+    size, files, _, _ = socket.recv_fds(line, 8, 64)
+    return json.loads(line.makefile("rb").read(int.from_bytes(size, "big"))), files
 
 
 def _exit_of(function, *arguments):
@@ -150,11 +153,14 @@ def _exit_of(function, *arguments):
     os._exit(code & 255)
 
 
-def become(command, request, streams):
+def become(command, request, files):
     """What a fresh interpreter would find and do."""
-    for stream, number in zip(streams, (0, 1, 2), strict=True):
-        os.dup2(stream, number)
-        os.close(stream)
+    above = [fcntl.fcntl(file, fcntl.F_DUPFD, 256) for file in files]  # out of the way of the caller's numbers
+    for file in files:
+        os.close(file)
+    for file, number in zip(above, request["files"], strict=True):
+        os.dup2(file, number)
+        os.close(file)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
