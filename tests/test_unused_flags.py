@@ -1,7 +1,7 @@
 """A flag that has no effect beside the others is said; numbers that no one can mean are refused."""
 
 import pytest
-from test_structure import MINIMAL, parse
+from helpers.flags import MINIMAL, parse
 
 from common import cli
 from runtime.errors import UserError

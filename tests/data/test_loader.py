@@ -1,49 +1,21 @@
-"""Batches: shapes, the same views whatever the workers, ranks and resumes, images that cannot be opened."""
+"""Batches: shapes, the same views whatever the workers, ranks and resumes."""
 
-import os
 import pickle
 import random
-import re
 import signal
-from collections import namedtuple
 
 import numpy as np
 import pytest
 import torch
+from helpers.noise import SIZE, N, Source, augment, epoch_of, same
 from PIL import Image
-from torch.utils.data._utils import signal_handling
 
-import data.parcels
-from data.augment import SIGMA, augmentation, eval_transform, view_keys
-from data.batches import named_deaths
+from data.augment import SIGMA, augmentation, view_keys
 from data.colour import apply_colour
-from data.images import BadImage
-from data.loader import BadImageLog, Batch, ViewDataset, WorkerLoader, build_loader, evaluation_loader
+from data.loader import Batch, ViewDataset, WorkerLoader, build_loader, evaluation_loader
 from data.parcels import packed
 from data.samplers import NeighbourSampler, RandomSampler
-from data.sources import ArraySource
 from runtime.errors import UserError
-
-N, SIZE = 20, 16
-IMAGES = np.random.default_rng(0).integers(0, 256, (N, 20, 24, 3), dtype=np.uint8)
-
-
-class Source(ArraySource):
-    """Noise; the images named in broken cannot be opened."""
-
-    def __init__(self, broken=()):
-        super().__init__(IMAGES, np.arange(N) % 4, list("abcd"), "noise")
-        self.broken = set(broken)
-
-    def open(self, i):
-        if i in self.broken:
-            raise BadImage(f"broken {i}")
-        return super().open(i)
-
-    def pixels(self, i):
-        if i in self.broken:
-            raise BadImage(f"broken {i}")
-        return super().pixels(i)
 
 
 class Counting(Source):
@@ -68,40 +40,9 @@ class Reporting(Source):
         return Image.fromarray(np.full((40, 40, 3), state, np.uint8))
 
 
-class Deadly(Source):
-    """Its worker ends when image 13 is asked for."""
-
-    end = None
-
-    def pixels(self, i):
-        if i == 13:
-            os.kill(os.getpid(), self.end) if self.end else os._exit(7)
-        return super().pixels(i)
-
-
-def augment(size=SIZE):
-    return augmentation("moco_v2", size)
-
-
 def whole(keys, **options):
     """A batch made here, of two views."""
     return ViewDataset(Source(), [augment()] * 2, **{"seed": 0, "path": "fast", **options}).__getitems__(keys)
-
-
-def same(a, b):
-    return (
-        len(a.views) == len(b.views)
-        and all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
-        and torch.equal(a.indices, b.indices)
-        and a.bad == b.bad
-        and a.decoded == b.decoded
-    )
-
-
-def epoch_of(workers=0, epoch=0, first_step=0, seed=0, views=2, batch_size=4, broken=(), path="fast", **ranks):
-    sampler = RandomSampler(N, batch_size, seed=seed, **ranks)
-    sampler.set_epoch(epoch, first_step)
-    return list(build_loader(Source(broken), [augment()] * views, sampler, workers, seed, "cpu", path))
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])
@@ -339,195 +280,3 @@ def test_advice_names_the_ways_out():
 def test_unknown_path():
     with pytest.raises(UserError, match="--data-path quick.*fast, pil"):
         build_loader(Source(), [augment()], RandomSampler(N, 4), 0, 0, "cpu", "quick")
-
-
-# ---- workers that die
-
-
-@pytest.mark.parametrize("end", [signal.SIGKILL, None])
-def test_a_dead_worker_ends_the_epoch_in_one_sentence(end):
-    source, handler = Deadly(), signal.getsignal(signal.SIGCHLD)
-    source.end = end
-    loader = build_loader(source, [augment()], RandomSampler(N, 4), 2, 0, "cpu")
-    with pytest.raises(UserError, match="data worker [01] .*(ended by SIGKILL|ended with exit code 7)"):
-        list(loader)
-    assert signal.getsignal(signal.SIGCHLD) is handler
-
-
-def test_torchs_handler_is_gone_before_a_worker_can_die(monkeypatch):
-    seen, handler = [], signal.getsignal(signal.SIGCHLD)
-    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # as in a fresh process
-    monkeypatch.setattr(torch.utils.data.DataLoader, "_get_iterator",
-                        lambda self: seen.append(signal.getsignal(signal.SIGCHLD)) or iter(()))
-    assert list(build_loader(Source(), [augment()], RandomSampler(N, 4), 2, 0, "cpu")) == []
-    assert seen == [handler]
-    assert signal_handling._SIGCHLD_handler_set
-
-
-Worker = namedtuple("Worker", "pid exitcode join", defaults=(lambda seconds: None,))
-TORCH = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
-
-
-@pytest.mark.parametrize(("code", "said"), [(-9, "SIGKILL.*out of memory.*--workers"),
-                                            (-7, "SIGBUS.*packed file, was cut short"),
-                                            (-11, "SIGSEGV.*crashed its decoder.*--data-path pil"),
-                                            (-15, "SIGTERM.*another process"), (7, "exit code 7.*--workers 0")])
-@pytest.mark.parametrize("error", [TORCH, ConnectionResetError(), EOFError()])
-def test_a_dead_worker_is_named_with_the_likely_cause(code, said, error):
-    with pytest.raises(UserError, match=f"data worker 1 .process 12. .*{said}") as caught, \
-            named_deaths([Worker(11, None), Worker(12, code), Worker(13, 0)]):
-        raise error
-    assert "\n" not in str(caught.value)
-    assert not caught.value.every_process
-
-
-def test_sigbus_is_shared_memorys_where_that_is_full(monkeypatch):
-    monkeypatch.setattr(data.parcels, "room", lambda: (0, 64_000_000))
-    with pytest.raises(UserError, match=r"SIGBUS.*shared memory is full.*--shm-size"), named_deaths([Worker(11, -7)]):
-        raise TORCH
-
-
-@pytest.mark.parametrize("error", [RuntimeError("a mistake"), OSError("no disk"), TORCH])
-def test_what_is_no_death_is_left_alone(error):
-    with pytest.raises(type(error), match=re.escape(str(error))), named_deaths([Worker(11, None), Worker(12, 0)]):
-        raise error
-
-
-def test_other_errors_of_a_worker_are_left_alone():
-    class Wrong(Source):
-        def pixels(self, i):
-            raise RuntimeError("a mistake")
-
-    with pytest.raises(RuntimeError, match="a mistake"):
-        list(build_loader(Wrong(), [augment()], RandomSampler(N, 4), 1, 0, "cpu"))
-
-
-# ---- evaluation
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 20, 50])
-def test_evaluation_is_in_order_and_whole(batch_size):
-    batches = list(evaluation_loader(Source(), SIZE, batch_size, 0))
-    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(N))
-    assert [len(batch.indices) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
-    pixels = torch.cat([batch.views[0] for batch in batches])
-    expected = torch.stack([eval_transform(SIZE)(Image.fromarray(image)) for image in IMAGES])
-    assert torch.equal(pixels, expected)
-
-
-@pytest.mark.parametrize("indices", [[5, 3, 3, 19], range(4, 9), np.array([7, 1]), []])
-def test_evaluation_of_some(indices):
-    batches = list(evaluation_loader(Source(), SIZE, 3, 0, indices))
-    assert [i for batch in batches for i in batch.indices.tolist()] == list(indices)
-
-
-def test_evaluation_with_workers():
-    alone, helped = (list(evaluation_loader(Source([4]), SIZE, 6, workers)) for workers in (0, 2))
-    assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
-
-
-# ---- images that cannot be opened
-
-
-def original_of():
-    """Image bytes as evaluation sees them -> index."""
-    return {evaluated([i], Source()).views[0].numpy().tobytes(): i for i in range(N)}
-
-
-def evaluated(keys, source):
-    return data.loader.EvaluationDataset(source, eval_transform(SIZE)).__getitems__(keys)
-
-
-@pytest.mark.parametrize("broken", [[0], [5, 6], list(range(1, N))])
-@pytest.mark.parametrize("path", ["fast", "pil"])
-def test_bad_images_are_replaced_and_reported(broken, path):
-    dataset = ViewDataset(Source(broken), [augment()], 0, path)
-    good = [i for i in range(N) if i not in broken]
-    for stamp in range(30):
-        batch = dataset.__getitems__([(broken[0], stamp)])
-        assert batch.indices.tolist() == [broken[0]]
-        assert batch.bad[0] == (broken[0], f"broken {broken[0]}")
-        assert all(i in broken for i, _ in batch.bad)
-        if batch.views:
-            candidates = [ViewDataset(Source(), [augment()], 0, path).__getitems__([(i, stamp)]) for i in good]
-            assert any(torch.equal(batch.views[0], x.views[0]) for x in candidates)
-        else:
-            assert len(batch.bad) == 9
-        assert dataset.__getitems__([(broken[0], stamp)]).bad == batch.bad
-
-
-def test_replacements_vary():
-    keys = [(0, stamp) for stamp in range(60)]
-    batch = ViewDataset(Source([0]), [augment()], 0, "fast").__getitems__(keys)
-    assert [entry[0] for entry in batch.bad].count(0) >= 60  # each place of the batch has its own
-    alone = [ViewDataset(Source([0]), [augment()], 0, "fast").__getitems__([key]) for key in keys]
-    assert torch.equal(batch.views[0], torch.cat([x.views[0] for x in alone]))
-    assert batch.decoded == 60
-
-
-def test_evaluation_replaces_and_reports_too():
-    batch = evaluated(list(range(N)), Source([4, 11]))
-    of = original_of()
-    shown = [of[view.numpy().tobytes()] for view in batch.views[0]]
-    assert [i for i, s in enumerate(shown) if i != s] == [4, 11]
-    assert [i for i, _ in batch.bad if i in (4, 11)][0] == 4
-    assert not {4, 11} & set(shown)
-
-
-def test_good_images_of_the_batch_are_untouched():
-    for broken, whole in zip(epoch_of(broken=[7]), epoch_of(), strict=True):
-        good = whole.indices != 7
-        assert torch.equal(broken.indices, whole.indices)
-        assert torch.equal(broken.views[0][good], whole.views[0][good])
-        assert [i for i, _ in broken.bad] == ([] if good.all() else [7])
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_when_nothing_can_be_opened_the_batch_says_so(workers):
-    batches = epoch_of(workers, broken=range(N))
-    assert all(batch.views == () and len(batch.bad) == 4 * 9 for batch in batches)
-    log = BadImageLog(Source(range(N)), "skip")
-    with pytest.raises(UserError, match="noise/") as caught:
-        log.check(batches[0])
-    assert "\n" not in str(caught.value)
-
-
-def test_error_policy_names_the_file_and_the_way_out():
-    log = BadImageLog(Source(), "error")
-    for batch in epoch_of():
-        log.check(batch)
-    assert log.summary() == ""
-    (bad,) = (batch for batch in epoch_of(broken=[7]) if batch.bad)
-    with pytest.raises(UserError) as caught:
-        log.check(bad)
-    text = str(caught.value)
-    assert "noise/000007" in text
-    assert "broken 7" in text
-    assert "--on-bad-image skip" in text
-    assert "\n" not in text
-    assert not caught.value.every_process  # only the process that met it can name it
-
-
-def test_skip_policy_counts():
-    log = BadImageLog(Source(), "skip")
-    for epoch in range(3):
-        for batch in epoch_of(epoch=epoch, broken=[7]):
-            log.check(batch)
-    summary = log.summary()
-    assert "\n" not in summary
-    assert "noise/000007 (broken 7)" in summary
-    assert "opened: 1," in summary
-    assert log.counts[7] >= 3
-    assert f"{log.counts[7]} times" in summary
-
-
-def test_long_summary_is_cut():
-    log = BadImageLog(Source(), "skip")
-    log.check(Batch((torch.zeros(1),), torch.zeros(1), [(i, "r") for i in range(12)]))
-    assert log.summary().count("noise/") == 5
-    assert log.summary().endswith("...")
-
-
-def test_unknown_policy():
-    with pytest.raises(UserError, match="--on-bad-image ignore"):
-        BadImageLog(Source(), "ignore")

@@ -1,5 +1,7 @@
 """Small images whose classes a network can tell apart."""
 
+import io
+
 import numpy as np
 from PIL import Image
 
@@ -37,3 +39,11 @@ def render_flat(folder):
     for i in range(12):
         render(folder / f"{i}.jpg", i % 4, np.random.default_rng(i))
     return folder
+
+
+def saved(image, kind, **options):
+    """The open file of a Pillow image in the format ``kind``."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
