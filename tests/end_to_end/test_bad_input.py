@@ -28,8 +28,8 @@ def bad(tmp_path_factory, tree, teacher):
 DISTIL_REFUSALS = {
     "missing data": (["--data", "{bad}/nowhere"], ["--data", "nowhere"]),
     "empty data": (["--data", "{bad}/empty"], ["--data", "empty", "no image"]),
-    "unknown student": (["-a", "resnet81"], ["--student_arch resnet81", "resnet18"]),
-    "unknown teacher": (["-k", "resnet5O"], ["--teacher-arch resnet5O", "resnet50"]),
+    "unknown student": (["-a", "resnet81"], ["-a resnet81", "resnet18"]),
+    "unknown teacher": (["-k", "resnet5O"], ["-k resnet5O", "resnet50"]),
     "no such checkpoint": (["--distill", "{bad}/nowhere.pth"], ["--distill", "nowhere.pth"]),
     "web page": (["--distill", "{bad}/html.pth"], ["--distill", "html.pth", "web page"]),
     "checkpoint of another arch": (["--distill", "{bad}/resnet34.pth", "-k", "resnet18"],

@@ -31,8 +31,9 @@ RUNS = {  # the branches of the step, in as few trainings as hold them all
              "random", "-b", "6"],
     "bf16 in micro-batches, cached on the device": [
         "--loss", "disco+coss", "--amp", "bf16", "--micro-batch", "5", "--cache", "device", "--optimizer", "lars",
-        *RANDOM],
-    "pairs, cached on the host": ["--loss", "bingo", "--amp", "off", "--cache", "host", "--optimizer", "adamw", *PAIRS],
+        "--lr", "0.1", *RANDOM],
+    "pairs, cached on the host": ["--loss", "bingo", "--amp", "off", "--cache", "host", "--optimizer", "adamw", "--lr",
+                                  "0.001", *PAIRS],
     "Pillow, the teacher by its batches": ["--loss", "seed+compress", "--amp", "off", "--data-path", "pil",
                                            "--teacher-bn", "train", *RANDOM],
 }
