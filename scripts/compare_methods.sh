@@ -9,7 +9,7 @@
 # Other variables: SUBSET STUDENT AMP EPOCHS BATCH NEAREST_K TOTAL_K QUEUE EVERY WORKERS (-j of the scripts), GPUS
 # (processes per student), JOBS (students trained at the same time, each on its own cores or GPU), MINUTES (start no student that
 # could not finish by then), OUT. The same command again resumes where it stopped. SHIFTED=DIR also tests each student's
-# linear classifier on the images there, in the layout of ImageNet-C (benchmarks/corrupt.py makes such a folder).
+# linear classifier, trained on at most 10,000 images, on those there, in the layout of ImageNet-C (benchmarks/corrupt.py makes such a folder).
 #
 # What is equal. An image pass is one image through the student, forwards and backwards; passes of the teacher and of a
 # momentum copy do not count. Each student gets PASSES of them. With BATCH images per view, a step takes

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = os.environ["PYTHON"] if os.environ.get("NO_VENV") else sys.executable  # as scripts/_env.sh takes it
+LINEAR_IMAGES = 10_000  # at most as many train the linear classifier, which would take longer than a student
 ENDED = "not-finite"  # a file in the folder of such a training
 sys.path.insert(0, str(ROOT))
 
@@ -123,17 +124,22 @@ class Comparison:
 
     def score(self, folder: Path, *network: object, slot: int | None = None) -> None:
         """``folder``/knn.json, ``folder``/linear.json and, with SHIFTED, ``folder``/shifted.json of a network."""
-        features, data = folder / "evaluation", self.args.data
-        common = ("--subset", self.args.subset, *network, "-j", self.args.workers, "--json")
-        kept = ("--output", features)
-        scores = {"knn": ("compute_knn.py", "eval", "--data", data, *common),
-                  "linear": ("evaluate.py", "linear", "--cached", "--data", data, *common, *kept)}
-        if self.args.shifted:
-            scores["shifted"] = ("evaluate.py", "robustness", "--train", data, "--ood", f"shifted={self.args.shifted}",
-                                 *common, *kept)
-        for name, command in scores.items():
-            if not (folder / f"{name}.json").exists():
-                self.python(folder / "scores.log", *command, result=folder / f"{name}.json", slot=slot)
+        args, log, features = self.args, folder / "scores.log", folder / "evaluation"
+        knn, linear, shifted = (folder / f"{name}.json" for name in ("knn", "linear", "shifted"))
+        common = (*network, "-j", args.workers, "--json")
+        if not knn.exists():
+            self.python(log, "compute_knn.py", "eval", "--data", args.data, "--subset", args.subset, *common,
+                        result=knn, slot=slot)
+        images = json.loads(knn.read_text(encoding="utf-8"))["train_images"]
+        common = ("--subset", args.subset * min(1, LINEAR_IMAGES / images), *common, "--output", features)
+        if args.shifted and not shifted.exists():  # its classifier is that of linear --cached
+            self.python(log, "evaluate.py", "robustness", "--train", args.data, "--ood", f"shifted={args.shifted}",
+                        *common, result=shifted, slot=slot)
+            top1 = json.loads(shifted.read_text(encoding="utf-8"))["metrics"]["sets"]["test"]["top1"]
+            linear.write_text(json.dumps({"metrics": {"top1": top1}}), encoding="utf-8")
+        if not linear.exists():
+            self.python(log, "evaluate.py", "linear", "--cached", "--data", args.data, *common, result=linear,
+                        slot=slot)
         shutil.rmtree(features, ignore_errors=True)  # those of all students would fill a disk
 
     def scored(self, folder: Path) -> bool:
