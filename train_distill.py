@@ -70,7 +70,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     methods.add_loss_flags(parser)
 
     sampling.add_batch_flags(parser)
-    add_settings(cli.add_optimization_flags(parser, source="the paper's"), MovingAverage, ema=0.0)
+    group = cli.add_optimization_flags(parser, "the paper's", "the rate of --loss's paper (coss: 0.03 for 1,024)")
+    add_settings(group, MovingAverage, ema=0.0)
     group = cli.add_speed_flags(parser)
     add_settings(group, parts_of)
     group = cli.add_run_flags(parser)

@@ -76,7 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_network_flags(group, stem=False)
     cli.only(group, "--feature --branch --mean --std --checkpoint-key --trust-checkpoint --freeze-trunk",
              "with --weights", lambda args: bool(args.weights))
-    cli.add_optimization_flags(parser, source="MoCo v2's", epochs=200, warmup_epochs=0)
+    cli.add_optimization_flags(parser, "MoCo v2's", "MoCo v2's 0.03 for 256", epochs=200, warmup_epochs=0)
     cli.add_speed_flags(parser)
     group = cli.add_run_flags(parser)
     cli.add_knn_flags(group)

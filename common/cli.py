@@ -230,10 +230,12 @@ def add_run_flags(parser: argparse.ArgumentParser, what: str | None = None) -> G
     return group
 
 
-def add_optimization_flags(parser: argparse.ArgumentParser, source: str, **defaults: object) -> Group:
-    """Optimizer and schedule; ``source`` says where the defaults come from. Returns the group."""
+def add_optimization_flags(parser: argparse.ArgumentParser, source: str, rate: str, **defaults: object) -> Group:
+    """Optimizer and schedule; ``source`` says where the defaults come from, ``rate`` the learning rate. Returns the
+    group."""
     group = parser.add_argument_group("optimisation")
-    add_settings(group, Optimization, source=source, **defaults)
+    rate = f"base learning rate; default: in proportion to the images of a step, {rate}"
+    add_settings(group, Optimization, source=source, help={"lr": rate}, **defaults)
     return group
 
 

@@ -53,7 +53,7 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--loss", default="coss", metavar="NAME", type=loss_names,
                        help=f"objective: {', '.join(sorted(LOSSES))}, {OWN_HELP}, or a sum (coss+seed); default "
                             "coss. coss_centred is coss, with the same flags, on features minus the batch's mean: not "
-                            "in the paper, but better on small data sets (docs/RESULTS.md)")
+                            "in the paper (docs/RESULTS.md)")
     settings.add_settings(group, Objective)
     for owners in losses.settings().values():
         _add_setting(group, owners)

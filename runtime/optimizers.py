@@ -29,8 +29,7 @@ class Optimization:
         "count epochs from here in a fresh start or after an explicit --resume; default: where the checkpoint stopped, "
         "else 0", least=0, metavar="N", resumable=True)] = None
     lr: Annotated[float | None, Setting(
-        "base learning rate of a step; default: {default}", "--lr --learning-rate", above=0, metavar="LR", basic=True,
-        unset="{source} for its number of images a step, in proportion for another")] = None
+        "base learning rate", "--lr --learning-rate", above=0, metavar="LR", basic=True)] = None
     optimizer: Annotated[str, Setting(
         "sgd (default, {source}); lars, its rate adapted layer by layer (You et al., as in SwAV and solo-learn, trust "
         "coefficient 0.001; biases and norms by plain sgd), for batches of thousands and rates above 0.1; adamw, for "
