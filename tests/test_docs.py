@@ -3,6 +3,7 @@
 import fnmatch
 import importlib
 import re
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,16 @@ def test_architecture_names_functions_that_are_there():
         assert all(re.search(rf"(def|class) {part}\b", text) for part in function.split(".")), f"{name}: {function}"
 
 
-def test_the_picture_shows_the_numbers_of_results_md(monkeypatch):
+def test_tables_and_pictures_show_the_records(monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "figures"))
-    numbers = importlib.import_module("draw").numbers()
-    assert numbers.count("coss_centred ") == 2
-    assert numbers in (ROOT / "docs" / "figures" / "results.svg").read_text(), "run python docs/figures/draw.py"
+    drawn = importlib.import_module("draw_results")
+    texts = [path.read_text() for path in drawn.DOCUMENTS]
+    assert sum(text.count("<!-- table ") for text in texts) == len(drawn.TABLES)
+    assert [drawn.filled(text) for text in texts] == texts, "run python docs/figures/draw_results.py"
+    for picture, table in drawn.PICTURES.items():
+        words = (ROOT / "docs/figures" / f"{picture.__name__}.svg").read_text()
+        assert escape(drawn.TABLES[table](), quote=False) in words, "run python docs/figures/draw_results.py"
 
 
 def test_the_readme_is_short():

@@ -1,16 +1,13 @@
 #!/usr/bin/env python
-"""Draws the README's two figures, method.svg and results.svg, into this folder (needs matplotlib).
+"""Draws the diagram of the method, method.svg, into this folder (needs matplotlib). data/demo.py renders its images.
 
-    python docs/figures/draw.py
-
-method.svg is a diagram; the small images in it are rendered by data/demo.py. results.svg shows the tables of
-docs/RESULTS.md in which all methods are compared, so a new measurement there needs only this command.
+    python docs/figures/draw_method.py
 """
 
 from __future__ import annotations
 
-import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -102,59 +99,13 @@ def method() -> Figure:
     return figure
 
 
-def compared(text: str) -> list[tuple[str, list[tuple[str, float, float]]]]:
-    """(title, [(network, 10-NN top-1, its deviation or 0)]) of each table in which coss and seed have that score."""
-    found = []
-    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
-        header, _, *rows = [[cell.strip(" *") for cell in line.strip("|\n ").split("|")] for line in block.splitlines()]
-        if "10-NN top-1 %" not in header or not {"coss", "seed"} <= {row[0] for row in rows}:
-            continue
-        column = header.index("10-NN top-1 %")
-        scores = [(row[0].replace("*", "").split(",")[0], *map(float, (row[column].split(" ± ") + ["0"])[:2]))
-                  for row in rows]
-        found.append((header[0], sorted(scores, key=lambda score: score[1])))
-    return found
-
-
-def numbers() -> str:
-    """The numbers of results.svg in words, kept in the file so that a test sees whether it is up to date."""
-    tables = compared((HERE.parent / "RESULTS.md").read_text(encoding="utf-8"))
-    return "; ".join(f"{title}: " + ", ".join(f"{name} {top1} ± {deviation}" for name, top1, deviation in scores)
-                     for title, scores in tables)
-
-
-def results() -> Figure:
-    """One bar a method, the teacher and an untrained student beside them."""
-    tables = compared((HERE.parent / "RESULTS.md").read_text(encoding="utf-8"))
-    if len(tables) != 2:
-        raise SystemExit(f"error: docs/RESULTS.md holds {len(tables)} tables that compare all methods, and the figure "
-                         "shows two; change docs/figures/draw.py with them")
-    figure, background = panel(100, 44)
-    for place, (title, scores) in enumerate(tables):
-        axis = figure.add_axes((0.16 + 0.5 * place, 0.1, 0.31, 0.78), facecolor="none")
-        for row, (name, top1, deviation) in enumerate(scores):
-            colour = (TEACHER if name == "teacher" else "#afb8c1" if name.startswith("untrained") else
-                      STUDENT if name.startswith("coss") else "#9ec5f4")
-            axis.barh(row, top1, xerr=deviation or None, color=colour, height=0.72, error_kw={"ecolor": INK, "lw": 1})
-            axis.text(top1 + deviation + 0.01 * scores[-1][1], row, f"{top1:.1f}", va="center", color=INK, fontsize=8)
-        axis.set_yticks(range(len(scores)), [name for name, *_ in scores], fontsize=8.5, color=INK)
-        axis.set_xlim(0, 1.12 * scores[-1][1])
-        axis.tick_params(axis="x", labelsize=8, colors=FAINT)
-        axis.tick_params(axis="y", length=0)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.spines["bottom"].set_color("#d0d7de")
-        background.text(16 + 50 * place, 40.6, f"{title}: 10-NN top-1 %", fontsize=10.5, weight="bold", color=INK)
-    return figure
-
-
-def main() -> None:
-    """Write both files, the same bytes each time."""
+def write(draw: Callable[[], Figure], words: str) -> None:
+    """The figure ``draw`` returns, as an SVG named after it; the same bytes each time. ``words``: its description."""
     pyplot.rcParams.update({"svg.hashsalt": "coss", "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"})
-    for draw, words in ((method, "CoSS"), (results, numbers())):
-        path = HERE / f"{draw.__name__}.svg"
-        draw().savefig(path, transparent=False, metadata={"Date": None, "Creator": None, "Description": words})
-        print(path)
+    path = HERE / f"{draw.__name__}.svg"
+    draw().savefig(path, transparent=False, metadata={"Date": None, "Creator": None, "Description": words})
+    print(path)
 
 
 if __name__ == "__main__":
-    main()
+    write(method, "CoSS")
