@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Writes the tables of README.md and docs/RESULTS.md and their pictures from docs/results/*.jsonl (needs matplotlib).
+"""Writes the tables of docs/RESULTS.md and the pictures there and in README.md from docs/results (needs matplotlib).
 
     python docs/figures/draw_results.py
 
 scripts/compare_methods.sh leaves such records as report.jsonl in its folder; copied (or, for another budget, appended)
-to docs/results, they need only this command. In the documents a table stands between the lines `<!-- table NAME -->`
+to docs/results, they need only this command. A table stands between the lines `<!-- table NAME -->`
 and `<!-- end of table -->`; TABLES says how each is made.
 """
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from compare_report import Row, course, rows_of, table  # noqa: E402
 from report_helpers import deviation, json_lines, spread  # noqa: E402
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/RESULTS.md")
+PAGE = ROOT / "docs/RESULTS.md"
 COLOURS = {"teacher": TEACHER, "untrained": "#afb8c1", "coss": STUDENT, "coss:head-init=teacher": "#54aeff",
            "coss_centred": "#8250df", "seed": ROW, "compress": COLUMN, "disco": "#bf3989", "cosine": "#9a6700"}
 OTHERS = "#8c959f"
@@ -182,7 +182,7 @@ def bars(axis: Axes, rows: dict[str, Sequence[float]], title: str, places: int =
 
 
 def results() -> Figure:
-    """The scores at the budget with most methods; the teacher's neighbours, on top, are its own."""
+    """The scores at the budget with most methods, the baselines first."""
     baselines, methods = widest(of("cifar10"))
     figure, _ = panel(110, 36)
     for place, key in enumerate(("knn", "linear", "shared", "shifted")):
@@ -197,8 +197,7 @@ PICTURES: dict[Callable[[], Figure], str] = {curve: "cifar10", results: "summary
 
 
 def main() -> None:
-    for path in DOCUMENTS:
-        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     for picture, name in PICTURES.items():
         write(picture, TABLES[name]())
 
