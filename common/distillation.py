@@ -118,7 +118,7 @@ def head_around(student: Distiller, teacher: FrozenEncoder, loss: Objective, bat
     """Set the last layer of each head that is compared with the teacher so that its outputs for ``batches`` have the
     mean and the spread of the teacher's. Returns a sentence for the log."""
     outputs, targets = [], []
-    with torch.no_grad(), buffers_put_back(student):  # these forward passes are no training
+    with torch.no_grad(), buffers_put_back(student):  # these forward passes are not training steps
         for batch in batches:
             check(batch)
             inputs = loss.inputs(batch.views)

@@ -14,6 +14,7 @@ from checkpoints.report import Report, colours
 from evals.results import RESULTS, markdown, read_results
 from runtime.errors import UserError, one_line
 from runtime.outputs import check_output_file
+from runtime.packages import need_package
 from runtime.state import load_json, write_atomic
 
 CARD = "README.md"  # its name on the hub
@@ -30,11 +31,7 @@ def check_push(repository: str, target: str, output: Path, force: bool) -> None:
     if target != "safetensors":
         raise UserError(f"{flag} needs --to safetensors, the format that {HUB}{repository} is read in, not --to "
                         f"{target}")
-    try:
-        import huggingface_hub  # noqa: F401
-    except ImportError:
-        raise UserError(f"{flag} needs the package huggingface_hub, which is missing; pip install huggingface_hub"
-                        ) from None
+    need_package("huggingface_hub", flag)
     card = card_path(output)
     check_output_file(card, "--output")
     if card.exists() and not force:

@@ -55,9 +55,9 @@ def mean_cosine(features: Tensor) -> float:
 def verdict(trained: float, fresh: float, count: int, cosine: float) -> str:
     """Whether ``trained`` percent of ``count`` images is more than ``fresh`` percent, by three standard errors.
 
-    If not, the :func:`mean_cosine` tells networks that have seen few steps from others: it is 0.93 to 0.99 with fresh
-    weights, 0.98 to 1.00 after 8 to 40 steps of CoSS, and 0.34 to 0.81 in nine trained networks on images like theirs
-    (64 pixels; the demo set and CIFAR-10).
+    If not, the :func:`mean_cosine` tells networks that have seen few steps from others: it is 0.69 to 0.99 with fresh
+    weights, 0.98 to 1.00 after 6 to 37 steps of CoSS, and 0.34 to 0.81 in trained networks on images like theirs (64
+    pixels; the demo set and CIFAR-10).
     """
     share = min(max((trained + fresh) / 200, 1 / count), 1 - 1 / count)
     if (trained - fresh) / 100 > 3 * math.sqrt(2 * share * (1 - share) / count):
