@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -154,11 +154,12 @@ class Averages:
         self.totals, self.counts = {}, {}
         return dict(zip(names, means.tolist(), strict=True))
 
-    def so_far(self) -> dict[str, float]:
-        """This rank's means since the last :meth:`take`; the next one still includes them."""
+    def so_far(self, also: Mapping[str, Tensor]) -> dict[str, float]:
+        """This rank's means since the last :meth:`take`, which the next one includes too, and the scalars ``also``."""
         if not self.totals:
             return {}
-        return dict(zip(self.totals, self._means().tolist(), strict=True))
+        values = torch.cat([self._means(), *(value.detach().float().view(1) for value in also.values())])
+        return dict(zip([*self.totals, *also], values.tolist(), strict=True))
 
     def _means(self) -> Tensor:
         """This rank's, on the device, in the order of ``totals``."""

@@ -89,12 +89,15 @@ class Trainer:
             self._say_hours(self._left(epoch, step + 1, steps))
             run.averages.add(parts)
             is_logged = (step + 1) % self.print_freq == 0 or step + 1 == steps
-            if self.monitor and parts and (is_logged or run.steps == 1):
+            if self.monitor and parts and is_logged:
                 run.averages.add(self.monitor(parts))
             if is_logged:
                 self._report(epoch, step + 1, steps, rate, meter)
             elif self._is_due():
-                self._say(epoch, step + 1, steps, {**run.averages.so_far(), "lr": rate, **meter.rates(restart=False)})
+                # The first step is shown, and watched, alone: it is no part of the mean that the next line gives.
+                start = self.monitor(parts) if self.monitor and parts and run.steps == 1 else {}
+                values = {**run.averages.so_far(start), "lr": rate, **meter.rates(restart=False)}
+                self._say(epoch, step + 1, steps, values)
         _, error = self._next(batches)  # after the last batch samplers report what they sampled
         share_error(error, run.process)
         self._say_of_data(epoch, meter.wait_share())

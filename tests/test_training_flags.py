@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from helpers.images import render_classes
+from helpers.runs import metrics
 from helpers.scripts import in_this_process, well
 from torch import nn
 
@@ -104,6 +105,18 @@ def test_a_step_in_parts_is_the_same_step(work):
     assert len(expected) == 4
     assert losses_of(work / "parts") == pytest.approx(expected, abs=0.01)  # float32, and a scale of 143
     assert max(expected) - min(expected) > 10  # it does move
+
+
+def test_the_first_step_is_shown_alone_and_no_part_of_the_next_line(work):
+    """Norm and cosine are those of the step that is logged, however few lines there are."""
+    well(distil(work, "often", "--amp", "off"))
+    done = well(distil(work, "seldom", "--amp", "off", "-p", 2))
+    often, seldom = metrics(work / "often"), metrics(work / "seldom")
+    assert [line["step"] for line in seldom] == [2, 4]
+    for line, same in zip(seldom, often[1::2], strict=True):
+        assert line["student_norm"] == same["student_norm"] and line["row_cosine"] == same["row_cosine"]
+    assert f"cosine {often[0]['row_cosine']:.3f} norm {often[0]['student_norm']:.3g}" in done.out
+    assert often[0]["student_norm"] != often[1]["student_norm"]
 
 
 def test_another_optimizer_clipped_and_averaged(work):
