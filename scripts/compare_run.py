@@ -70,18 +70,16 @@ def compare(args: argparse.Namespace) -> None:
     print("1/3 the teacher's neighbours and scores, and an untrained student's")
     c.mine(args.data)
     c.score(folder / "teacher", "--weights", args.teacher)
-    began, fresh = time.monotonic(), not c.scored(folder / f"untrained-{args.seeds[0]}")
+    scoring, began = folder / "scoring.json", time.monotonic()
     c.untrained(args.seeds[0])
-    scoring = time.monotonic() - began if fresh else 0.0
+    if not scoring.exists():  # for the estimate below; too short if an earlier start was stopped in the middle
+        scoring.write_text(json.dumps(time.monotonic() - began), encoding="utf-8")
     left = [(entry, seed) for seed in args.seeds for entry in args.methods
             if not c.scored(folder / f"{entry}-{seed}") and not ended(folder / f"{entry}-{seed}/run")]
     seconds = 0.0
     if left:
         speed = c.measure(args.methods[0], args.data)
-        path = folder / "scoring.json"
-        if fresh:
-            path.write_text(json.dumps(scoring), encoding="utf-8")
-        seconds = budget.passes / speed + 2 * json.loads(path.read_text(encoding="utf-8"))  # once in training too
+        seconds = budget.passes / speed + 2 * json.loads(scoring.read_text(encoding="utf-8"))  # once in training too
         print(f"2/3 {len(left)} students of {budget.passes:,} image passes, {c.jobs} side by side; at {speed:.0f} "
               "passes a second each, as measured, and with the scores about "
               f"{len(left) / c.jobs * seconds / 60:.0f} minutes")

@@ -237,6 +237,27 @@ def test_row_term_ignores_the_scale_of_rows_and_space_term_that_of_columns():
                                rtol=1e-12, atol=0)
 
 
+def trained(halvings, rate, decay):
+    """The weights after SGD with momentum on CoSS whose temperatures are both halved so often."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 4))
+    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=decay)
+    loss = CoSS(s_temp=0.1 / 2**halvings, t_temp=0.07 / 2**halvings)
+    for _ in range(20):
+        images, teacher = torch.randn(8, 6), torch.randn(8, 4)
+        optimizer.zero_grad()
+        loss(student=network(images), teacher=teacher)["loss"].backward()
+        optimizer.step()
+    return torch.cat([weights.flatten() for weights in network.parameters()])
+
+
+def test_halved_temperatures_are_a_rate_four_times_as_high():
+    """To the last bit, since both only scale; weight decay, which the rate multiplies too, is divided by it."""
+    hot = trained(0, 4 * 0.001, 1e-3 / 4)
+    assert torch.equal(trained(1, 0.001, 1e-3), hot)
+    assert not torch.equal(trained(0, 0.001, 1e-3), hot)
+
+
 @pytest.mark.parametrize("options", WEIGHTS)
 def test_bounds(options):
     l_0, l_1, s_temp, t_temp = options

@@ -157,6 +157,7 @@ def test_a_failure_is_told_and_what_was_done_is_kept(tmp_path, commands, monkeyp
         run(monkeypatch, flags(tmp_path, "--jobs", "1", methods=["coss", "dist", "mse"], seeds=[0]))
     assert set(trained(commands)) == {"coss-0"}
     commands.break_down = lambda args: None
+    (tmp_path / "out/scoring.json").unlink()  # as if it had been stopped just before
     run(monkeypatch, flags(tmp_path, "--jobs", "1", methods=["coss", "dist", "mse"], seeds=[0]))
     assert [Path(args.output).parent.name for script, args in commands.done if script == "train_distill.py"
             and "speed" not in args.output] == ["coss-0", "dist-0", "mse-0"]
