@@ -100,6 +100,7 @@ class Tuned(NamedTuple):
 
     rate: float
     warmup: int  # periods
+    file: Path | None = None  # that says so
 
     def __str__(self) -> str:
         return f"{self.rate:g} {self.warmup}"
@@ -111,7 +112,7 @@ def read_tuned(entries: Iterable[str], files: Sequence[Path]) -> dict[str, Tuned
     for path in reversed([path for path in files if path.is_file()]):
         text = path.read_text(encoding="utf-8")
         lines = [line.partition("#")[0].split() for line in text.splitlines()]
-        known = {words[0]: _tuned(path, *words[1:]) for words in lines if words}
+        known = {words[0]: _tuned(path, *words[1:])._replace(file=path) for words in lines if words}
         for entry in entries:
             names = (entry, entry.partition(":")[0], Entry.of(entry).loss)
             found |= next(({entry: known[name]} for name in names if name in known), {})

@@ -67,6 +67,8 @@ def compare(args: argparse.Namespace) -> None:
     c = Comparison(args, folder, budget)
     tuned = read_tuned(args.methods, [folder / "rates.txt", Path(args.rates)])
     c.same_settings()
+    for entry, found in tuned.items():
+        print(f"{entry}: rate {found.rate:g}, warm-up {found.warmup} of {args.epochs} periods, from {found.file}")
     print("1/3 the teacher's neighbours and scores, and an untrained student's")
     c.mine(args.data)
     c.score(folder / "teacher", "--weights", args.teacher)

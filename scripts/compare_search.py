@@ -77,8 +77,8 @@ class Search:
 
     def run_of(self, number: int, entry: str, trial: Trial, seed: int) -> Path:
         """The run's folder."""
-        rate, warmup = self.tuned(entry, trial)
-        return self.folder / f"round{number + 1}" / f"{entry}-{rate:g}-{warmup}-{seed}"
+        found = self.tuned(entry, trial)
+        return self.folder / f"round{number + 1}" / f"{entry}-{found.rate:g}-{found.warmup}-{seed}"
 
     def score(self, number: int, entry: str, trial: Trial, seed: int) -> float | None:
         """10-NN top-1 at the end; 0 if the training diverged; None if it has not finished."""
@@ -153,9 +153,16 @@ def search(args: argparse.Namespace) -> None:
         told = [f"{one.tuned(entry, trial)}: " + " ".join(f"{x:.1f}" for x in one.scores(number, entry, trial))
                 for trial in trials[entry]]
         lines.append(f"{entry} {one.tuned(entry, chosen)} # {', '.join(told)}")
+    lines += others(result, survivors)
     text = "\n".join(lines) + "\n"
     result.write_text(text, encoding="utf-8")
     print(f"{text}{result}")
+
+
+def others(path: Path, entries: Collection[str]) -> list[str]:
+    """The lines of an earlier search in the same folder for other methods than ``entries``."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [line for line in lines if (words := line.split()) and words[0] not in {"#", *entries}]
 
 
 def hold_out(data: str, folder: Path) -> None:

@@ -74,9 +74,10 @@ def test_rates_of_the_first_file_that_has_one(tmp_path):
     (tmp_path / "own.txt").write_text("# found so\ncoss 0.01 4 # 1 2 3\nseed@cf 0.5 0\n\n")
     (tmp_path / "shipped.txt").write_text("coss 0.004 1\nseed 0.1 1\nsmd 0.2 2# so\n")
     files = [tmp_path / "own.txt", tmp_path / "shipped.txt", tmp_path / "none.txt"]
+    own, shipped, _ = files
     assert read_tuned(["coss", "coss:l_1=0", "coss@random", "seed", "seed@cf", "seed@cf:l_0=1", "smd"], files) == {
-        "coss": (0.01, 4), "coss:l_1=0": (0.01, 4), "seed@cf:l_0=1": (0.5, 0),
-        "coss@random": (0.01, 4), "seed": (0.1, 1), "seed@cf": (0.5, 0), "smd": (0.2, 2)}
+        "coss": (0.01, 4, own), "coss:l_1=0": (0.01, 4, own), "seed@cf:l_0=1": (0.5, 0, own),
+        "coss@random": (0.01, 4, own), "seed": (0.1, 1, shipped), "seed@cf": (0.5, 0, own), "smd": (0.2, 2, shipped)}
     with pytest.raises(UserError, match="no learning rate for mse, rkd in .*--search"):
         read_tuned(["coss", "mse", "rkd"], files)
 

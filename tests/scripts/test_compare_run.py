@@ -114,6 +114,7 @@ def test_every_student_is_trained_and_scored_once(tmp_path, commands, monkeypatc
         assert (args.sampler == "cf") == (loss in ("coss", "coss_centred", "bingo"))
         assert args.head_bn == (loss in ("disco", "moco"))
     said = capsys.readouterr().out
+    assert re.search(r"\nmse: rate \S+, warm-up \d of 10 periods, from \S+\.txt\n", said)
     assert re.search(r"28 students of 5,760 image passes, 2 side by side; at 100 passes a second", said)
     shared = json.loads((tmp_path / "out/overlap.json").read_text())
     assert set(shared) == set(students)
@@ -208,6 +209,8 @@ def test_search_climbs_to_the_best_rate_and_warm_up_by_one_rule(tmp_path, comman
     commands.done.clear()
     run(monkeypatch, flags(tmp_path, "--passes", "12000", methods=["coss"], seeds=[0]))
     assert (trained(commands)["coss-0"].lr, trained(commands)["coss-0"].warmup_epochs) == (0.04, 7)
+    run(monkeypatch, flags(tmp_path, "--search", "--passes", "12000", methods=["mse"]))  # keeps what was found for coss
+    assert (tmp_path / "out/rates.txt").read_text().splitlines()[2:] == [lines[3], lines[2]]
 
 
 def test_search_resumes_and_a_training_whose_numbers_end_counts_as_0(tmp_path, commands, monkeypatch):
