@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from runtime.errors import UserError, one_line
 from runtime.outputs import check_output_file, no_link
 from runtime.regular import read_regular
+from runtime.screen import LINE
 from runtime.state import parse_json, write_atomic
 
 RESULTS = "results.jsonl"
@@ -80,16 +81,23 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as one aligned table: texts to the left, numbers to the right; a column for each key that any row has."""
+def table(rows: Sequence[Mapping[str, Any]], columns: int = LINE) -> str:
+    """Rows as one aligned table: texts to the left, numbers to the right; a column for each key that any row has.
+
+    Columns that would go beyond ``columns`` characters follow in further blocks, each with the first column again.
+    """
     names, cells, numeric = _cells(rows)
-    widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(names)]
-
-    def line(texts: Sequence[str]) -> str:
-        return "  ".join(text.rjust(width) if right else text.ljust(width)
-                         for text, width, right in zip(texts, widths, numeric, strict=True)).rstrip()
-
-    return "\n".join([line(names), *map(line, cells)])
+    padded = []
+    for i, (name, right) in enumerate(zip(names, numeric, strict=True)):
+        texts = [name, *(row[i] for row in cells)]
+        width = max(map(len, texts))
+        padded.append([text.rjust(width) if right else text.ljust(width) for text in texts])
+    blocks = [padded[:1]]
+    for column in padded[1:]:
+        if len(blocks[-1]) > 1 and sum(len(x[0]) + 2 for x in [*blocks[-1], column]) - 2 > columns:
+            blocks.append(padded[:1])
+        blocks[-1] = [*blocks[-1], column]
+    return "\n\n".join("\n".join("  ".join(line).rstrip() for line in zip(*block, strict=True)) for block in blocks)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -15,6 +15,8 @@ import time
 import traceback
 from collections.abc import Callable
 
+from runtime.screen import folded
+
 EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_LOST, EXIT_PAUSED = 2, 3, 4, 75  # 75 is sysexits' EX_TEMPFAIL: try again
 # Codes that a terminal obeys or that reverse text, except line ends, tabs and the cursor-up of progress bars.
 CODES = re.compile("(?!\x1b\\[A)[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -139,13 +141,13 @@ def one_line(text: str) -> str:
     return re.sub("[\n\r\t]", "?", without_codes(text))
 
 
-def _write_plain(write: Callable[[str], int], text: str) -> int:
-    return write(without_codes(text))
+def _write_plain(write: Callable[[str], int], fold: Callable[[str], str], text: str) -> int:
+    return write(fold(without_codes(text)))
 
 
 def _prepare_streams() -> None:
     """Open closed streams (``>&-``) on /dev/null, so that no other file gets their descriptors; escape characters that
-    the encoding lacks, and replace control codes."""
+    the encoding lacks, replace control codes, and break long lines on a terminal."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -153,7 +155,7 @@ def _prepare_streams() -> None:
             setattr(sys, name, stream)
         if number and isinstance(stream, io.TextIOWrapper) and not isinstance(stream.write, functools.partial):
             stream.reconfigure(errors="backslashreplace")
-            stream.write = functools.partial(_write_plain, stream.write)
+            stream.write = functools.partial(_write_plain, stream.write, folded if stream.isatty() else str)
 
 
 def _can_print() -> bool:

@@ -90,6 +90,13 @@ def test_a_table_is_aligned():
         "a|b       –      3  1e-05"]
 
 
+def test_a_wide_table_continues_below():
+    assert table(ROWS, 18).splitlines() == [
+        "data   top1      n", "pets  71.25  1,200", "a|b       –      3", "", "data     wd", "pets      –",
+        "a|b   1e-05"]
+    assert table(ROWS, 1).split("\n\n")[1].splitlines() == ["data      n", "pets  1,200", "a|b       3"]
+
+
 def test_the_same_in_markdown():
     assert markdown(ROWS).splitlines() == [
         "| data | top1 | n | wd |", "| --- | ---: | ---: | ---: |", "| pets | 71.25 | 1,200 | – |",
