@@ -17,7 +17,7 @@ from data.loader import waiting_batches
 from data.sources import ImageSource
 from losses.queue import Queue
 from runtime.device import Process
-from runtime.memory import bytes_per_row, check_memory, fits, peak_of, training_state
+from runtime.memory import check_memory, optimizer_state, peak_of, weight_bytes
 from runtime.optim import Updater
 
 ENLARGED = 2  # times, from which it is said
@@ -52,22 +52,16 @@ def check_step(step: MeasuredStep, updater: Updater, workers: int, process: Proc
         with updater.autocast():
             return step.passes(empty)
 
+    peak = peak_of(pass_of, together, step.networks, process.device, step.least)
+    # Gradients that are there before a part's backward pass: those of earlier parts, or the buckets of several ranks.
+    kept = weight_bytes(updater.optimizer) * (step.parts > 1 or process.world_size > 1)
+    one = {f"{together:,} images of {sizes[0]} pixels and the gradients": peak + kept,
+           "the optimizer": optimizer_state(updater.optimizer)}
     batch = sum(step.rows * 3 * size * size for size in sizes)
-
-    def needed(per_image: float) -> list[tuple[dict[str, float], torch.device]]:
-        one = {f"{together:,} images of {sizes[0]} pixels": per_image * together,
-               "gradients and the optimizer": training_state(updater.optimizer, process.world_size)}
-        loader = {"the loader's batches": batch * waiting_batches(workers)}
-        if process.device.type == "cpu":
-            return [({**one, **loader}, process.device)]
-        return [(one, process.device), (loader, torch.device("cpu"))]
-
-    # Most steps fit even if all that a few images take grew with their number; the others are measured again.
-    most = peak_of(pass_of, step.least, step.networks, process.device) / step.least
-    if all(fits(*part) for part in needed(most)):
-        return []
-    per_image = bytes_per_row(pass_of, step.networks, process.device, step.least)
-    return [check_memory(*part, advice) for part in needed(per_image)]
+    loader = {"the loader's batches": batch * waiting_batches(workers)}
+    if process.device.type == "cpu":
+        return [check_memory({**one, **loader}, process.device, advice)]
+    return [check_memory(one, process.device, advice), check_memory(loader, torch.device("cpu"), advice)]
 
 
 class SmallImages(NamedTuple):

@@ -38,30 +38,23 @@ def test_queues_longer_than_the_data():
     assert long_queue(nn.Identity(), 1, "--moco-k") == ""
 
 
-def test_a_step_is_its_images_the_optimizer_and_the_loaders_batches(monkeypatch):
-    """Of 10 images in parts of 5: the forward pass of 5, and two workers' batches, two each, beside the current one."""
+@pytest.mark.parametrize(("parts", "world"), [(1, 1), (2, 1), (1, 2)])
+def test_a_step_is_its_images_the_optimizer_and_the_loaders_batches(parts, world, monkeypatch):
+    """Of 10 images, in ``parts``: a pass over a part; the gradients that earlier parts or other ranks leave; and two
+    workers' batches, two each, beside the current one. Of a pass most is there behind the layer, or at its end."""
     said = {}
-    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
     monkeypatch.setattr("common.first_step.check_memory", lambda needed, *_: said.update(needed) or "tight")
     network = nn.Linear(3 * 8 * 8, 4)
     updater = Updater(torch.optim.SGD(network.parameters(), 0.1, momentum=0.9), torch.device("cpu"))
-    process = device.Process(0, 1, torch.device("cpu"))
+    process = device.Process(0, world, torch.device("cpu"))
     step = MeasuredStep(lambda views: network(views[0].flatten(1).float()), [network], [augmentation("moco_v2", 8)] * 2,
-                        10, 2)
-    notes = check_step(step, updater, 2, process, "lower it")
-    assert notes == ["tight"]
-    assert said == {"5 images of 8 pixels": 5 * (2 * 192 + 4 * 192 + 4 * 4), "gradients and the optimizer": 2 * 4 * 772,
-                    "the loader's batches": 5 * 10 * 2 * 192}
-
-
-def test_a_step_that_fits_in_any_case_is_measured_once(monkeypatch):
-    counts, network = [], nn.Linear(3 * 8 * 8, 4)
-    updater = Updater(torch.optim.SGD(network.parameters(), 0.1), torch.device("cpu"))
-    monkeypatch.setattr(memory, "free_memory", lambda device: 10**9)
-    step = MeasuredStep(lambda views: counts.append(len(views[0])) or network(views[0].flatten(1).float()), [network],
-                        [augmentation("moco_v2", 8)], 10, 2)
-    assert check_step(step, updater, 2, device.Process(0, 1, torch.device("cpu")), "lower it") == []
-    assert counts == [2]
+                        10, parts)
+    assert check_step(step, updater, 2, process, "lower it") == ["tight"]
+    images, weights = 10 // parts, 4 * 772
+    views, pixels, outputs = images * 2 * 192, images * 4 * 192, images * 4 * 4
+    most = max(views + pixels + outputs, pixels + 2 * outputs + weights)
+    assert said == {f"{images} images of 8 pixels and the gradients": most + weights * (parts > 1 or world > 1),
+                    "the optimizer": weights, "the loader's batches": 5 * 10 * 2 * 192}
 
 
 @pytest.mark.parametrize(("script", "words", "advice"), [
@@ -74,5 +67,6 @@ def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(script, 
     monkeypatch.setattr(memory, "free_memory", lambda _: 10_000_000)
     done = in_this_process(script, "--data", tmp_path / "images", "--output", tmp_path / "run", "--workers", "0",
                            "--device", "cpu", "--image-size", "64", *words)
-    assert_refused(done, ["a step needs about", "8 images of 64 pixels", "10.0 MB are free on this machine; ", advice])
+    assert_refused(done, ["a step needs at least", "8 images of 64 pixels", "10.0 MB are free on this machine; ",
+                          advice])
     assert not (tmp_path / "run").exists()
