@@ -36,7 +36,7 @@ from data.datasets import open_source
 from data.images import limit_pixels
 from data.loader import BadImageLog, evaluation_loader
 from data.sources import ImageSource
-from evals.sanity import effective_rank, leave_one_out, mean_cosine, same_image, verdict
+from evals.sanity import K, effective_rank, leave_one_out, mean_cosine, same_image, verdict
 from models.backbones import ARCH_HELP, build_backbone, check_arch
 from models.heads import describe
 from models.teachers import FrozenEncoder
@@ -57,9 +57,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        help=f"expected architecture, {ARCH_HELP}; default: found")
     cli.check_by(group, "--arch", check_arch)
     cli.add_network_flags(group)
-    group = cli.add_data_flags(parser, required=False, what="images to check the features on, anything that "
-                               "train_distill.py takes: 10-NN if they have labels, else how often two views of an "
-                               "image find each other, compared with fresh weights of that network; default: no check")
+    group = cli.add_data_flags(
+        parser, required=False, what="images to check the features on, anything that train_distill.py takes: 10-NN if "
+        "they have labels, with ten images of a class or more, else how often two views of an image find each other, "
+        "compared with fresh weights of that network; default: no check")
     group.add_argument("--images", type=cli.number(int, 20), default=2000, metavar="N",
                        help="images of that check, spread evenly over the data; default 2000")
     group.add_argument("--batch-size", type=cli.number(int, 1), default=64, metavar="N",
@@ -130,17 +131,18 @@ def check_features(encoder: FrozenEncoder, source: ImageSource, args: argparse.N
         return extract(network.to(process.device), loader_of, len(source), process, "features",
                        BadImageLog(source, args.on_bad_image).check)
 
-    if len(source.classes) > 1:
+    if len(source.classes) > 1 and len(source) >= K * len(source.classes):  # else few have K of their class
         labels = torch.from_numpy(source.labels)
-        what, scores = "10-NN", [leave_one_out(features(network), labels) for network in networks]
+        what, right = "10-NN", [leave_one_out(features(network), labels) for network in networks]
     else:
-        what, scores = "views of one image found", [
+        what, right = "views of one image found", [
             same_image(features(network, augment, 1), features(network, augment, 2)) for network in networks]
     own = features(encoder)
     cosine = mean_cosine(own)
-    return {"images": len(source), "what": what, "percent": scores[0], "percent_fresh": scores[1],
+    percent, percent_fresh = (100 * float(x.double().mean()) for x in right)
+    return {"images": len(source), "what": what, "percent": percent, "percent_fresh": percent_fresh,
             "effective_rank": effective_rank(own), "mean_cosine": cosine,
-            "verdict": verdict(*scores, len(source), cosine)}
+            "verdict": verdict(*right, cosine)}
 
 
 def as_text(report: Report, published: str | None, sanity: dict[str, Any] | None) -> str:

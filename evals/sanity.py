@@ -12,6 +12,8 @@ from search.exact import top_k
 
 K, TEMPERATURE = 10, 0.07
 ALIKE = 0.95  # mean cosine of two images from which their features hardly differ
+GAIN = 5.0  # percentage points over fresh weights; a network that gains less is no better for any use
+SURE = 3.0  # standard errors
 
 
 def effective_rank(features: Tensor) -> float:
@@ -28,22 +30,22 @@ def entropy_rank(values: Tensor) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-def leave_one_out(features: Tensor, labels: Tensor) -> float:
-    """Percent of images [n, d] whose weighted 10-NN vote among all the others gives their own label."""
+def leave_one_out(features: Tensor, labels: Tensor) -> Tensor:
+    """Whether the weighted 10-NN vote among all other images [n, d] gives an image's own label, bool [n]."""
     rows = F.normalize(features, dim=1)
     cosine, ids = top_k(rows, rows, K, self_offset=0)
     votes = torch.zeros(len(rows), int(labels.max()) + 1).scatter_add_(
         1, labels[ids], ((cosine - cosine[:, :1]) / TEMPERATURE).exp())
-    return 100 * float((votes.argmax(1) == labels).double().mean())
+    return votes.argmax(1) == labels
 
 
-def same_image(first: Tensor, second: Tensor) -> float:
-    """Percent of images whose second view [n, d] is the nearest of all second views to their first view [n, d].
+def same_image(first: Tensor, second: Tensor) -> Tensor:
+    """Whether an image's second view [n, d] is the nearest of all second views to its first view [n, d], bool [n].
 
     Which crop belongs to which image is what contrastive pretraining learns; it needs no label.
     """
     _, ids = top_k(F.normalize(first, dim=1), F.normalize(second, dim=1), 1)
-    return 100 * float((ids[:, 0] == torch.arange(len(first))).double().mean())
+    return ids[:, 0] == torch.arange(len(first))
 
 
 def mean_cosine(features: Tensor) -> float:
@@ -52,17 +54,35 @@ def mean_cosine(features: Tensor) -> float:
     return float((rows.sum(0).square().sum() - len(rows)) / (len(rows) * (len(rows) - 1)))
 
 
-def verdict(trained: float, fresh: float, count: int, cosine: float) -> str:
-    """Whether ``trained`` percent of ``count`` images is more than ``fresh`` percent, by three standard errors.
+def gain(trained: Tensor, fresh: Tensor) -> tuple[float, float]:
+    """How many percentage points more of the images ``trained`` [n] gets right than ``fresh`` [n], and the standard
+    error.
 
-    If not, the :func:`mean_cosine` tells networks that have seen few steps from others: it is 0.69 to 0.99 with fresh
-    weights, 0.98 to 1.00 after 6 to 37 steps of CoSS, and 0.34 to 0.81 in trained networks on images like theirs (64
-    pixels; the demo set and CIFAR-10).
+    Both look at the same images, so only those count that one of them gets right and the other does not: b and c of n.
+    The difference is (b - c) / n, its variance (b + c - (b - c)^2 / n) / n^2, with half an image more in each of the
+    four cells, so that few images without any difference do not look like certainty (Agresti and Min, "Simple improved
+    confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005).
     """
-    share = min(max((trained + fresh) / 200, 1 / count), 1 - 1 / count)
-    if (trained - fresh) / 100 > 3 * math.sqrt(2 * share * (1 - share) / count):
+    n, b, c = len(trained) + 2, int((trained & ~fresh).sum()) + 0.5, int((fresh & ~trained).sum()) + 0.5
+    return 100 * (b - c) / n, 100 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+
+
+def verdict(trained: Tensor, fresh: Tensor, cosine: float) -> str:
+    """What the images that a network [n] and its copy with ``fresh`` weights [n] get right say of it, in words.
+
+    With :func:`gain` and three standard errors: it has learnt if the gain is surely above 0; it is no better than fresh
+    weights if the gain is surely below ``GAIN``; between, the images are too few to tell.
+
+    If it is not better, the :func:`mean_cosine` tells networks that have seen few steps from others: it is 0.69 to 0.99
+    with fresh weights, 0.98 to 1.00 after 6 to 37 steps of CoSS, and 0.34 to 0.81 in trained networks on images like
+    theirs (64 pixels; the demo set and CIFAR-10).
+    """
+    points, error = gain(trained, fresh)
+    if points > SURE * error:
         return "it has learnt"
-    if cosine > ALIKE:
-        return ("no better than fresh weights: untrained or trained too briefly, since the features of different "
-                f"images hardly differ (mean cosine {cosine:.3f})")
-    return "no better than fresh weights: trained too briefly, damaged, or made for other images"
+    alike = f"the features of different images hardly differ (mean cosine {cosine:.3f})" if cosine > ALIKE else ""
+    if points + SURE * error >= GAIN:
+        return (f"{len(trained):,} images are too few to tell: {points:.1f} ± {SURE * error:.1f} points better than "
+                "fresh weights; give more (--images)" + f"; but {alike}, as after too brief a training" * bool(alike))
+    return "no better than fresh weights: " + (f"untrained or trained too briefly, since {alike}" if alike else
+                                               "trained too briefly, damaged, or made for other images")

@@ -98,7 +98,8 @@ def test_a_network_of_random_weights_is_told_from_a_trained_one(tmp_path):
     for images in (data, min(data.iterdir())):  # with labels, without
         random = json.loads(inspect(tmp_path / "random.pth", "--data", images, "-j", 0, "--json").out)
         assert random["ok"]
-        assert "no better than fresh weights: untrained or trained too briefly" in random["sanity"]["verdict"]
+        assert "images are too few to tell" in random["sanity"]["verdict"]
+        assert "hardly differ" in random["sanity"]["verdict"]
 
 
 def test_nothing_to_inspect_is_said():
