@@ -18,15 +18,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import torch
 import torchvision
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from runtime.agreement import all_reduce_max  # noqa: E402
-from runtime.device import Process, start_process  # noqa: E402
-from runtime.nonfinite import Snapshot  # noqa: E402
-from runtime.state import random_state  # noqa: E402
+from runtime.agreement import all_reduce_max
+from runtime.device import Process, start_process
+from runtime.nonfinite import Snapshot
+from runtime.state import random_state
 
 
 def timed(work: Callable[[], object], rounds: int, repeats: int, device: torch.device) -> dict[str, float]:

@@ -18,16 +18,20 @@ import sys
 import zlib
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data.augment import linear_transform  # noqa: E402
-from data.datasets import open_source  # noqa: E402
-from runtime.errors import UserError, run_script  # noqa: E402
-from runtime.numbers import number  # noqa: E402
-from runtime.packages import need_package  # noqa: E402
+from data.augment import linear_transform
+from data.datasets import open_source
+from runtime.errors import UserError, run_script
+from runtime.numbers import number
+from runtime.packages import need_package
 
 
 def parse_args() -> argparse.Namespace:

@@ -23,23 +23,27 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from data.augment import PRESETS, augmentation, view_keys  # noqa: E402
-from data.colour import apply_colour, colour_batch  # noqa: E402
-from data.datasets import open_source  # noqa: E402
-from data.loader import build_loader  # noqa: E402
-from data.resident import decode_all  # noqa: E402
-from data.samplers import RandomSampler  # noqa: E402
-from data.sources import ImageSource  # noqa: E402
-from data.views import batched_crop, fast_crop  # noqa: E402
-from runtime.errors import UserError, run_script  # noqa: E402
+from data.augment import PRESETS, augmentation, view_keys
+from data.colour import apply_colour, colour_batch
+from data.datasets import open_source
+from data.loader import build_loader
+from data.resident import decode_all
+from data.samplers import RandomSampler
+from data.sources import ImageSource
+from data.views import batched_crop, fast_crop
+from runtime.errors import UserError, run_script
 
 SIZE, BATCH = 224, 32
 

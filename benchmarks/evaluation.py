@@ -19,6 +19,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import torch
 
 from data.augment import LINEAR, Augmentation, linear_transform

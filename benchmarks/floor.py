@@ -20,14 +20,18 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from models.backbones import build_backbone  # noqa: E402
-from models.heads import build_head  # noqa: E402
+from models.backbones import build_backbone
+from models.heads import build_head
 
 HALF = 2  # bytes
 COUNTED = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.MaxPool2d, nn.AdaptiveAvgPool2d)

@@ -14,6 +14,10 @@ import argparse
 import statistics
 import time
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader

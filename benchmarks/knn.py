@@ -21,14 +21,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin(reads_proc=True)
+
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from runtime.errors import UserError  # noqa: E402
-from search.exact import search  # noqa: E402
-from search.faiss_search import search_faiss  # noqa: E402
-from search.products import PRODUCTS  # noqa: E402
+from runtime.errors import UserError
+from search.exact import search
+from search.faiss_search import search_faiss
+from search.products import PRODUCTS
 
 IMAGENET = (1_281_167, 2_048, 384)
 REFERENCE_ROWS = 256

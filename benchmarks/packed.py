@@ -21,6 +21,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin(reads_proc=True)
+
 import numpy as np
 from PIL import Image
 from torchvision.datasets import ImageFolder

@@ -24,12 +24,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.neighbours import load_neighbours  # noqa: E402
-from data.samplers import (  # noqa: E402
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin(reads_proc=True)
+
+import numpy as np
+
+from data.neighbours import load_neighbours
+from data.samplers import (
     ClusterNeighbourSampler,
     ClusterSampler,
     NeighbourSampler,

@@ -29,19 +29,23 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin(reads_proc=True)
+
 import torch
 from step_recipes import DTYPES, MEANS, STAGES, Ours, Reference, random_images, random_networks
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from losses import build_objective  # noqa: E402
-from models.distiller import Distiller  # noqa: E402
-from models.teachers import FrozenEncoder  # noqa: E402
-from runtime.errors import run_script  # noqa: E402
-from runtime.hardware import TF32, use_hardware  # noqa: E402
-from runtime.optim import precision  # noqa: E402
+from losses import build_objective
+from models.distiller import Distiller
+from models.teachers import FrozenEncoder
+from runtime.errors import run_script
+from runtime.hardware import TF32, use_hardware
+from runtime.optim import precision
 
 
 def networks_of(args: argparse.Namespace) -> tuple[FrozenEncoder, Distiller]:

@@ -6,6 +6,10 @@ import argparse
 import io
 from pathlib import Path
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw

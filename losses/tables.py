@@ -11,6 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 from losses import LOSSES, needs_of, settings
 from losses.base import Loss
 from runtime.errors import UserError, run_script

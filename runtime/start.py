@@ -13,23 +13,31 @@ from runtime.first_pass import refuse_early
 LEAST_FILES = 64  # open at once: libraries, sockets, and pipes of a few workers
 
 
-def begin(script: str) -> None:
-    """Refuse what can be refused at once (:mod:`runtime.first_pass`; ``script`` is the path of the script), and let
-    Ctrl-C end it at once and without a traceback until ``run_script`` takes over."""
-    run_script(check_platform)
+def begin(script: str | None = None, reads_proc: bool = False) -> None:
+    """Refuse what can be refused at once, and let Ctrl-C end it at once and without a traceback until ``run_script``
+    takes over.
+
+    ``script``: the path of one with a ``check_flags``, for :mod:`runtime.first_pass`. ``reads_proc``: it reads a
+    process's memory or its cores where only Linux tells them.
+    """
+    run_script(lambda: check_platform(reads_proc))
     check_open_files()
-    if "torch" not in sys.modules:
+    if script and "torch" not in sys.modules:
         run_script(lambda: refuse_early(script))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def check_platform() -> None:
+def check_platform(reads_proc: bool = False) -> None:
     """Raise :class:`UserError` on Windows, where a third of what runs need is not there: locks, stop signals, reads at
-    a place in a file that workers share, files that are never opened through a link."""
+    a place in a file that workers share, files that are never opened through a link; with ``reads_proc`` also
+    elsewhere but on Linux."""
     if importlib.util.find_spec("fcntl") is None:
         raise UserError(f"this needs Linux or macOS, and {sys.platform} has no file locks (fcntl); on Windows run it "
                         "in WSL 2")
+    if reads_proc and not hasattr(os, "sched_getaffinity"):
+        raise UserError(f"this measures with what only Linux tells (/proc, a process's cores), and this is "
+                        f"{sys.platform}; run it on Linux")
 
 
 def check_open_files() -> None:

@@ -19,13 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 from compare_work import ENDED
 from report_helpers import deviation, json_lines, plotting, read, save_picture, spread
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from losses import needs_of  # noqa: E402
-from runtime.errors import UserError, run_script  # noqa: E402
+from losses import needs_of
+from runtime.errors import UserError, run_script
 
 MARKERS = "os^vDP*X<>hd"
 YARDSTICKS = ("teacher", "untrained")

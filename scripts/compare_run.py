@@ -13,18 +13,22 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 from compare_plan import Budget, read_tuned
 from compare_search import search
 from compare_work import PYTHON, Comparison, ended
 
+from losses import LOSSES
+from runtime.errors import run_script
+from runtime.hardware import AMP
+from runtime.numbers import number
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from losses import LOSSES  # noqa: E402
-from runtime.errors import run_script  # noqa: E402
-from runtime.hardware import AMP  # noqa: E402
-from runtime.numbers import number  # noqa: E402
-
 OVERLAP_K, OVERLAP_IMAGES = 11, 2000
 
 

@@ -19,32 +19,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from checkpoints.frozen import load_frozen, untrained  # noqa: E402
+from checkpoints.frozen import load_frozen, untrained
 from common import (
-    cli,  # noqa: E402
-    networks,  # noqa: E402
+    cli,
+    networks,
 )
-from data.images import limit_pixels  # noqa: E402
-from data.samplers import RandomSampler  # noqa: E402
-from evals.average_precision import NAMES, average_precision, detect, need_pycocotools  # noqa: E402
-from evals.results import add_result, save_table, table  # noqa: E402
-from evals.sets.box_batches import BoxBatch, check_boxes, evaluation_batches, training_batches  # noqa: E402
-from evals.sets.boxes import BoxSource, open_pair, read_coco, same_classes  # noqa: E402
-from models.faster_rcnn import NORMS, faster_rcnn, parameter_groups  # noqa: E402
-from runtime.agreement import on_first_rank  # noqa: E402
-from runtime.device import Process, broadcast, seed_everything, start_process, wrap  # noqa: E402
-from runtime.errors import UserError, run_script  # noqa: E402
-from runtime.job import RunSettings  # noqa: E402
-from runtime.loop import Trainer  # noqa: E402
-from runtime.optim import Updater  # noqa: E402
-from runtime.provenance import versions  # noqa: E402
-from runtime.run import Description, Run  # noqa: E402
+from data.images import limit_pixels
+from data.samplers import RandomSampler
+from evals.average_precision import NAMES, average_precision, detect, need_pycocotools
+from evals.results import add_result, save_table, table
+from evals.sets.box_batches import BoxBatch, check_boxes, evaluation_batches, training_batches
+from evals.sets.boxes import BoxSource, open_pair, read_coco, same_classes
+from models.faster_rcnn import NORMS, faster_rcnn, parameter_groups
+from runtime.agreement import on_first_rank
+from runtime.device import Process, broadcast, seed_everything, start_process, wrap
+from runtime.errors import UserError, run_script
+from runtime.job import RunSettings
+from runtime.loop import Trainer
+from runtime.optim import Updater
+from runtime.provenance import versions
+from runtime.run import Description, Run
 
 REFERENCE_BATCH, WARMUP = 16, 1000  # detectron2's images a step for a rate of 0.02, and its steps of warm-up
 SIZES = [640, 672, 704, 736, 768, 800]

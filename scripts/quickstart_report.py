@@ -14,14 +14,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import numpy as np
 import torch
 from report_helpers import deviation, json_lines, plotting, read, save_picture, spread
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from evals.overlap import shared_neighbours  # noqa: E402
-from runtime.errors import UserError, run_script  # noqa: E402
+from evals.overlap import shared_neighbours
+from runtime.errors import UserError, run_script
 
 OVERLAP_K = (1, 5, 10, 20, 50)
 GROUPS = {"teacher": "teacher.json", "student (CoSS)": "student-*.json", "untrained student": "untrained-*.json"}

@@ -11,6 +11,13 @@ from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin(reads_proc=True)
+
 import numpy as np
 from PIL import Image
 
@@ -60,7 +67,6 @@ def main() -> None:
     args = parser.parse_args()
     args.photos.parent.mkdir(parents=True, exist_ok=True)
     listed(args.photos, args.count, args.source)
-    sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
     import torch  # here, since the rest is also imported by who has no need of it
     from step_recipes import random_networks
     teacher, _ = random_networks(args.arch, "shufflenet_v2_x0_5", args.image_size)

@@ -15,14 +15,18 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin(reads_proc=True)
+
 from comparison import METHODS
-from job import ROOT, Found, Job, Part, run
+from job import Found, Job, Part, run
 from measured import COLOUR, FEED, SEARCH, STEP
 from works import WORKS
 
-sys.path.insert(0, str(ROOT))
-
-from runtime.errors import UserError, run_script  # noqa: E402
+from runtime.errors import UserError, run_script
 
 PARTS = {part.name: part for part in (WORKS, STEP, SEARCH, COLOUR, FEED, METHODS)}  # the most important first
 TINY_LEAST = 15.0    # seconds that must be left to start a part of a rehearsal

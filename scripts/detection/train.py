@@ -22,16 +22,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+if __name__ == "__main__":
+    from runtime.start import begin
+    begin()
+
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from checkpoints.safe_load import file_sha256, read_file  # noqa: E402
-from evals.results import add_result  # noqa: E402
-from runtime.errors import UserError, run_script  # noqa: E402
-from runtime.numbers import number  # noqa: E402
-from runtime.provenance import versions  # noqa: E402
+from checkpoints.safe_load import file_sha256, read_file
+from evals.results import add_result
+from runtime.errors import UserError, run_script
+from runtime.numbers import number
+from runtime.provenance import versions
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 BASIC = {18: 2, 34: 3}  # depths with basic blocks, and how many of them make res5

@@ -1,6 +1,7 @@
 """What systems other than Linux lack, taken away in a process of its own: what is refused, and what still works."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +16,18 @@ from runtime.optim import precision
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "from runtime.start import begin" in path.read_text())
+TOOLS = sorted(str(path.relative_to(ROOT)) for folder in ("scripts", "benchmarks", "data", "losses")
+               for path in (ROOT / folder).rglob("*.py") if "\nif __name__ == \"__main__\":\n" in path.read_text())
 WITHOUT = """
-import mmap, os, signal, sys
+import concurrent.futures.process, ctypes, mmap, os, signal, subprocess, sys  # Python's own are Linux's here
 def take(owner, names):
     for name in names.split():
         if hasattr(owner, name):
             delattr(owner, name)
 take(os, "sched_getaffinity posix_fallocate posix_fadvise memfd_create pidfd_open sendfile")
 take(mmap, "MADV_DONTNEED MADV_HUGEPAGE MAP_POPULATE")
+sys.platform = PLATFORM
 if PLATFORM == "win32":
-    sys.platform = PLATFORM
     take(os, "pread pwrite preadv fork getuid statvfs sysconf O_NOFOLLOW O_CLOEXEC O_NONBLOCK O_DIRECTORY")
     take(signal, "SIGUSR1 SIGUSR2 SIGCHLD SIGKILL SIGBUS SIGALRM SIGHUP")
     sys.modules.update(dict.fromkeys(("fcntl", "resource", "termios", "pwd", "grp")))
@@ -50,7 +53,7 @@ with _stand_ins() as finder:
 HELP = """
 import runpy
 for name in NAMES:
-    sys.argv = [name, "--help"]
+    sys.argv, sys.path[0] = [name, "--help"], os.path.dirname(name)
     try:
         runpy.run_path(name, run_name="__main__")
     except SystemExit as end:
@@ -73,10 +76,20 @@ def test_on_a_mac_every_module_can_be_imported_and_every_script_shows_its_help()
 
 
 def test_on_windows_every_script_says_in_a_sentence_what_it_needs():
-    done = run("win32", WITHOUT, HELP, NAMES=SCRIPTS)
-    assert done.stdout.splitlines() == [f"{name} ended with 2" for name in SCRIPTS]
+    names = SCRIPTS + TOOLS
+    done = run("win32", WITHOUT, HELP, NAMES=names)
+    assert done.stdout.splitlines() == [f"{name} ended with 2" for name in names]
     sentence = ("error: this needs Linux or macOS, and win32 has no file locks (fcntl); on Windows run it in WSL 2")
-    assert done.stderr.splitlines() == [sentence] * len(SCRIPTS)
+    assert done.stderr.splitlines() == [sentence] * len(names)
+
+
+def test_on_a_mac_what_reads_proc_says_so():
+    names = [name for name in TOOLS if re.search(r"/proc|sched_getaffinity\(", (ROOT / name).read_text())]
+    assert len(names) >= 5
+    done = run("darwin", WITHOUT, HELP, NAMES=names)
+    assert done.stdout.splitlines() == [f"{name} ended with 2" for name in names]
+    assert done.stderr.splitlines() == ["error: this measures with what only Linux tells (/proc, a process's cores), "
+                                        "and this is darwin; run it on Linux"] * len(names)
 
 
 def test_on_windows_the_package_says_so_too():
