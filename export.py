@@ -163,7 +163,7 @@ def main() -> None:
     print(json.dumps({**done.record(), "source": report.record()}) if args.json else
           summary(done, encoder.backbone.spec.stem))
     if args.push_to_hub:
-        card = write_card(Path(args.output), args.push_to_hub, report, folder_beside(args.weights))
+        card = write_card(Path(args.output), args.push_to_hub, encoder, report, folder_beside(args.weights))
         url = push(args.push_to_hub, Path(args.output), card)
         print(f"{url}: {args.output} and its card {card}", file=sys.stderr if args.json else sys.stdout)
 

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.by_name import HUB
+from checkpoints.frozen import load_frozen
 from checkpoints.hugging_face import WEIGHTS
 from checkpoints.report import Report, colours
+from common.afterwards import trunk_name
+from evals.classifier import fingerprint
 from evals.results import RESULTS, markdown, read_results
+from models.teachers import FrozenEncoder
 from runtime.errors import UserError, one_line
 from runtime.outputs import check_output_file
 from runtime.packages import need_package
@@ -44,11 +48,12 @@ def card_path(output: Path) -> Path:
     return output.with_suffix(".md")
 
 
-def write_card(output: Path, repository: str, report: Report, folder: Path) -> Path:
-    """Write the model card beside ``output``. ``folder``: the student's, where config.json and evaluation/ may be."""
-    path = card_path(output)
-    scores = read_results(folder / "evaluation" / RESULTS)
-    text = model_card(repository, report, _config(folder), [x for x in scores if x.get("sha256") == report.sha256])
+def write_card(output: Path, repository: str, encoder: FrozenEncoder, report: Report, folder: Path) -> Path:
+    """Write the model card beside ``output``. ``folder``: that of the file of ``encoder``, where config.json and
+    evaluation/ may be."""
+    path, scored = card_path(output), {report.sha256, _whole(encoder, report, folder)}
+    scores = [x for x in read_results(folder / "evaluation" / RESULTS) if x.get("sha256") in scored]
+    text = model_card(repository, report, _config(folder), scores)
     return write_atomic(path, lambda file: file.write(text.encode()) and None)
 
 
@@ -73,7 +78,8 @@ def model_card(repository: str, report: Report, config: Mapping[str, Any], resul
             lines += [f"`{one_line(str(one.get('command')))}` on {one_line(Path(str(one.get('data'))).name)}", "",
                       markdown(one.get("table") or [one.get("metrics") or {}]), ""]
     if command := starts[-1].get("command"):
-        words = [Path(x).name if x.startswith("/") else x for x in shlex.split(command)]  # of this machine
+        words = [re.sub("^(-[^=/]*=)?/.*", lambda x: (x[1] or "") + Path(x[0]).name, word, flags=re.DOTALL)
+                 for word in shlex.split(command)]  # without the folders of this machine
         lines += ["## Command", "", "```", one_line(shlex.join(words)), "```", ""]
     return "\n".join(lines)
 
@@ -99,6 +105,19 @@ def push(repository: str, output: Path, card: Path) -> str:
         raise UserError(f"--push-to-hub {repository}: the hub refused or cannot be reached ({words}); check the name, "
                         f"the token and the connection; {there}") from None
     return str(url)
+
+
+def _whole(encoder: FrozenEncoder, report: Report, folder: Path) -> str | None:
+    """The SHA-256 of the student with its head beside the file of a trunk alone, whose scores are the trunk's too; None
+    if there is none, or it is another network."""
+    name = next((x.name for x in folder.glob("*.pth") if trunk_name(x.name) == Path(report.file).name), None)
+    if name is None:
+        return None
+    try:
+        whole, found = load_frozen(folder / name, report.arch)
+    except UserError:
+        return None
+    return found.sha256 if fingerprint(whole.backbone) == fingerprint(encoder.backbone) else None
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

@@ -11,8 +11,10 @@ from helpers import small  # noqa: F401 - resnet_small
 from checkpoints.conversion import export
 from checkpoints.frozen import load_frozen
 from checkpoints.targets import Network
+from common.afterwards import write_trunks
 from common.hub import check_push, push, write_card
 from models.backbones import build_backbone
+from runtime.device import Process
 from runtime.errors import UserError
 
 hub = pytest.importorskip("huggingface_hub")
@@ -32,14 +34,14 @@ def run(tmp_path_factory):
     teacher = {"arch": "resnet50", "file": "/weights/moco_v2.pth", "sha256": "ab" * 32}
     (tmp_path / "config.json").write_text(json.dumps({
         "data": "/data/photos", "loss": "coss", "epochs": 9, "teacher": teacher,
-        "starts": [{"command": "train_distill.py --data /data/photos --loss coss"}]}))
+        "starts": [{"command": "train_distill.py --data=/data/photos --distill /weights/moco_v2.pth --lr 0.1/2"}]}))
     (tmp_path / "evaluation").mkdir()
     lines = [{"command": "knn", "data": "/data/cifar", "sha256": sha, "table": [{"k": 10, "top1": top}]}
              for sha, top in ((report.sha256, 61.25), ("other", 12.5))]
     (tmp_path / "evaluation" / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     out = tmp_path / "out.safetensors"
     export(Network.of(encoder, report), "safetensors", out, {"random": torch.randn(2, 3, 32, 32)})
-    return encoder, report, out, write_card(out, NAME, report, tmp_path)
+    return encoder, report, out, write_card(out, NAME, encoder, report, tmp_path)
 
 
 def test_what_is_pushed_is_read_back(tmp_path, monkeypatch, run):
@@ -61,11 +63,24 @@ def test_what_is_pushed_is_read_back(tmp_path, monkeypatch, run):
     assert torch.equal(again(images), encoder(images))
     text = (there / "README.md").read_text()
     for words in ("resnet50, moco_v2.pth, SHA-256 abab", "data: data/photos", "method: coss", "| 10 | 61.25 |",
-                  "train_distill.py --data photos --loss coss", f'coss.load("hf:{NAME}")', "# license:",
-                  report.sha256):
+                  "train_distill.py --data=photos --distill moco_v2.pth --lr 0.1/2", f'coss.load("hf:{NAME}")',
+                  "# license:", report.sha256):
         assert words in text
     assert "12.50" not in text
     assert "/data/photos" not in text.partition("## Command")[2]  # which folders a machine has is nobody's business
+
+
+def test_the_trunk_alone_has_the_scores_of_its_student(run):
+    """As a run leaves it beside the student; not where the student has been replaced by another."""
+    _, _, out, card = run
+    folder = out.parent
+    write_trunks(folder, ["student.pth"], "resnet_small", Process(0, 1, torch.device("cpu")))
+    encoder, report = load_frozen(folder / "student_trunk.pth", "resnet_small", image_size=32)
+    text = write_card(folder / "trunk.safetensors", NAME, encoder, report, folder).read_text()
+    assert "| 10 | 61.25 |" in text
+    assert "12.50" not in text
+    encoder.backbone.conv1.weight.data[0, 0, 0, 0] += 1
+    assert "Scores" not in write_card(folder / "trunk.safetensors", NAME, encoder, report, folder).read_text()
 
 
 @pytest.mark.parametrize(("token", "says"), [(None, "needs a token"), ("token", "cannot be reached .no network")])
