@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import SwinTransformer, VisionTransformer
+from torchvision.models import VisionTransformer
 
-from checkpoints.naming import efficientnet_names, rename
+from checkpoints.naming import compile_rules, efficientnet_names, rename, substitute
 from checkpoints.snippets import feature_edit, run_code, timm_arguments, timm_call
 from checkpoints.targets import Network, Target
 from models.backbones import TIMM
 from models.original import EFFICIENTNETS, ORIGINALS, name_there
 from runtime.own import is_own
 
-SWIN_SIZE = 224
 VIT_WIDTHS = {192: ("tiny", 3), 384: ("small", 6), 768: ("base", 12), 1024: ("large", 16), 1280: ("huge", 16)}
 # timm's networks that have torchvision's tensors under other names but in the same order, apart from LAST, and what
 # their builder must be told; which of them are one function is seen when the features are compared
@@ -35,11 +34,18 @@ IN_ORDER: dict[str, tuple[str, dict[str, Any]]] = {
         "0.5", "0.75", "1.0")},
     **{f"regnet_{kind}_{size}": (name + "_tv" * (name in _OF_TORCHVISION), {}) for kind in "xy"
        for size, number in _REGNETS.items() for name in [f"regnet{kind}_{number}"] if (kind, number) != ("x", "1280")},
-    **{f"swin_{size[0]}": (f"swin_{size}_patch4_window7_224", {}) for size in ("tiny", "small", "base")},
     **{name: (name, {}) for depth in (11, 13, 16, 19) for name in (f"vgg{depth}", f"vgg{depth}_bn")},
     "inception_v3": ("inception_v3", {}), "mobilenet_v2": ("mobilenetv2_100", {})}
-# a block's shortcut in RegNet and the layer behind the norm in Swin, which timm declares last in their block
-LAST = re.compile(r"(?P<block>.*\.block\d-\d+|features\.\d+)\.(?P<last>(proj|reduction)\.)?")
+LAST = re.compile(r"(?P<block>.*\.block\d-\d+)\.(?P<last>proj\.)?")  # RegNet's shortcut, which timm declares last
+# timm's Swin of the same function at multiples of the size in its name
+SWINS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"swin_{version}{size[0]}": (f"swin{name}", {}) for size in ("tiny", "small", "base")
+    for version, name in (("", f"_{size}_patch4_window7_224"), ("v2_", f"v2_{size}_window8_256"))}
+# torchvision's names and timm's; in torchvision's, stages alternate with what is before each but the first
+SWIN_NAMES = (("features.0.0.", "patch_embed.proj."), ("features.0.2.", "patch_embed.norm."), *(
+    (f"features.{2 * stage + 1}.{{j}}.{ours}", f"layers.{stage}.blocks.{{j}}.{theirs}") for stage in range(4)
+    for ours, theirs in (("mlp.0.", "mlp.fc1."), ("mlp.3.", "mlp.fc2."), ("", ""))), *(
+    (f"features.{2 * stage}.", f"layers.{stage}.downsample.") for stage in (1, 2, 3)))
 # what timm's network has behind the convolutions and torchvision's trunk has not, or has otherwise
 _IDENTITY, _FLAT = "torch.nn.Identity()", "torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(7), torch.nn.Flatten())"
 EDITS: dict[str, dict[str, str]] = {
@@ -66,9 +72,9 @@ class Timm(Target):
         advice = f"choose --to {'torchvision, ' * (spec.arch not in ORIGINALS)}safetensors or onnx"
         if spec.stem != "imagenet":
             return f"its stem is {spec.stem}, but timm's networks have the imagenet stem; {advice}"
-        if isinstance(network.trunk, SwinTransformer) and spec.image_size % SWIN_SIZE:
+        if spec.arch in SWINS and spec.image_size % (least := _size(spec.arch)):
             return (f"its images are {spec.image_size} px wide, which timm's Swin pads in another way unless the width "
-                    f"is a multiple of {SWIN_SIZE}; {advice}")
+                    f"is a multiple of {least}; {advice}")
         name, options = self.model(network)
         if not timm.is_model(name):
             return f"timm has no network {name}; {advice}"
@@ -90,9 +96,10 @@ class Timm(Target):
         if spec.arch.startswith(TIMM):
             return timm_arguments(trunk)
         if spec.arch in IN_ORDER:
-            name, options = IN_ORDER[spec.arch]
-            sized = isinstance(trunk, SwinTransformer) and spec.image_size != SWIN_SIZE
-            return name, {**options, **({"img_size": spec.image_size} if sized else {})}
+            return IN_ORDER[spec.arch]
+        if spec.arch in SWINS:
+            name, options = SWINS[spec.arch]
+            return name, {**options, **({"img_size": spec.image_size} if spec.image_size != _size(spec.arch) else {})}
         if spec.arch in EFFICIENTNETS:
             return f"tf_{name_there(spec.arch)}", {}
         if not isinstance(trunk, VisionTransformer) or trunk.hidden_dim not in VIT_WIDTHS:
@@ -113,7 +120,7 @@ class Timm(Target):
     def code(self, network: Network, path: Path) -> str:
         """timm's own loading."""
         name, options = self.model(network)
-        if network.trunk.spec.arch in IN_ORDER:
+        if network.trunk.spec.arch in {**IN_ORDER, **SWINS}:
             return "; ".join(["import torch, timm", f"model = {timm_call(name, options)}", *self._edits(network),
                               f"model.load_state_dict({self.read_code(path)})", "model.eval()"])
         call, edits = timm_call(name, options, checkpoint_path=str(path)), feature_edit(network.trunk, "timm")
@@ -138,14 +145,33 @@ class Timm(Target):
             tensors = network.trunk.state_dict()
             table = efficientnet_names({name: value.shape for name, value in tensors.items()})
             return {table[name]: value for name, value in tensors.items()}
+        if network.trunk.spec.arch in SWINS:
+            return swin_state(network.trunk.state_dict())
         is_vit = isinstance(network.trunk, VisionTransformer)
         return {rename(name, "timm ViT" if is_vit else None, inverse=True): value
                 for name, value in network.trunk.state_dict().items()}
 
 
+def _size(arch: str) -> int:
+    return int(SWINS[arch][0].rpartition("_")[2])
+
+
+def swin_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of torchvision's Swin, V1 or V2, under timm's names, without the tables that timm computes. In V2
+    timm has no bias of the keys, which torchvision sets to zero in each pass."""
+    found: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        theirs, attention = substitute(name, compile_rules(SWIN_NAMES)), name.removesuffix("qkv.bias")
+        if attention != name and f"{attention}logit_scale" in tensors:
+            query, _, values = value.chunk(3)
+            found |= {theirs.replace("qkv.", "q_"): query, theirs.replace("qkv.", "v_"): values}
+        elif not name.endswith((".relative_position_index", ".relative_coords_table")):
+            found[theirs] = value
+    return found
+
+
 def in_timms_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's state dict in the order of timm's, without Swin's tables of indices, which timm computes."""
-    tensors = {name: value for name, value in tensors.items() if not name.endswith(".relative_position_index")}
+    """torchvision's state dict in the order of timm's."""
     first: dict[str, int] = {}
 
     def place(numbered: tuple[int, str]) -> tuple[int, bool, int]:

@@ -25,7 +25,7 @@ from checkpoints.conversion import TARGETS, check_output, check_target, export
 from checkpoints.frozen import load_frozen
 from checkpoints.report import Report
 from checkpoints.targets import Network, Target
-from checkpoints.targets_timm import IN_ORDER
+from checkpoints.targets_timm import IN_ORDER, SWINS
 from models.backbones import Spec, build_backbone
 from models.tokens import use_feature
 from runtime.errors import UserError
@@ -159,27 +159,36 @@ def test_timm(tmp_path, sources, images, kind, name):
     assert repr(name) in done.code
 
 
-def small_swin():
-    return torchvision.models.SwinTransformer([4, 4], 16, [1, 1, 2, 1], [1, 1, 2, 2], [7, 7], num_classes=3)
+SMALL_SWIN = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)}
+
+
+def small_swin(window=7, **parts):
+    return torchvision.models.SwinTransformer([4, 4], 16, [1, 1, 2, 1], [1, 1, 2, 2], [window] * 2, num_classes=3,
+                                              **parts)
+
+
+def small_swin_v2():
+    swin = torchvision.models.swin_transformer
+    return small_swin(8, block=swin.SwinTransformerBlockV2, downsample_layer=swin.PatchMergingV2)
 
 
 @pytest.mark.parametrize(("arch", "build", "size", "smaller"), [
     ("regnet_y_400mf", torchvision.models.regnet_y_400mf, SIZE, {}),
     ("vgg11", torchvision.models.vgg11, SIZE, {"mlp_ratio": 1e-3}),  # of layers that the trunk has not
-    ("swin_t", small_swin, 224, {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)})])
+    ("swin_t", small_swin, 224, SMALL_SWIN), ("swin_v2_s", small_swin_v2, 256, SMALL_SWIN)])
 def test_timms_networks_that_declare_or_end_otherwise(tmp_path, monkeypatch, arch, build, size, smaller):
-    """RegNet's shortcuts and Swin's reductions are declared last, VGG has two layers behind the pooling."""
+    """RegNet's shortcuts are declared last, VGG has two layers behind the pooling, Swin V2 no bias of the keys."""
     need("timm")
-    name, _ = IN_ORDER[arch]
-    monkeypatch.setitem(IN_ORDER, arch, (name, smaller))
+    table = SWINS if arch in SWINS else IN_ORDER
+    monkeypatch.setitem(table, arch, (table[arch][0], smaller))
     torch.manual_seed(0)
     with torch.device("meta") if arch == "vgg11" else contextlib.nullcontext():
         model = build()  # whose classifier is large
     model = model.to_empty(device="cpu") if arch == "vgg11" else model
-    head = {"regnet_y_400mf": "fc", "vgg11": "classifier", "swin_t": "head"}[arch]
+    head = {"regnet_y_400mf": "fc", "vgg11": "classifier"}.get(arch, "head")
     setattr(model, head, nn.Identity())
     for key, value in model.state_dict().items():
-        if value.is_floating_point():
+        if value.is_floating_point() and not key.endswith(".relative_coords_table"):
             nn.init.uniform_(value, 0.5, 1) if "running" in key else nn.init.normal_(value, std=0.1)
     model.eval().requires_grad_(False).spec = Spec(arch, "imagenet", size, 0, head, "pool")
     images = torch.randn(2, 3, size, size)
@@ -189,11 +198,13 @@ def test_timms_networks_that_declare_or_end_otherwise(tmp_path, monkeypatch, arc
     assert largest(names["model"](images), model(images)) <= 1e-5
 
 
-def test_sizes_at_which_timms_swin_pads_otherwise(tmp_path):
+@pytest.mark.parametrize(("arch", "size", "least"), [("swin_t", 256, 224), ("swin_v2_t", 224, 256)])
+def test_sizes_at_which_timms_swin_pads_otherwise(tmp_path, arch, size, least):
     need("timm")
     model = small_swin()
-    model.spec = Spec("swin_t", "imagenet", 256, 128, "head", "pool")
-    with pytest.raises(UserError, match="cannot take swin_t: its images are 256 px wide, which timm's Swin pads"):
+    model.spec = Spec(arch, "imagenet", size, 128, "head", "pool")
+    with pytest.raises(UserError, match=f"cannot take {arch}: its images are {size} px wide, which timm's Swin pads in "
+                                        f"another way unless the width is a multiple of {least};"):
         export(Network(model, None, Report("file")), "timm", tmp_path / "o.pth", {})
 
 
