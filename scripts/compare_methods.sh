@@ -8,7 +8,8 @@
 #
 # Other variables: SUBSET STUDENT AMP EPOCHS BATCH NEAREST_K TOTAL_K QUEUE EVERY WORKERS (-j of the scripts), GPUS
 # (processes per student), JOBS (students trained at the same time, each on its own cores or GPU), MINUTES (start no student that
-# could not finish by then), OUT. The same command again resumes where it stopped. SHIFTED=DIR also tests each student's
+# could not finish by then), OUT. Ctrl-C or SIGTERM stops it once its trainings have
+# written their checkpoints, and the same command again resumes. SHIFTED=DIR also tests each student's
 # linear classifier, trained on at most 10,000 images, on those there, in the layout of ImageNet-C (benchmarks/corrupt.py makes such a folder).
 #
 # What is equal. An image pass is one image through the student, forwards and backwards; passes of the teacher and of a
@@ -73,7 +74,7 @@ if [ -z "${TEACHER:-}" ]; then
     exit 2
 fi
 # shellcheck disable=SC2086
-"$PYTHON" scripts/compare_run.py "${SEARCH[@]}" --data "$DATA" --teacher "$TEACHER" \
+exec "$PYTHON" scripts/compare_run.py "${SEARCH[@]}" --data "$DATA" --teacher "$TEACHER" \
     --output "${OUT:-runs/compare-$(basename "$DATA")}" --subset "$SUBSET" --student "${STUDENT:-shufflenet_v2_x0_5}" \
     --stem "$STEM" --methods ${METHODS:-} \
     --seeds ${SEEDS:-0 1 2} --passes "$PASSES" --epochs "$EPOCHS" --batch "$BATCH" --nearest-k "$NEAREST_K" \

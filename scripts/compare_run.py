@@ -21,10 +21,10 @@ if __name__ == "__main__":
 
 from compare_plan import Budget, read_tuned
 from compare_search import search
-from compare_work import PYTHON, Comparison, ended
+from compare_work import PYTHON, Children, Comparison, ended
 
 from losses import LOSSES
-from runtime.errors import run_script
+from runtime.errors import RunPaused, run_script
 from runtime.hardware import AMP
 from runtime.numbers import number
 
@@ -64,11 +64,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def compare(args: argparse.Namespace) -> None:
+def compare(args: argparse.Namespace, children: Children) -> None:
     """Everything, then the table."""
     folder = Path(args.output)
     budget = Budget(args.passes, args.epochs, args.batch, args.nearest_k, args.total_k).rounded()
-    c = Comparison(args, folder, budget)
+    c = Comparison(args, folder, budget, children)
     tuned = read_tuned(args.methods, [folder / "rates.txt", Path(args.rates)])
     c.same_settings()
     for entry, found in tuned.items():
@@ -125,7 +125,12 @@ def finished(folder: Path) -> list[str]:
 
 def main() -> None:
     args = parse_args()
-    (search if args.search else compare)(args)
+    try:
+        with Children() as children:
+            (search if args.search else compare)(args, children)
+    except RunPaused:
+        print("stopped; the same command again resumes", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

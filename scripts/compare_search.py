@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compare_plan import Budget, Tuned, plan_of, read_tuned
-from compare_work import Comparison, ended, read_metrics
+from compare_work import Children, Comparison, ended, read_metrics
 from torchvision.transforms.functional import to_pil_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -64,10 +64,11 @@ def seeds_of(number: int) -> range:
 class Search:
     """Trials in a folder, a training for each entry, round, trial and seed. ``middle``: where each entry begins."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path, middle: Mapping[str, Tuned]) -> None:
+    def __init__(self, args: argparse.Namespace, folder: Path, middle: Mapping[str, Tuned],
+                 children: Children) -> None:
         self.args, self.folder, self.middle = args, folder, middle
         self.budget = Budget(args.passes, args.epochs, args.batch, args.nearest_k, args.total_k).rounded()
-        self.c, self.data = Comparison(args, folder, self.budget), folder / "images"
+        self.c, self.data = Comparison(args, folder, self.budget, children), folder / "images"
         self.warmups = sorted({round(share * args.epochs) for share in WARMUPS})
 
     def tuned(self, entry: str, trial: Trial) -> Tuned:
@@ -132,10 +133,10 @@ class Search:
                 f"{speed:.0f} passes a second each: {hours[0]:.1f} to {hours[1]:.1f} hours; started again, it resumes")
 
 
-def search(args: argparse.Namespace) -> None:
+def search(args: argparse.Namespace, children: Children) -> None:
     """Rate and warm-up for each method: rates.txt in the output."""
     result = Path(args.output) / "rates.txt"
-    one = Search(args, result.parent / "search", read_tuned(args.methods, [result, Path(args.rates)]))
+    one = Search(args, result.parent / "search", read_tuned(args.methods, [result, Path(args.rates)]), children)
     one.c.same_settings()
     hold_out(args.data, one.data)
     one.c.mine(one.data)

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from compare_plan import Budget, Tuned, plan_of
@@ -27,14 +29,49 @@ sys.path.insert(0, str(ROOT))
 
 from checkpoints.by_name import sha256_of  # noqa: E402
 from losses import needs_of  # noqa: E402
-from runtime.errors import UserError  # noqa: E402
+from runtime.errors import EXIT_PAUSED, RunPaused, UserError  # noqa: E402
+from runtime.signals import StopSignals  # noqa: E402
+
+
+class Children(StopSignals):
+    """The commands that run. Within this context a stop signal goes on to them as SIGTERM, at which a training writes
+    its checkpoint; no other starts, and :class:`RunPaused` is raised once they have ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: dict[object, subprocess.Popen[str] | None] = {}
+
+    def run(self, command: Sequence[str], **options: Any) -> tuple[int, str]:
+        """The exit code of ``command`` and, with ``stdout=PIPE``, what it printed; in any thread."""
+        if self.asked:
+            raise RunPaused
+        key = object()
+        self.running[key] = None
+        try:
+            with subprocess.Popen(command, text=True, **options) as process:
+                self.running[key] = process
+                if self.asked:
+                    process.terminate()
+                said, _ = process.communicate()
+        finally:
+            del self.running[key]
+        if process.returncode == EXIT_PAUSED or (process.returncode and self.asked):
+            raise RunPaused
+        return process.returncode, said
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        super()._note(number, frame)
+        for process in filter(None, list(self.running.values())):
+            process.terminate()
+        if not self.running:
+            raise RunPaused
 
 
 class Comparison:
     """A folder of students, and the commands that fill it."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path, budget: Budget) -> None:
-        self.args, self.folder, self.budget = args, folder, budget
+    def __init__(self, args: argparse.Namespace, folder: Path, budget: Budget, children: Children) -> None:
+        self.args, self.folder, self.budget, self.children = args, folder, budget, children
         self.plans = {entry: plan_of(entry, budget) for entry in args.methods}
         gpus = _gpus()
         self.jobs = args.jobs or max(1, (gpus or os.cpu_count() or 1) // args.gpus)
@@ -75,14 +112,14 @@ class Comparison:
         if slot is not None and self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(slot % self.gpus)
         with log.open("a", encoding="utf-8") as said:
-            done = subprocess.run([PYTHON, *map(str, words)], cwd=ROOT, env=environment, text=True, check=False,
-                                  stdout=subprocess.PIPE if result else said, stderr=said)
-        if done.returncode:
-            last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            code, printed = self.children.run([PYTHON, *map(str, words)], cwd=ROOT, env=environment,
+                                              stdout=subprocess.PIPE if result else said, stderr=said)
+        if code:
+            last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or [f"exit code {code}"]
             raise UserError(f"{script} failed: {last[0][:300]} (full output in {log})")
         if result:
             part = result.with_suffix(".part")
-            part.write_text(done.stdout, encoding="utf-8")
+            part.write_text(printed, encoding="utf-8")
             part.replace(result)
 
     def mine(self, data: str) -> None:

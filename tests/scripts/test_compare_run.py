@@ -3,7 +3,9 @@
 import importlib
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +17,10 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import compare_run  # noqa: E402
 import compare_search  # noqa: E402
-from compare_work import Comparison  # noqa: E402
+from compare_plan import Budget  # noqa: E402
+from compare_work import Children, Comparison  # noqa: E402
 
-from runtime.errors import UserError  # noqa: E402
+from runtime.errors import RunPaused, UserError  # noqa: E402
 
 METHODS = ["coss", "seed", "compress", "bingo", "disco", "smd", "dist", "dino", "dinoss", "cosine", "mse", "rkd",
            "moco", "coss_centred"]
@@ -98,6 +101,39 @@ def trained(commands):
     """(method, seed) -> the command line of its training, the measuring of the speed left out."""
     return {(Path(args.output).parent.name): args for script, args in commands.done
             if script == "train_distill.py" and "speed" not in args.output}
+
+
+TRAINING = """import os, pathlib, signal, sys
+def save(*_):
+    pathlib.Path(sys.argv[1] + ".saved").touch()
+    os._exit(75)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1]).touch()
+os.kill(os.getppid(), int(sys.argv[2]))
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_reaches_the_trainings_and_nothing_else_starts(tmp_path, monkeypatch, number):
+    """Each training sends it as soon as it can answer it itself; the first ends all."""
+    (tmp_path / "training.py").write_text(TRAINING)
+    before = signal.getsignal(number)
+
+    def work(slot, place):
+        c.python(tmp_path / "log", tmp_path / "training.py", tmp_path / f"run{place}", int(number))
+
+    monkeypatch.setattr(sys, "argv", flags(tmp_path))
+    with pytest.raises(RunPaused), Children() as children:
+        c = Comparison(compare_run.parse_args(), tmp_path, Budget(6000, 10, 32, 3, 7).rounded(), children)
+        c.pool("students", [lambda slot, i=i: work(slot, i) for i in range(6)], 0)
+    started = {path.name for path in tmp_path.glob("run?")}
+    assert 1 <= len(started) <= 2
+    assert {path.stem for path in tmp_path.glob("*.saved")} == started
+    assert not children.running
+    assert signal.getsignal(number) == before
+    with pytest.raises(RunPaused), Children():  # between two commands
+        os.kill(os.getpid(), number)
 
 
 def test_every_student_is_trained_and_scored_once(tmp_path, commands, monkeypatch, capsys):
