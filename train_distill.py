@@ -268,7 +268,7 @@ def describe(args: cli.Arguments, data: TrainingData, parts: Parts, updater: Upd
                        {**parts.modules, "updater": updater}, parts.exports, args.resumable | FREE | of_losses.keys(),
                        knn.fingerprints() if knn else {},
                        f"--loss {args.loss} is taken over the batch of each" if parts.loss.per_process else "",
-                       [afterwards.trunk_name(name) for name in parts.exports])
+                       [afterwards.trunk_name(name) for name in parts.exports], args.flags)
 
 
 def say_plan(run: Run, args: cli.Arguments, data: TrainingData, parts: Parts, updater: Updater, notes: list[str],

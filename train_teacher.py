@@ -160,7 +160,7 @@ def describe(args: argparse.Namespace, process: Process, source: ImageSource, mo
               "weights_sha256": report.sha256 if report else None, "data_fingerprint": source.fingerprint(),
               "processes": process.world_size}
     return Description(config, moco.record(), modules, ["teacher.pth"], args.resumable | {"processes", "weights"},
-                       knn.fingerprints() if knn else {})
+                       knn.fingerprints() if knn else {}, flags=args.flags)
 
 
 def pass_of(moco: MoCoEncoders, query_images: Tensor, key_images: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 import torch
 import torchvision
 
-from runtime.agreement import all_reduce_max
+from runtime.agreement import all_reduce_max, same_on_every_rank
 from runtime.device import Process, start_process
 from runtime.nonfinite import Snapshot
 from runtime.state import random_state
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu or cuda")
     args = parser.parse_args()
     with start_process(args.device) as process:
+        same_on_every_rank(vars(args), process)
         report = measure(args, process)
         if process.is_main:
             print(json.dumps(report))

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence, Set
 from typing import Any, NoReturn
 
 from checkpoints.frozen import load_frozen
@@ -30,12 +30,13 @@ FEW = 25  # flags, all of which --help shows
 
 
 class Arguments(argparse.Namespace):
-    """A parsed command line. Besides the values it has ``given``, the names of the flags that were typed; ``declared``,
-    the settings behind the flags; ``used``, {name: (flag, runtime.settings.Used)} for the settings that have one; and
-    ``checks``, {name: (flag, check)} for those that :func:`check_files` checks.
+    """A parsed command line. Besides the values it has ``given``, the names of the flags that were typed; ``flags``,
+    {name: its flag, for messages}; ``declared``, the settings behind the flags; ``used``, {name: (flag,
+    runtime.settings.Used)} for the settings that have one; and ``checks``, {name: (flag, check)} for those that
+    :func:`check_files` checks.
     """
 
-    __slots__ = ("checks", "declared", "given", "used")
+    __slots__ = ("checks", "declared", "flags", "given", "used")
 
     @property
     def resumable(self) -> set[str]:
@@ -110,6 +111,8 @@ class Parser(argparse.ArgumentParser):
         parsed.used |= {x.dest: (_typed(x.option_strings, words), x.used) for x in actions if hasattr(x, "used")}
         parsed.checks = {x.dest: (_typed(x.option_strings, words), x.check) for x in actions
                          if getattr(x, "check", None)}
+        parsed.flags = {x.dest: next((word for word in x.option_strings if word.startswith("--")), x.option_strings[-1])
+                        for x in reversed(actions) if x.option_strings}
         parsed.given = {x.dest for x in actions if any(_is_flag(word, x.option_strings) for word in words)}
         return parsed, unknown
 
@@ -279,13 +282,14 @@ OWN = {"data", "knn_data", "weights", "distill", "student_weights", "workers", "
 
 
 @contextlib.contextmanager
-def joined(args: argparse.Namespace, **options: Any) -> Iterator[Process]:  # noqa: ANN401
+def joined(args: Arguments, own: Set[str] = frozenset(), **options: Any) -> Iterator[Process]:  # noqa: ANN401
     """This process of the job, with --device and --max-pixels in effect. ``options``: those of
-    :func:`runtime.device.start_process`. Refuses, on every rank, a job whose processes were given different flags."""
+    :func:`runtime.device.start_process`. Refuses, on every rank, a job whose processes were given different flags,
+    except the paths of ``OWN`` and ``own``."""
     limit_pixels(args.max_pixels)
     with start_process(args.device, **options) as process:
-        flags = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in OWN}
-        same_on_every_rank(flags, process)
+        same_on_every_rank({args.flags.get(name, name): value for name, value in vars(args).items()
+                            if name not in OWN | own}, process)
         yield process
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from runtime.store import CHECKPOINT, candidates, load_newest
 ELSEWHERE = "choose another folder, or move the file away"
 
 
-def refuse_inputs(folder: Path, config: Mapping[str, Any], exports: Iterable[str]) -> None:
+def refuse_inputs(folder: Path, config: Mapping[str, Any], exports: Iterable[str], flags: Mapping[str, str]) -> None:
     """Raise :class:`UserError` if the run would overwrite one of its inputs: a value in ``config``, or in one of its
     lists, that is the path of a file to be written in ``folder``, also through a link."""
     written = [folder / name for name in (*exports, CHECKPOINT, CONFIG, METRICS, LOG)]
@@ -30,21 +31,23 @@ def refuse_inputs(folder: Path, config: Mapping[str, Any], exports: Iterable[str
             if isinstance(given, str) and os.path.isfile(given):  # noqa: PTH113 - no error for text that is not a path
                 clash = next((path for path in written if path.samefile(given)), None)
                 if clash:
-                    raise UserError(f"--{key.replace('_', '-')} {given} is the file {clash.name} that this run would "
+                    raise UserError(f"{flags.get(key, key)} {given} is the file {clash.name} that this run would "
                                     f"write in --output {folder}; choose another folder")
 
 
 def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str], exports: Iterable[str],
-                     results: Iterable[str] = (), first_epoch: int = 0) -> None:
+                     results: Iterable[str] = (), first_epoch: int = 0, flags: Mapping[str, str] | None = None) -> None:
     """Raise :class:`UserError` if ``folder`` holds a run other than ``config`` (by its config.json, its checkpoint or
     one of its ``exports``), files under these names that no run of ours wrote, or this run's result of more than one
-    epoch (from ``first_epoch`` on) without a checkpoint, which a new start would overwrite."""
+    epoch (from ``first_epoch`` on) without a checkpoint, which a new start would overwrite. ``flags``: the
+    settings'."""
+    same_run = functools.partial(check_same_run, folder, config, volatile, flags=flags or {})
     checkpoints = candidates(folder)
     if checkpoints:
         recorded = None if (folder / CONFIG).exists() else load_newest(checkpoints)[1].get("config", {})
-        check_same_run(folder, config, volatile, recorded)
+        same_run(recorded)
         return
-    check_same_run(folder, config, volatile, remedy=ELSEWHERE)
+    same_run(remedy=ELSEWHERE)
     known = (folder / CONFIG).exists()
     for path in (folder / name for name in exports):
         if not path.exists():
@@ -54,7 +57,7 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any], volatile: set[str]
             raise UserError(f"--output {folder} holds {path.name}, which no such run wrote and this run would replace; "
                             f"{ELSEWHERE}")
         if not known:
-            check_same_run(folder, config, volatile, recorded, ELSEWHERE)
+            same_run(recorded, ELSEWHERE)
         if epoch > first_epoch + 1:  # one export may precede its checkpoint, if a kill comes between them
             raise UserError(f"--output {folder} holds this run's {path.name} after {epoch} epochs but no checkpoint to "
                             f"resume from, so a new start would replace it; {ELSEWHERE}")

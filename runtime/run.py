@@ -45,7 +45,8 @@ class Description:
     checkpoint holds, by name. ``exports``: names of the files that :meth:`Run.save` will write beside it.
     ``resumable``: settings that may differ on resume (:func:`runtime.state.check_same_run`). ``alike``: what else must
     be equal on every rank, by its readable name. ``per_process``: what in its mathematics depends on the number of
-    processes, '' for nothing. ``results``: names of the files that are written there at the end.
+    processes, '' for nothing. ``results``: names of the files that are written there at the end. ``flags``: what
+    messages call a setting, by its name in ``config``.
     """
 
     config: Mapping[str, Any]
@@ -56,6 +57,7 @@ class Description:
     alike: Mapping[str, str] = field(default_factory=dict)
     per_process: str = ""
     results: Collection[str] = ()
+    flags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -97,14 +99,14 @@ class Run:
         """
         config, volatile, exports, modules = what.config, what.resumable, what.exports, what.modules
         resume = settings.resume
-        same_on_every_rank({**{name: value for name, value in config.items() if name not in volatile}, **what.alike},
-                           process)
+        same_on_every_rank({**{what.flags.get(name, name): value for name, value in config.items()
+                               if name not in volatile}, **what.alike}, process)
         folder, closing = Path(settings.output), process.closing.enter_context(contextlib.ExitStack())
 
         def check(own: bool) -> None:
-            refuse_inputs(folder, config, [*exports, *what.results])
+            refuse_inputs(folder, config, [*exports, *what.results], what.flags)
             if not own:
-                refuse_other_run(folder, config, volatile, exports, what.results, start_epoch or 0)
+                refuse_other_run(folder, config, volatile, exports, what.results, start_epoch or 0, what.flags)
 
         path, state, notes = _find(folder, resume, check, process, what.per_process, closing)
         state = restore_on_all(modules, state, path, process)

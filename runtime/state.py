@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -98,21 +99,30 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def check_same_run(output: Path, config: Mapping[str, Any], volatile: set[str],
-                   recorded: Mapping[str, Any] | None = None, remedy: str = REMEDY) -> None:
+                   recorded: Mapping[str, Any] | None = None, remedy: str = REMEDY,
+                   flags: Mapping[str, str] = MappingProxyType({})) -> None:
     """Raises :class:`UserError`, which ends with ``remedy``, if ``output`` holds a run with settings other than
     ``config``, by its config.json or, if that is missing, by what a checkpoint or an export has ``recorded``.
 
-    Keys in ``volatile`` may differ.
+    Keys in ``volatile`` may differ. ``flags``: what the message calls a setting, by its name.
     """
     if (output / CONFIG).exists():
         recorded = _read_config(output / CONFIG)
     if recorded is None:
         return
     before = _singly(_as_json(recorded))
-    changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in _singly(_as_json(config)).items()
+    changed = [f"{_called(key, flags)} was {before.get(key)!r}, now {value!r}"
+               for key, value in _singly(_as_json(config)).items()
                if key.partition(".")[0] not in volatile and before.get(key) != value]
     if changed:
         raise UserError(f"--output {output} holds a different run ({'; '.join(changed[:4])}); {remedy}")
+
+
+def _called(key: str, flags: Mapping[str, str]) -> str:
+    """The flag of a setting; of one of several losses with the loss."""
+    first, _, last = key.rpartition(".")
+    owner = f" of {first.removeprefix('losses.')}" if first.startswith("losses.") else ""
+    return flags[last] + owner if last in flags and (owner or not first) else key
 
 
 def _singly(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -34,7 +34,6 @@ from common import (
     cli,
     networks,
 )
-from data.images import limit_pixels
 from data.samplers import RandomSampler
 from evals.average_precision import NAMES, average_precision, detect, need_pycocotools
 from evals.results import add_result, save_table, table
@@ -42,7 +41,7 @@ from evals.sets.box_batches import BoxBatch, check_boxes, evaluation_batches, tr
 from evals.sets.boxes import BoxSource, open_pair, read_coco, same_classes
 from models.faster_rcnn import NORMS, faster_rcnn, parameter_groups
 from runtime.agreement import on_first_rank
-from runtime.device import Process, broadcast, seed_everything, start_process, wrap
+from runtime.device import Process, broadcast, seed_everything, wrap
 from runtime.errors import UserError, run_script
 from runtime.job import RunSettings
 from runtime.loop import Trainer
@@ -177,7 +176,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
               "sources": sources, "processes": process.world_size}
     what = Description(config, {**identity, "classes": train_set.classes},
                        {"state_dict": model, "updater": updater, "scores": scores}, ["detector.pth"],
-                       args.resumable | ELSEWHERE)
+                       args.resumable | ELSEWHERE, flags=args.flags)
     run = Run.open(cli.take(RunSettings, args), what, process, args.seed)
     if report:
         run.log.say(str(report), shown=report.short())
@@ -239,8 +238,7 @@ def leave_result(args: argparse.Namespace, process: Process, identity: dict[str,
 
 def main() -> None:
     args = parse_args()
-    limit_pixels(args.max_pixels)
-    with start_process(args.device) as process:
+    with cli.joined(args, own={"train", "test"}) as process:
         train(args, process)
 
 

@@ -80,5 +80,5 @@ def test_other_features_sizes_between_patches_and_another_run_are_refused(run, f
                    ["closek_info.npy", "'cls+mean', but the current one is 'mean'", "--teacher-feature cls+mean"])
     assert_refused(distil(files, tree, run / "new", "--teacher-image-size", 40), ["--teacher-image-size 32 or 48"])
     assert_refused(distil(files, tree, run, "--teacher-image-size", 48, "--teacher-feature", "cls+mean",
-                          "--student-weights", files / "begin.pth"), ["teacher_image_size was 32, now 48"])
+                          "--student-weights", files / "begin.pth"), ["--teacher-image-size was 32, now 48"])
     assert not (run / "new").exists()

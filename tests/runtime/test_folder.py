@@ -105,6 +105,6 @@ def test_an_input_that_would_be_overwritten_is_refused(tmp_path, name, way):
         os.link(path, given)
     value = ["x", str(given)] if way == "in a list" else str(given)
     with pytest.raises(UserError, match=f"--distill {given} is the file {name} that this run would write"):
-        refuse_inputs(tmp_path, {**CONFIG, "distill": value}, EXPORTS)
-    refuse_inputs(tmp_path / "elsewhere", {**CONFIG, "distill": value}, EXPORTS)
-    refuse_inputs(tmp_path, {**CONFIG, "resume": str(path), "output": str(tmp_path)}, EXPORTS)
+        refuse_inputs(tmp_path, {**CONFIG, "distill": value}, EXPORTS, {"distill": "--distill"})
+    refuse_inputs(tmp_path / "elsewhere", {**CONFIG, "distill": value}, EXPORTS, {"distill": "--distill"})
+    refuse_inputs(tmp_path, {**CONFIG, "resume": str(path), "output": str(tmp_path)}, EXPORTS, {})

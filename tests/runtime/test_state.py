@@ -153,6 +153,15 @@ def test_settings_within_a_setting_are_named_one_by_one(tmp_path):
     assert "(losses.coss.s_temp was 0.1, now 0.2)" in str(caught.value)
 
 
+def test_what_differs_is_called_by_its_flag(tmp_path):
+    save_json({"share": 0.5, "losses": {"coss": {"s_temp": 0.1}}, "teacher": {"share": 1}}, tmp_path / "config.json")
+    now = {"share": 1, "losses": {"coss": {"s_temp": 0.2}}, "teacher": {"share": 2}}
+    with pytest.raises(UserError) as caught:
+        check_same_run(tmp_path, now, set(), flags={"share": "--epoch-share", "s_temp": "--student-temp"})
+    assert ("(--epoch-share was 0.5, now 1; --student-temp of coss was 0.1, now 0.2; teacher.share was 1, now 2)"
+            in str(caught.value))
+
+
 @pytest.mark.parametrize("key", sorted(VOLATILE))
 def test_how_the_work_is_done_makes_no_other_run(tmp_path, key):
     a_run(tmp_path)
