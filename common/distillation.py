@@ -100,23 +100,36 @@ def views_of(aug: str, image_size: int, teacher_size: int, needs: CombinedNeeds)
     return [augmentation(aug, image_size, teacher_size)] * needs.views
 
 
+def chosen_start(head_init: str, loss: Objective) -> str:
+    """--head-init, with its default decided: random or teacher."""
+    return head_init if head_init != "auto" else "teacher" if loss.follows_rows else "random"
+
+
 def start_head(args: argparse.Namespace, student: Distiller, teacher: FrozenEncoder, loss: Objective,
                data: TrainingData) -> list[str]:
-    """--head-init, on the first images of a random order, at most a step's in a forward pass: the same in every
-    process. Returns sentences for the log."""
-    if args.head_init == "random" or all(name == "none" for name, _ in loss.needs.heads):
+    """--head-init, on the first images of a random order: the same in every process. Returns sentences for the log."""
+    if chosen_start(args.head_init, loss) == "random" or all(name == "none" for name, _ in loss.needs.heads):
         return []
-    rows, source = data.sampler.images_per_step, data.source
-    rows, bad_images = min(args.micro_batch or rows, rows, len(source)), BadImageLog(source, args.on_bad_image)
+    source, bad_images = data.source, BadImageLog(data.source, args.on_bad_image)
+    rows = min(head_init.AT_ONCE, len(source))
     sampler = FixedLengthEpochs(RandomSampler(len(source), rows, seed=args.seed), -(-head_init.IMAGES // rows))
     loader = build_loader(source, data.views, sampler, 0, args.seed, next(student.parameters()).device, args.data_path)
-    return [head_around(student, teacher, loss, loader, bad_images.check)]
+    images = head_around(student, teacher, loss, loader, bad_images.check)
+    if images:
+        return [f"the student's head starts with the mean and spread of the teacher's outputs, from {images} images"]
+    return ["--head-init teacher has no effect: no head of the student ends in a linear layer"] * (
+        args.head_init == "teacher")
 
 
 def head_around(student: Distiller, teacher: FrozenEncoder, loss: Objective, batches: Iterable[Batch],
-                check: Callable[[Batch], None]) -> str:
+                check: Callable[[Batch], None]) -> int:
     """Set the last layer of each head that is compared with the teacher so that its outputs for ``batches`` have the
-    mean and the spread of the teacher's. Returns a sentence for the log."""
+    mean and the spread of the teacher's. Returns the number of images, 0 if none ends in a linear layer."""
+    heads = student.proj_head.values() if isinstance(student.proj_head, Heads) else [student.proj_head]
+    layers = {i: (layer, to) for i, (head, (_, to)) in enumerate(zip(heads, loss.needs.heads, strict=True))
+              if to and (layer := head_init.last_linear(head))}
+    if not layers:
+        return 0
     outputs, targets = [], []
     with torch.no_grad(), buffers_put_back(student):  # these forward passes are not training steps
         for batch in batches:
@@ -125,17 +138,9 @@ def head_around(student: Distiller, teacher: FrozenEncoder, loss: Objective, bat
             outputs.append(student(*inputs.student[:1]))
             targets.append(dict(zip(loss.needs.teacher, teacher.targets(inputs.teacher[0], loss.needs.teacher),
                                     strict=True)))
-    heads = student.proj_head.values() if isinstance(student.proj_head, Heads) else [student.proj_head]
-    started = 0
-    for i, (head, (_, to)) in enumerate(zip(heads, loss.needs.heads, strict=True)):
-        layer = head_init.last_linear(head)
-        if layer is not None and to is not None:
-            head_init.match_teacher(layer, torch.cat([x[i] for x in outputs]), torch.cat([x[to] for x in targets]))
-            started += 1
-    if not started:
-        return "--head-init teacher has no effect: no head of the student ends in a linear layer"
-    images = sum(len(x[0]) for x in outputs)
-    return f"the student's head starts with the mean and spread of the teacher's outputs, from {images} images"
+    for i, (layer, to) in layers.items():
+        head_init.match_teacher(layer, torch.cat([x[i] for x in outputs]), torch.cat([x[to] for x in targets]))
+    return sum(len(x[0]) for x in outputs)
 
 
 def ready(teacher: FrozenEncoder, process: Process) -> list[str]:

@@ -33,10 +33,11 @@ class Surroundings:
     head_bn: Annotated[HeadNorm, Used("where the student's head has two layers",
                                       lambda needs: bool(needs.heads))] = False
     head_init: Annotated[str, Setting(
-        "start of the student's head: random, as in all of the methods' papers, or teacher: its last layer scaled and "
-        "shifted so that the outputs have the mean and the spread of the teacher's", choices=("random", "teacher")),
+        "start of the student's head: random, as in the methods' papers, or teacher: its last layer scaled and shifted "
+        "so that the outputs have the mean and the spread of the teacher's; default auto: teacher for losses of the "
+        "directions of rows (coss, cosine), else random", choices=("auto", "random", "teacher")),
         Used("by losses with a teacher and a head on the student", lambda needs: any(
-            to and name != "none" for name, to in needs.heads))] = "random"
+            to and name != "none" for name, to in needs.heads))] = "auto"
     moco_dim: Annotated[ContrastedWidth, Used("by losses without a teacher", lambda needs: not needs.teacher)] = 128
     moco_m: Annotated[Momentum, Used("by losses with a momentum student", lambda needs: needs.momentum)] = 0.999
     bn_parts: Annotated[BatchNormParts, Used("by losses with a momentum student", lambda needs: needs.momentum)] = 8

@@ -65,7 +65,8 @@ def recipe_flags(name: str, student: str) -> list[str]:
     small = recipe.small if student == "efficientnet_b0" else ()
     near = ["--nearest-k", recipe.nearest_k, "--total-k", recipe.total_k] if recipe.sampler == "cf" else []
     warmup = [] if recipe.warmup is None else ["--warmup-epochs", recipe.warmup]
-    words = ["--loss", name, "-a", student, "--sampler", recipe.sampler, *near, "-b", recipe.batch, "--epochs",
+    start = ["--head-init", "random"] if LOSSES[name].follows_rows else []  # where that is not the default
+    words = ["--loss", name, *start, "-a", student, "--sampler", recipe.sampler, *near, "-b", recipe.batch, "--epochs",
              recipe.epochs, *warmup, "--lr", f"{recipe.lr:g}", "--wd", f"{recipe.weight_decay:g}", *recipe.flags,
              *small]
     return [str(word) for word in words]

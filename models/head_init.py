@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-IMAGES = 256  # at least so many, if there are
+IMAGES, AT_ONCE = 256, 64  # of the data, and in a forward pass; the same whatever a step's batch is
 
 
 def last_linear(head: nn.Module) -> nn.Linear | None:

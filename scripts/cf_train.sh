@@ -39,7 +39,7 @@ distil() { # teacher's name, teacher arch, teacher file, student arch, further f
     launch "$GPUS" train_distill.py \
         --data "$DATA/train" --output "$OUTPUT/$ROW" \
         -a "$student" -k "$teacher" --distill "$file" \
-        --loss coss --l_0 1 --l_1 1 --s-temp 0.1 --t-temp 0.07 --aug moco_v2 \
+        --loss coss --l_0 1 --l_1 1 --s-temp 0.1 --t-temp 0.07 --head-init random --aug moco_v2 \
         --sampler cf --closek-info "$NEIGHBOURS/$name/closek_info.npy" --nearest-k 15 --total-k 31 \
         -b 64 --epochs 25 --lr 0.03 --momentum 0.9 --wd 1e-4 --cos -p 1000 "$@"
 }

@@ -38,7 +38,8 @@
 # the equivalent of about ten students per method.
 #
 # Different from the papers, because these trainings are short: QUEUE, a momentum of 0.99, batch norm in the heads of
-# disco and moco, and bingo's images alone for 1 epoch (11 of 200 in its paper). Otherwise methods use their defaults.
+# disco and moco, and bingo's images alone for 1 epoch (11 of 200 in its paper). Otherwise
+# methods use their papers' settings (--head-init random among them).
 set -euo pipefail
 source "$(dirname -- "$0")/_env.sh"
 environment

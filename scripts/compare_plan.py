@@ -82,6 +82,8 @@ def plan_of(text: str, budget: Budget) -> Plan:
     steps = budget.passes / (budget.batch * needs.passes * budget.epochs)
     if not steps.is_integer():
         raise UserError(f"{text} takes {needs.passes:g} passes an image, which does not divide PASSES={budget.passes}")
+    if any(LOSSES[name].follows_rows for name in loss.split("+")):
+        flags = {"head-init": "random", **flags}  # as in its paper; the default is another
     contrasts = needs.momentum and any(head != "none" for head, _ in needs.heads)  # with its own copy: disco and moco
     return Plan(loss, sampler, budget.batch // (1 + near), near, of, int(steps), contrasts,
                 (*(word for name in loss.split("+") for word in LOSSES[name].recipe.short),

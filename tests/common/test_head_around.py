@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.distillation import head_around
+from common.distillation import chosen_start, head_around
 from data.batches import Batch
 from losses import build_objective
 from models.distiller import Distiller
@@ -39,8 +39,7 @@ def parts(names, batch_norm=False):
 def test_each_head_starts_around_what_it_is_compared_with(names):
     student, teacher, loss, batches = parts(names)
     buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
-    note = head_around(student, teacher, loss, batches, lambda batch: None)
-    assert note.endswith("from 128 images")
+    assert head_around(student, teacher, loss, batches, lambda batch: None) == 128
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in student.named_buffers())
     with torch.no_grad():
         outputs = [torch.cat(x).double() for x in zip(*(student(batch.views[0]) for batch in batches), strict=True)]
@@ -52,8 +51,16 @@ def test_each_head_starts_around_what_it_is_compared_with(names):
 
 
 @pytest.mark.parametrize(("names", "batch_norm"), [("compress", False), ("coss", True)])
-def test_a_head_that_ends_otherwise_stays_and_that_is_said(names, batch_norm):
+def test_a_head_that_ends_otherwise_stays(names, batch_norm):
     student, teacher, loss, batches = parts(names, batch_norm)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    assert "no effect" in head_around(student, teacher, loss, batches, lambda batch: None)
+    assert head_around(student, teacher, loss, batches, lambda batch: None) == 0
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize(("names", "start"), [("coss", "teacher"), ("cosine", "teacher"), ("coss+seed", "teacher"),
+                                              ("coss_centred", "random"), ("seed", "random"), ("mse", "random")])
+def test_the_default_is_the_teachers_where_directions_of_rows_are_compared(names, start):
+    loss = parts(names)[2]
+    assert chosen_start("auto", loss) == start
+    assert [chosen_start(given, loss) for given in ("random", "teacher")] == ["random", "teacher"]

@@ -45,7 +45,7 @@ def run(files, tree, tmp_path_factory):
     """Two processes; the student begins with weights; batches go through both networks in parts."""
     return made_once(tmp_path_factory, "sizes-run", lambda folder: well(distil(
         files, tree, folder, "--teacher-image-size", 32, "--teacher-feature", "cls+mean", "--student-weights",
-        files / "begin.pth", "--micro-batch", 3, processes=2)))
+        files / "begin.pth", "--micro-batch", 3, "--head-init", "random", processes=2)))
 
 
 def test_each_network_sees_its_own_size(run, files):

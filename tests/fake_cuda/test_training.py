@@ -31,9 +31,9 @@ RUNS = {  # the branches of the step, in as few trainings as hold them all
              "random", "-b", "6"],
     "bf16 in micro-batches, cached on the device": [
         "--loss", "disco+coss", "--amp", "bf16", "--micro-batch", "5", "--cache", "device", "--optimizer", "lars",
-        "--lr", "0.1", *RANDOM],
+        "--lr", "0.1", "--head-init", "random", *RANDOM],  # the other start is before the steps, in float32
     "pairs, cached on the host": ["--loss", "bingo", "--amp", "off", "--cache", "host", "--optimizer", "adamw", "--lr",
-                                  "0.001", *PAIRS],
+                                  "0.001", "--head-init", "teacher", *PAIRS],
     "Pillow, the teacher by its batches": ["--loss", "seed+compress", "--amp", "off", "--data-path", "pil",
                                            "--teacher-bn", "train", *RANDOM],
 }

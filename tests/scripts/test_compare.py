@@ -31,6 +31,8 @@ def test_an_entry_may_carry_flags():
     plain, more, none = (plan_of(text, budget) for text in ("coss", "coss:l_1=0.5,nearest-k=7", "coss:nearest-k=0"))
     assert (more.flags, more.nearest_k, more.anchors) == ((*plain.flags, "--l_1", "0.5"), 7, 4)
     assert (none.sampler, none.anchors, none.epoch_steps) == ("random", 32, plain.epoch_steps)
+    assert plain.flags == ("--head-init", "random")  # the paper's, which is not the default
+    assert plan_of("coss:head-init=teacher", budget).flags == ("--head-init", "teacher")
 
 
 @pytest.mark.parametrize(("text", "said"), [
