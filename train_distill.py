@@ -121,8 +121,8 @@ def check_flags(args: cli.Arguments) -> None:
         raise UserError("--micro-batch computes outputs twice with the same random numbers, which --device mps cannot "
                         "repeat; leave it out, or give --device cpu")
     methods.check_loss(args)
+    sampling.check_sampler(args)
     cli.check_files(args)
-    sampling.check_sampler(args)  # last, since it looks into files
 
 
 def describe(args: cli.Arguments, data: TrainingData, parts: Parts, updater: Updater, optimization: Optimization,

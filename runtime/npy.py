@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import warnings
 import zlib
@@ -14,6 +15,7 @@ from runtime.errors import Damaged
 from runtime.regular import open_regular
 from runtime.state import load_json
 
+NPY = b"\x93NUMPY\1\0"  # begins a file of version 1.0, of which all are whose header is short
 CHECKSUMS = "checksums"  # their name in the JSON beside an array
 PIECE = 32 << 20  # bytes that are read at once
 Checksums = Sequence[Sequence[int]]  # (first row, row after the last, CRC-32 of their bytes), one for each block
@@ -41,14 +43,16 @@ def map_array(path: Path) -> np.memmap:
 
 
 def holds_an_object(path: str | os.PathLike) -> bool:
-    """Whether an .npy file holds one Python object, as np.save makes of a dictionary; reads its header."""
+    """Whether an .npy file holds one Python object, as np.save makes of a dictionary; reads its header. Without numpy,
+    so that a command line can be refused before it is imported."""
     try:
         with open_regular(path) as file:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if file.read(len(NPY)) != NPY:
+                return False
+            header = ast.literal_eval(file.read(int.from_bytes(file.read(2), "little")).decode("latin-1"))
+        return header["shape"] == () and header["descr"] == "|O"
     except Exception:  # noqa: BLE001 - as above
         return False
-    return shape == () and dtype.hasobject
 
 
 def checksum(rows: np.ndarray, before: int = 0) -> int:
