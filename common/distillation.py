@@ -116,7 +116,8 @@ def start_head(args: argparse.Namespace, student: Distiller, teacher: FrozenEnco
     loader = build_loader(source, data.views, sampler, 0, args.seed, next(student.parameters()).device, args.data_path)
     images = head_around(student, teacher, loss, loader, bad_images.check)
     if images:
-        return [f"the student's head starts with the mean and spread of the teacher's outputs, from {images} images"]
+        return [f"the student's head starts with the mean and spread of the teacher's outputs, from {images} augmented "
+                "images"]
     return ["--head-init teacher has no effect: no head of the student ends in a linear layer"] * (
         args.head_init == "teacher")
 

@@ -32,6 +32,14 @@ PAGE = ROOT / "docs/RESULTS.md"
 COLOURS = {"teacher": TEACHER, "untrained": "#afb8c1", "coss": STUDENT, "coss:head-init=teacher": "#54aeff",
            "coss_centred": "#8250df", "seed": ROW, "compress": COLUMN, "disco": "#bf3989", "cosine": "#9a6700"}
 OTHERS = "#8c959f"
+ABLATIONS = {  # what is changed -> entries of METHODS, and what a reader calls them
+    "row : space term, weights of sum 2": {
+        "coss:l_0=2,l_1=0": "2 : 0, row cosine alone", "coss:l_0=1.5,l_1=0.5": "1.5 : 0.5", "coss": "1 : 1, CoSS",
+        "coss:l_0=0,l_1=2": "0 : 2, space similarity alone"},
+    "neighbours of an anchor, 64 images a step": {
+        "coss@random": "0, 64 random images", "coss:nearest-k=1": "1 of 15", "coss": "3 of 15",
+        "coss:total-k=3": "3 of 3, the nearest", "coss:nearest-k=7": "7 of 15", "coss:nearest-k=15": "15 of 15"},
+}
 SCORES = {"knn": "10-NN top-1 %", "linear": "linear top-1 %", "shared": "11-NN shared %", "cka": "CKA",
           "shifted": "corrupted top-1 %"}
 Records = list[dict[str, Any]]
@@ -87,6 +95,18 @@ def detailed(records: Records) -> str:
     return "\n".join(table(*rows_of(group)) for group in by_budget(records).values())
 
 
+def ablation(records: Records) -> str:
+    """One row for each change to CoSS."""
+    rows = rows_of(records)[1]
+    scores = [key for key in SCORES if any(row[key] for row in rows.values())]
+    lines = [["changed", "to", "seeds", *(SCORES[key] for key in scores)]]
+    lines.append(["---"] * len(lines[0]))
+    for title, entries in ABLATIONS.items():
+        lines += [[title, name, str(len(rows[entry].records)), *(said(key, rows[entry]) for key in scores)]
+                  for entry, name in entries.items() if entry in rows]
+    return markdown(lines)
+
+
 def settings_tried(records: Records) -> str:
     """One row for each data set, method, number of steps, rate and warm-up."""
     rows: dict[tuple[Any, ...], Row] = defaultdict(Row)
@@ -109,6 +129,7 @@ def markdown(lines: list[list[str]]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "summary": lambda: summary(of("cifar10")),
     "cifar10": lambda: detailed(of("cifar10")),
+    "ablation": lambda: ablation(of("ablation")),
     "short trainings": lambda: settings_tried(of("short_trainings")),
 }
 
@@ -164,7 +185,7 @@ def curve() -> Figure:
     return figure
 
 
-def bars(axis: Axes, rows: dict[str, Sequence[float]], title: str, places: int = 1) -> None:
+def bars(axis: Axes, rows: dict[str, Sequence[float]], title: str, names: Sequence[str] = ()) -> None:
     """One bar a row with its value, the first on top; a row without values stays empty."""
     clean(axis)
     most = max(statistics.mean(values) + deviation(values) for values in rows.values() if values)
@@ -172,9 +193,10 @@ def bars(axis: Axes, rows: dict[str, Sequence[float]], title: str, places: int =
         value, error = statistics.mean(values or [0]), deviation(values)
         axis.barh(number, value, xerr=error or None, color=COLOURS.get(name, OTHERS), height=0.7,
                   error_kw={"ecolor": INK, "lw": 1})
-        text = f"{value:.{places}f}" if values else "–"
+        text = f"{value:.1f}" if values else "–"
         axis.text(value + error + 0.015 * most, number, text, va="center", color=INK, fontsize=8)
-    axis.set_yticks(range(len(rows)), [shown(name).replace("`", "") for name in rows], fontsize=8.5, color=INK)
+    names = names or [shown(name).replace("`", "") for name in rows]
+    axis.set_yticks(range(len(rows)), names, fontsize=8.5, color=INK)
     axis.tick_params(axis="y", length=0)
     axis.set_xlim(0, 1.16 * most)
     axis.invert_yaxis()
@@ -193,7 +215,23 @@ def results() -> Figure:
     return figure
 
 
-PICTURES: dict[Callable[[], Figure], str] = {curve: "cifar10", results: "summary"}  # the table that it shows
+def ablations() -> Figure:
+    """10-NN accuracy and shared neighbours for each change to CoSS, beside CoSS itself."""
+    rows = rows_of(of("ablation"))[1]
+    figure, _ = panel(110, 50)
+    for line, (title, entries) in enumerate(ABLATIONS.items()):
+        shown_here = {entry: name for entry, name in entries.items() if entry in rows}
+        for place, key in enumerate(("knn", "shared")):
+            axis = figure.add_axes((0.24 + 0.39 * place, 0.56 - 0.49 * line, 0.33, 0.34))
+            bars(axis, {entry: rows[entry][key] for entry in shown_here}, f"{title}: {SCORES[key]}" if not place
+                 else SCORES[key], list(shown_here.values()))
+            if place:
+                axis.set_yticklabels([])
+    return figure
+
+
+PICTURES: dict[Callable[[], Figure], str] = {  # the table that it shows
+    curve: "cifar10", ablations: "ablation", results: "summary"}
 
 
 def main() -> None:
