@@ -49,8 +49,8 @@ def card_path(output: Path) -> Path:
 
 
 def write_card(output: Path, repository: str, encoder: FrozenEncoder, report: Report, folder: Path) -> Path:
-    """Write the model card beside ``output``. ``folder``: that of the file of ``encoder``, where config.json and
-    evaluation/ may be."""
+    """Write the model card beside ``output``. ``folder``: where the file of ``encoder`` lies, perhaps with
+    config.json and evaluation/."""
     path, scored = card_path(output), {report.sha256, _whole(encoder, report, folder)}
     scores = [x for x in read_results(folder / "evaluation" / RESULTS) if x.get("sha256") in scored]
     text = model_card(repository, report, _config(folder), scores)

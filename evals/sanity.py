@@ -12,7 +12,7 @@ from search.exact import top_k
 
 K, TEMPERATURE = 10, 0.07
 ALIKE = 0.95  # mean cosine of two images from which their features hardly differ
-GAIN = 5.0  # percentage points over fresh weights; a network that gains less is no better for any use
+GAIN = 5.0  # percentage points over fresh weights; a network that gains less is of no practical use over them
 SURE = 3.0  # standard errors
 
 

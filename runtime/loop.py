@@ -94,7 +94,7 @@ class Trainer:
             if is_logged:
                 self._report(epoch, step + 1, steps, rate, meter)
             elif self._is_due():
-                # The first step is shown, and watched, alone: it is no part of the mean that the next line gives.
+                # The first step is shown, and watched, alone; the mean on the next line leaves it out.
                 start = self.monitor(parts) if self.monitor and parts and run.steps == 1 else {}
                 values = {**run.averages.so_far(start), "lr": rate, **meter.rates(restart=False)}
                 self._say(epoch, step + 1, steps, values)
